@@ -1,0 +1,41 @@
+# Each target is a line or two; `make` alone lists them. PYTHON, VENV and TIER can be given: make run TIER=smoke
+PYTHON ?= python3
+VENV ?= .venv
+TIER ?= cpu
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+help:
+	@echo "make setup      a virtual environment in $(VENV) with everything"
+	@echo "make lab        JupyterLab on lesson 1"
+	@echo "make run        every lesson, headless, at TIER=$(TIER); a table at the end"
+	@echo "make test       the whole test suite"
+	@echo "make lint       ruff over code and notebooks"
+	@echo "make notebooks  run the lessons at tier cpu and store their outputs"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[lab,test]"
+	touch $@
+
+setup: $(INSTALLED)
+
+lab: setup
+	$(BIN)/jupyter lab notebooks/01_supervised_baseline.ipynb
+
+run: setup
+	$(BIN)/python -m sslcourse run --tier $(TIER) --out runs/$(TIER)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/python -m sslcourse notebooks --check
+
+test: lint
+	$(BIN)/python -m pytest tests
+	SSLCOURSE_TIER=smoke SSLCOURSE_DATASET=toybox SSLCOURSE_HEADLESS=1 SSLCOURSE_RESULTS_DIR=build/nbval \
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
+
+notebooks: setup
+	$(BIN)/python -m sslcourse notebooks --execute --tier cpu
+
+.PHONY: help setup lab run lint test notebooks

@@ -1,0 +1,72 @@
+"""Batches straight from tensors that already lie where they are needed: no worker processes, no copies of single images."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class TensorLoader:
+    """Iterate over tensors in batches, like a DataLoader over a TensorDataset, by one indexing operation a batch.
+
+    tensors: one or more tensors with the same first dimension N, on the same device: images uint8 (N, 3, H, W), labels (N,), ...
+    batch_size: rows a batch. shuffle: a new order every pass. drop_last: leave out a smaller last batch (batch statistics need it).
+    seed: the order of pass number e depends on (seed, e) alone, on any device; that is what makes a resumed run exact.
+    device: where batches go, when it is not where the tensors lie (a memory-mapped data set that does not fit the GPU).
+
+    Yields tuples (x,) or (x, y), ... Every pass covers every row once, but for the last rows that `drop_last` leaves out.
+    Raises ValueError when lengths differ, when there are no rows, or when drop_last would leave nothing.
+
+    >>> loader = TensorLoader(torch.arange(5), batch_size=2, shuffle=False)
+    >>> [batch.tolist() for (batch,) in loader]
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self, *tensors: Tensor, batch_size: int, shuffle: bool = False, drop_last: bool = False, seed: int = 0, device=None
+    ):
+        if not tensors:
+            raise ValueError("TensorLoader needs at least one tensor to take rows from.")
+        lengths = [len(t) for t in tensors]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"All tensors must have as many rows as each other; these have {lengths}.")
+        if lengths[0] == 0:
+            raise ValueError("There are no rows to load: the first dimension of the tensors is 0.")
+        if int(batch_size) != batch_size or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive whole number, not {batch_size}.")
+        if drop_last and lengths[0] < batch_size:
+            raise ValueError(
+                f"drop_last would leave no batch at all: {lengths[0]} rows, batch_size {batch_size}. Take a smaller batch_size."
+            )
+        self.tensors = tensors
+        self.batch_size, self.shuffle, self.drop_last, self.seed = int(batch_size), shuffle, drop_last, seed
+        self.device = torch.device(device) if device is not None else tensors[0].device
+        self.epoch = 0  # number of the next pass
+
+    @property
+    def rows(self) -> int:
+        return len(self.tensors[0])
+
+    def __len__(self) -> int:
+        """Batches a pass."""
+        return self.rows // self.batch_size if self.drop_last else -(-self.rows // self.batch_size)
+
+    def order(self, epoch: int) -> Tensor:
+        """The rows' order in pass number `epoch`: int64 (N,), on the CPU."""
+        if not self.shuffle:
+            return torch.arange(self.rows)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        return torch.randperm(self.rows, generator=generator)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        order = self.order(self.epoch).to(self.tensors[0].device)
+        self.epoch += 1
+        for number in range(len(self)):
+            rows = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield tuple(t.index_select(0, rows).to(self.device, non_blocking=True) for t in self.tensors)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.seed = state["epoch"], state["seed"]
