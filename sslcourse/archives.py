@@ -9,6 +9,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,32 +39,151 @@ def extract(archive, destination, *, max_bytes=MAX_BYTES, max_entries=MAX_ENTRIE
     is checked before anything is written, a .tar entry by entry; after a failure nothing is left.
     """
     archive, destination = Path(archive), Path(destination)
+    _check_readable(archive)
+    if destination.exists():
+        raise CourseError(f"{destination} exists already, so {archive.name} was not unpacked there. Delete it or choose another folder.")
+    with storage.fresh_folder(destination) as work:
+        _unpack(archive, work, _ToFolder(work), _Limits(archive, max_bytes, max_entries, max_ratio), progress)
+        os.rename(work, destination)
+    return destination
+
+
+def spool(archive, file, *, max_bytes=MAX_BYTES, max_entries=MAX_ENTRIES, max_ratio=MAX_RATIO, progress=True):
+    """Unpack `archive` into the single new file `file`, and return its top folder as a Member, which is read like a Path.
+
+    Tens of thousands of small images take seconds this way; making and deleting as many files can take minutes. Checks as at `extract`.
+    """
+    archive, file = Path(archive), Path(file)
+    _check_readable(archive)
+    root = Member(archive.name, "", file)
+    try:
+        with open(file, "xb") as out:
+            _unpack(archive, file.parent, _ToSpool(root, out), _Limits(archive, max_bytes, max_entries, max_ratio), progress)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return root
+
+
+def first_names(archive, count=20):
+    """Yield the names, without folders, of the first entries of an archive: enough to see what it is. Errors as at `extract`."""
+    archive = Path(archive)
+    _check_readable(archive)
+    with _explained(archive):
+        if archive.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(archive) as file:
+                yield from (_last(name) for name in file.namelist()[:count])
+        else:
+            with tarfile.open(archive) as file:
+                while len(file.members) < count and (info := file.next()) is not None:
+                    yield _last(info.name)
+
+
+def _last(name):
+    return name.rstrip("/").rpartition("/")[2]
+
+
+class Member:
+    """A file or folder inside a spooled archive: the few methods of pathlib.Path that reading images needs."""
+
+    def __init__(self, name, inside, spool_file, span=None):
+        self.name, self.inside, self.spool_file, self.span = name, inside, spool_file, span
+        self.children = {}
+
+    def is_dir(self):
+        return self.span is None
+
+    def iterdir(self):
+        return iter(self.children.values())
+
+    def open(self, mode="rb"):
+        start, stop = self.span
+        with open(self.spool_file, mode) as file:
+            file.seek(start)
+            return io.BytesIO(file.read(stop - start))
+
+    def __str__(self):
+        return self.inside or self.name
+
+
+class _ToFolder:
+    """Puts entries into a folder on disk."""
+
+    def __init__(self, folder):
+        self.folder, self.made = folder, set()
+
+    def add_folder(self, parts):
+        self.folder.joinpath(*parts).mkdir(parents=True, exist_ok=True)
+
+    def add_file(self, parts, source):
+        target = self.folder.joinpath(*parts)
+        if target.parent not in self.made:  # asking the system again for each of 60,000 files takes seconds
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.made.add(target.parent)
+        with open(target, "wb") as file:
+            return _copy(source, file)
+
+
+class _ToSpool:
+    """Puts entries one after the other into a file, and remembers where each is in a tree of Members."""
+
+    def __init__(self, root, out):
+        self.root, self.out = root, out
+
+    def add_folder(self, parts):
+        folder = self.root
+        for depth, part in enumerate(parts, start=1):
+            folder = folder.children.setdefault(part, Member(part, "/".join(parts[:depth]), folder.spool_file))
+            if not folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{folder} is both a file and a folder")
+        return folder
+
+    def add_file(self, parts, source):
+        folder, start = self.add_folder(parts[:-1]), self.out.tell()
+        if not parts or (parts[-1] in folder.children and folder.children[parts[-1]].is_dir()):
+            raise IsADirectoryError(errno.EISDIR, f"{'/'.join(parts)!r} is both a file and a folder")
+        written = _copy(source, self.out)
+        folder.children[parts[-1]] = Member(parts[-1], "/".join(parts), folder.spool_file, (start, start + written))
+        return written
+
+
+def _copy(source, out):
+    written = 0
+    while data := source.read(1 << 20):
+        out.write(data)
+        written += len(data)
+    return written
+
+
+def _check_readable(archive):
     if not archive.is_file():
         raise CourseError(f"There is no file {archive}. Check the path.")
     if not is_archive(archive):
         raise CourseError(f"{archive.name} is not an archive that can be read: it must end in {', '.join(SUFFIXES)}. A folder works too.")
-    if destination.exists():
-        raise CourseError(f"{destination} exists already, so {archive.name} was not unpacked there. Delete it or choose another folder.")
-    limits = _Limits(archive, max_bytes, max_entries, max_ratio)
+
+
+def _unpack(archive, folder, sink, limits, progress):
     unpack = _unpack_zip if archive.name.lower().endswith(".zip") else _unpack_tar
-    with storage.fresh_folder(destination) as work:
-        try:
-            with tqdm(unit="B", unit_scale=True, unit_divisor=1000, desc=f"Unpacking {archive.name}", disable=not progress) as bar:
-                unpack(archive, work, limits, bar)
-        except CourseError:
-            raise
-        except BROKEN as error:
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1000, desc=f"Unpacking {archive.name}", disable=not progress) as bar:
+        with _explained(archive):
+            unpack(archive, folder, sink, limits, bar)
+
+
+@contextmanager
+def _explained(archive):
+    # What the libraries raise for a bad archive, as sentences.
+    try:
+        yield
+    except BROKEN as error:
+        raise _broken(archive, error) from None
+    except RuntimeError as error:  # what zipfile raises for an encrypted entry
+        raise CourseError(f"{archive.name} cannot be unpacked ({error}). Unpack it yourself and give the folder.") from None
+    except OSError as error:
+        if error.errno in (None, 0):  # gzip and bz2 report damage this way
             raise _broken(archive, error) from None
-        except RuntimeError as error:  # what zipfile raises for an encrypted entry
-            raise CourseError(f"{archive.name} cannot be unpacked ({error}). Unpack it yourself and give the folder.") from None
-        except OSError as error:
-            if error.errno in (None, 0):  # gzip and bz2 report damage this way
-                raise _broken(archive, error) from None
-            if error.errno == errno.ENOSPC:
-                raise CourseError(f"The disk became full while {archive.name} was unpacked. Free some space and try again.") from None
-            raise CourseError(f"{archive.name} has an entry that cannot be written: {error.strerror or error}. Nothing was kept.") from None
-        os.rename(work, destination)
-    return destination
+        if error.errno == errno.ENOSPC:
+            raise CourseError(f"The disk became full while {archive.name} was unpacked. Free some space and try again.") from None
+        raise CourseError(f"{archive.name} has an entry that cannot be written: {error.strerror or error}. Nothing was kept.") from None
 
 
 def _broken(archive, error):
@@ -92,13 +212,13 @@ class _Limits:
         raise CourseError(f"{self.archive.name} holds {what}, so it was not unpacked. If you trust it, unpack it and give the folder.")
 
 
-def _target(work, name, archive):
-    # Where an entry goes, or a refusal. Backslashes count as separators, because on some systems they are.
+def _parts(name, archive):
+    # Where an entry goes: the names of its folders and its own. Backslashes count as separators, because on some systems they are.
     clean = name.replace("\\", "/")
     parts = clean.split("/")
     if clean.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", clean) or "\0" in clean:
         raise CourseError(f"{archive.name} has an entry {name!r} that would land outside its folder, so it was not unpacked.")
-    return work.joinpath(*(part for part in parts if part not in ("", ".")))
+    return [part for part in parts if part not in ("", ".")]
 
 
 def _no_links(archive, name, kind):
@@ -107,54 +227,39 @@ def _no_links(archive, name, kind):
     )
 
 
-def _save(source, target, made, bar):
-    # -> bytes written. `made` remembers the folders that exist: asking the system again for each of 60,000 files takes seconds.
-    if target.parent not in made:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made.add(target.parent)
-    written = 0
-    with open(target, "wb") as file:
-        while data := source.read(1 << 20):
-            file.write(data)
-            written += len(data)
-    bar.update(written)
-    return written
-
-
-def _unpack_zip(archive, work, limits, bar):
+def _unpack_zip(archive, folder, sink, limits, bar):
     with zipfile.ZipFile(archive) as file:
         entries = []
         for info in file.infolist():
             limits.count(info.file_size)
-            target = _target(work, info.filename, archive)
+            parts = _parts(info.filename, archive)
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _no_links(archive, info.filename, "link" if kind == stat.S_IFLNK else "device")
-            entries.append((info, target))
-        storage.require_free(work, limits.bytes, f"Unpacking {archive.name}")
+            entries.append((info, parts))
+        storage.require_free(folder, limits.bytes, f"Unpacking {archive.name}")
         bar.reset(total=limits.bytes)
-        made = set()
-        for info, target in entries:
+        for info, parts in entries:
             if info.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
+                sink.add_folder(parts)
                 continue
             with file.open(info) as source:  # reads no more than the announced size, and checks the sum
-                _save(source, target, made, bar)
+                bar.update(sink.add_file(parts, source))
 
 
-def _unpack_tar(archive, work, limits, bar):
-    made = set()
+def _unpack_tar(archive, folder, sink, limits, bar):
     with tarfile.open(archive) as file:
         while (info := file.next()) is not None:
             limits.count(max(0, info.size))
-            target = _target(work, info.name, archive)
+            parts = _parts(info.name, archive)
             if info.isdir():
-                target.mkdir(parents=True, exist_ok=True)
+                sink.add_folder(parts)
             elif info.isreg():
                 if limits.entries % 1000 == 1 or info.size > 1_000_000:
-                    storage.require_free(work, info.size, f"Unpacking {archive.name}")
+                    storage.require_free(folder, info.size, f"Unpacking {archive.name}")
                 with file.extractfile(info) as source:
-                    written = _save(source, target, made, bar)
+                    written = sink.add_file(parts, source)
+                bar.update(written)
                 if written != info.size:
                     raise EOFError(f"{info.name} is cut short")
             else:

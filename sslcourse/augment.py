@@ -4,9 +4,10 @@ A batch of `uint8 (N, 3, H, W)` comes in, a normalised `float32 (N, 3, size, siz
 
 * Crop, flip and resize are linear and separable, so each image has one small matrix for its rows and one for its columns, and two
   batched matrix products do all three at once, antialiased. Gaussian blur and translation are such matrices too.
-* Colour operations are a few whole-batch formulas with one factor an image.
+* Colour operations are a few whole-batch formulas with one factor an image, without branches, written over one another in place.
 * On a CPU the batch is worked through in chunks that stay in the cache. On a GPU it is one chunk.
-* No operation waits for the device (no `.item()`, no boolean indexing): an image that is not jittered gets factors that change nothing.
+* No operation waits for a GPU (no `.item()`, no boolean indexing): an image that is not jittered gets factors that change nothing. On a
+  CPU there is nothing to wait for, so there blur and solarization pick out the images that are to have them.
 
 The operations equal torchvision's functional ones with the same parameters. Two simplifications are ours: the four parts of colour
 jitter come in a fixed order (brightness, contrast, saturation, hue), where torchvision shuffles them anew for each image; and a crop whose
@@ -18,6 +19,7 @@ aspect ratio does not fit after ten draws falls back to the whole image.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +29,10 @@ STD = (0.25, 0.25, 0.25)
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 weights, as torchvision has them
 CROP_ATTEMPTS = 10
-CHUNK_VALUES = 400_000  # floats a chunk on the CPU: about 1.6 MB, inside a core's level-2 cache
+CHUNK_VALUES = 200_000  # floats a chunk on the CPU: about 0.8 MB, so that a chunk and its temporaries fit a core's level-2 cache
 
 
-# --- operations with given parameters: x is float (N, 3, H, W) in 0..1, a parameter is (N,) -------------------------------------------
+# --- operations with given parameters: x is float (N, 3, H, W) in 0..1, a parameter is (N,); out, where given, may be x itself ----------
 
 
 def _per_image(value: Tensor) -> Tensor:
@@ -43,49 +45,55 @@ def grey(x: Tensor) -> Tensor:
     return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+def adjust_brightness(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply by factor (N,): 0 is black, 1 changes nothing."""
-    return (x * _per_image(factor)).clamp_(0, 1)
+    return torch.mul(x, _per_image(factor), out=out).clamp_(0, 1)
 
 
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+def adjust_contrast(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
     """Blend with each image's mean luminance: factor (N,), 0 is flat grey, 1 changes nothing."""
-    mean = grey(x).mean((1, 2, 3))
-    return (x * _per_image(factor)).add_(_per_image(mean * (1 - factor))).clamp_(0, 1)
+    mean = x.mean((2, 3)) @ x.new_tensor(GREY)  # the mean of the luminance is the luminance of the mean
+    return torch.mul(x, _per_image(factor), out=out).add_(_per_image(mean * (1 - factor))).clamp_(0, 1)
 
 
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+def adjust_saturation(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
     """Blend with the image's own luminance: factor (N,), 0 is grey, 1 changes nothing."""
-    return (x * _per_image(factor)).add_(grey(x) * _per_image(1 - factor)).clamp_(0, 1)
+    blend = grey(x).mul_(_per_image(1 - factor))
+    return torch.mul(x, _per_image(factor), out=out).add_(blend).clamp_(0, 1)
 
 
-def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of the HSV colour circle by `turn` (N,), in whole turns (0.5 is the opposite colour)."""
+def adjust_hue(x: Tensor, turn: Tensor, out: Tensor | None = None) -> Tensor:
+    """Turn the hue of the HSV colour circle by `turn` (N,), in whole turns (0.5 is the opposite colour).
+
+    Value (the largest channel), chroma (largest less smallest) and hue, as everywhere, but without asking each pixel which channel is
+    the largest: in units of chroma/6 turns, a colour lies chroma + green + blue - red - smallest away from red, towards green or blue.
+    """
     red, green, blue = x.unbind(1)
-    value, low = x.amax(1), x.amin(1)
+    value, low = torch.maximum(green, blue), torch.minimum(green, blue)
+    value, low = torch.maximum(value, red, out=value), torch.minimum(low, red, out=low)
     chroma = value - low
-    # where on the circle, in sixths of a turn times chroma: 0 red, 2 green, 4 blue
-    place = torch.where(
-        value == red, green - blue, torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
-    )
-    hue = place.div_(chroma.clamp_min(1e-12)).add_((turn * 6).view(-1, 1, 1))
-    hue = hue.sub_(torch.floor(hue / 6).mul_(6))
+    away = (green + blue).sub_(red).add_(chroma).sub_(low)
+    chroma6 = chroma * 6
+    hue = away.copysign_(green - blue).div_(chroma6.clamp_min(1e-12))  # -1/2..1/2; blue's side is negative
+    hue = hue.add_((turn + 1).view(-1, 1, 1)).frac_()  # turned, and back on the circle 0..1
     # each channel rises, stays and falls as a trapezoid of the hue; the three are the same shape a third of a turn apart
-    out = torch.empty_like(x)
-    torch.addcmul(low, chroma, (hue - 3).abs_().sub_(1).clamp_(0, 1), out=out[:, 0])
-    torch.addcmul(low, chroma, (hue - 2).abs_().neg_().add_(2).clamp_(0, 1), out=out[:, 1])
-    torch.addcmul(low, chroma, (hue - 4).abs_().neg_().add_(2).clamp_(0, 1), out=out[:, 2])
+    out = torch.empty_like(x) if out is None else out
+    torch.addcmul(low.sub_(chroma), chroma6, (hue - 1 / 2).abs_().clamp_(1 / 6, 1 / 3), out=out[:, 0])
+    value.add_(chroma)
+    torch.addcmul(value, chroma6, (hue - 1 / 3).abs_().clamp_(1 / 6, 1 / 3), value=-1, out=out[:, 1])
+    torch.addcmul(value, chroma6, (hue - 2 / 3).abs_().clamp_(1 / 6, 1 / 3), value=-1, out=out[:, 2])
     return out
 
 
-def grayscale(x: Tensor, amount: Tensor) -> Tensor:
+def grayscale(x: Tensor, amount: Tensor, out: Tensor | None = None) -> Tensor:
     """Replace colour by luminance: amount (N,) is 1 to do it, 0 to leave the image."""
-    return x.lerp(grey(x), _per_image(amount))
+    return torch.lerp(x, grey(x), _per_image(amount), out=out)
 
 
 def solarize(x: Tensor, amount: Tensor, threshold: float = 0.5) -> Tensor:
     """Invert what is at or above the threshold: amount (N,) is 1 to do it, 0 to leave the image."""
-    return torch.where((x >= threshold) & (_per_image(amount) > 0), 1 - x, x)
+    inverted = (x >= threshold).float().mul_(_per_image(amount))  # 1 where it is
+    return inverted.mul_(1 - 2 * x).add_(x)
 
 
 # --- matrices along one axis: (N, output length, input length), each row sums to 1 -----------------------------------------------------
@@ -100,15 +108,18 @@ def resize_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int, fl
     place = torch.arange(size_out, device=start.device, dtype=torch.float32).view(1, -1, 1)
     if flip is not None:
         place = torch.where(flip.view(-1, 1, 1) > 0, size_out - 1 - place, place)
-    centre = start.view(-1, 1, 1) + (place + 0.5) * step
+    start, end = start.view(-1, 1, 1), (start + length).view(-1, 1, 1)
+    centre = start + (place + 0.5) * step
     pixel = torch.arange(size_in, device=start.device, dtype=torch.float32).view(1, 1, -1) + 0.5
-    weight = (1 - (pixel - centre).abs_() / step.clamp_min(1)).clamp_min_(0)
-    inside = (pixel > start.view(-1, 1, 1)) & (pixel < (start + length).view(-1, 1, 1))
-    weight = weight * inside
-    return weight / weight.sum(2, keepdim=True)
+    pixel = torch.where((pixel > start) & (pixel < end), pixel, math.inf)  # infinitely far away: no weight outside the crop
+    distance = (pixel - centre).abs_()
+    weight = torch.sub(step.clamp_min(1), distance, out=distance).clamp_min_(0)
+    return weight.div_(weight.sum(2, keepdim=True))
 
 
-def _reflected(size: int, reach: int, device) -> Tensor:
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept for later calls, which may need gradients
+def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
     """One-hot maps (2·reach + 1, size, size): entry [t, i, j] is 1 where pixel i + t − reach, mirrored at the edges, is pixel j."""
     index = torch.arange(size, device=device) + torch.arange(-reach, reach + 1, device=device).view(-1, 1)
     index = (size - 1) - (index.abs() - (size - 1)).abs()
@@ -133,13 +144,28 @@ def along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """rows · image · columnsᵀ for every image and channel. x (N, 3, H, W), rows (N, h, H), columns (N, w, W) -> (N, 3, h, w)."""
     n, channels, height, width = x.shape
     # columns first: the three channels stand above one another as one tall matrix
-    x = torch.bmm(x.reshape(n, channels * height, width), columns.transpose(1, 2))
-    return torch.matmul(rows.unsqueeze(1), x.view(n, channels, height, -1))
+    x = torch.bmm(x.reshape(n, channels * height, width), columns.transpose(1, 2)).view(n, channels, height, -1)
+    out = x.new_empty(n, channels, rows.shape[1], x.shape[3])
+    for channel in range(channels):
+        torch.bmm(rows, x[:, channel], out=out[:, channel])
+    return out
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:
     """Blur each image with its own sigma (N,), in pixels (0 for none), by a kernel of 2·reach + 1 pixels a side."""
     return along_axes(x, blur_matrix(sigma, x.shape[2], reach), blur_matrix(sigma, x.shape[3], reach))
+
+
+def _where_asked(operation, x: Tensor, parameter: Tensor) -> Tensor:
+    """operation(x, parameter), where parameter 0 leaves an image as it is. On a CPU such images are left out; x is written over."""
+    if x.device.type != "cpu":
+        return operation(x, parameter)
+    asked = parameter.nonzero().flatten()
+    if len(asked):
+        done = operation(x.index_select(0, asked), parameter[asked])
+        for row, image in zip(asked.tolist(), done, strict=True):  # several times faster here than x[asked] = done
+            x[row] = image
+    return x
 
 
 # --- the module -----------------------------------------------------------------------------------------------------------------------
@@ -258,11 +284,11 @@ class Augmentation(nn.Module):
         h = torch.where(any_fits, h.gather(1, first).squeeze(1), float(height))
         return {"top": torch.floor(u_top * (height - h + 1)), "left": torch.floor(u_left * (width - w + 1)), "height": h, "width": w}
 
-    def apply_drawn(self, images: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """The operations with parameters from `draw`. images uint8 (N, 3, H, W) -> float32 (N, 3, size, size), normalised."""
+    def apply_drawn(self, images: Tensor, drawn: dict[str, Tensor], out: Tensor | None = None) -> Tensor:
+        """The operations with parameters from `draw`. images uint8 (N, 3, H, W) -> float32 (N, 3, size, size), normalised, in out."""
         n, _, height, width = images.shape
-        x = images.float().mul_(1 / 255)
-        whole = images.new_zeros(n, dtype=torch.float32)
+        x = images.float()
+        whole = x.new_zeros(n)
         if "top" in drawn or "flip" in drawn or "shift" in drawn or (height, width) != (self.size, self.size):
             rows = resize_matrix(drawn.get("top", whole), drawn.get("height", whole + height), height, self.size)
             columns = resize_matrix(drawn.get("left", whole), drawn.get("width", whole + width), width, self.size, drawn.get("flip"))
@@ -270,20 +296,23 @@ class Augmentation(nn.Module):
                 reach = round(self.translate * self.size)
                 rows = translation_matrix(drawn["shift"][:, 0], self.size, reach) @ rows
                 columns = translation_matrix(drawn["shift"][:, 1], self.size, reach) @ columns
-            x = along_axes(x, rows, columns)
+            x = along_axes(x, rows.div_(255), columns)
+        else:
+            x.div_(255)
+        # from here on x is this function's own, and written over
         if "brightness" in drawn:
-            x = adjust_brightness(x, drawn["brightness"])
-            x = adjust_contrast(x, drawn["contrast"])
-            x = adjust_saturation(x, drawn["saturation"])
+            adjust_brightness(x, drawn["brightness"], out=x)
+            adjust_contrast(x, drawn["contrast"], out=x)
+            adjust_saturation(x, drawn["saturation"], out=x)
             if self.jitter[3]:
-                x = adjust_hue(x, drawn["hue"])
+                adjust_hue(x, drawn["hue"], out=x)
         if "grayscale" in drawn:
-            x = grayscale(x, drawn["grayscale"])
+            grayscale(x, drawn["grayscale"], out=x)
         if "sigma" in drawn:
-            x = gaussian_blur(x, drawn["sigma"], self.reach)
+            x = _where_asked(lambda rows, sigma: gaussian_blur(rows, sigma, self.reach), x, drawn["sigma"])
         if "solarize" in drawn:
-            x = solarize(x, drawn["solarize"])
-        return x.sub_(self.mean).div_(self.std)
+            x = _where_asked(solarize, x, drawn["solarize"])
+        return torch.div(x.sub_(self.mean), self.std, out=out)
 
     @torch.no_grad()
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -292,13 +321,13 @@ class Augmentation(nn.Module):
         drawn = self.draw(len(images), images.shape[2], images.shape[3], images.device, generator)
         if images.device.type != "cpu":
             return self.apply_drawn(images, drawn)
-        chunk = max(8, CHUNK_VALUES // (3 * max(self.size, images.shape[2]) ** 2))
+        chunk = max(12, CHUNK_VALUES // (3 * max(self.size, images.shape[2]) ** 2))
         if len(images) <= chunk:
             return self.apply_drawn(images, drawn)
         out = torch.empty(len(images), 3, self.size, self.size)
         for first in range(0, len(images), chunk):
             piece = slice(first, first + chunk)
-            out[piece] = self.apply_drawn(images[piece], {name: value[piece] for name, value in drawn.items()})
+            self.apply_drawn(images[piece], {name: value[piece] for name, value in drawn.items()}, out=out[piece])
         return out
 
 

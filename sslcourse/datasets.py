@@ -22,7 +22,7 @@ TOYBOX_SPLITS = ("unlabeled", "train", "validation", "test")
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One row of `available()`. Sizes are in bytes and pixels; `images` counts all splits; None where it depends on the source."""
+    """One row of `available()`. `images` counts all splits; `size` is in pixels, `download_bytes` in bytes."""
 
     name: str
     classes: int

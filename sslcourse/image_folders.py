@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from sslcourse import storage
+from sslcourse import archives, storage
 from sslcourse.errors import CourseError
 
 SPLIT_NAMES = {
@@ -44,7 +44,7 @@ class FolderImages:
 
 
 def read(folder, size=None, *, strict=False, limit=None, workspace=None, threads=None, progress=True):
-    """Read a folder of images. -> FolderImages
+    """Read a folder of images, or an archive of one (`archives.spool`). -> FolderImages
 
     Layouts: train/<class>/..., test/<class>/..., if you like validation/<class>/... (or val, valid) and unlabeled/...; or only <class>/...
     Without a test folder a stratified 20 % of the training images becomes the test set (`storage.set_aside`, seed 0). One wrapping folder,
@@ -59,7 +59,7 @@ def read(folder, size=None, *, strict=False, limit=None, workspace=None, threads
 
     CourseError for a layout without images, with a single class, an empty class, or a class in test or validation that train lacks.
     """
-    folder = Path(folder)
+    folder = folder if isinstance(folder, archives.Member) else Path(folder)
     if not folder.is_dir():
         raise CourseError(f"There is no folder {folder}. Check the path.")
     top = _unwrap(folder)
@@ -173,7 +173,7 @@ def _common_size(paths):
         warnings.simplefilter("ignore")
         for path in paths[:: max(1, len(paths) // 64)]:
             try:
-                with Image.open(path) as image:
+                with path.open("rb") as file, Image.open(file) as image:
                     sizes.add(image.size)
             except Exception:
                 continue  # reported when all files are read
@@ -186,7 +186,7 @@ def _common_size(paths):
 
 def decode(path, size):
     """One image file -> uint8 (3, size, size), as described at `read`. Raises what PIL raises; ValueError for over 120 million pixels."""
-    with Image.open(path) as image:
+    with path.open("rb") as file, Image.open(file) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}×{image.height} pixels are too many")
         image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size, which saves most of the time
@@ -202,7 +202,7 @@ def _rgb(image):
         values = np.asarray(image, np.float64)
         values = values / 257 if values.max(initial=0) > 255 else values
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -236,7 +236,7 @@ def _read_split(found, folder, split, pairs, workspace, threads, bar):
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    found.skipped += [(str(pairs[row][0].relative_to(folder)), reason) for row, reason in bad]
+    found.skipped += [(_shown(pairs[row][0], folder), reason) for row, reason in bad]
     good = np.delete(np.arange(len(pairs)), [row for row, _ in bad])
     kept = images if len(good) == len(pairs) else storage.Rows(images, good)
     if split != "unlabeled":
@@ -251,6 +251,10 @@ def _check_classes(found, files):
         expected = {label for _, label in files[split]}
         for label in sorted(expected - set(found.parts[f"{split}_labels"].tolist())):
             raise CourseError(f"Class {found.class_names[label]!r} has no readable image in {split}. " + found.skipped_sentence())
+
+
+def _shown(path, folder):
+    return str(path) if isinstance(path, archives.Member) else path.relative_to(folder).as_posix()
 
 
 def _sentence(skipped, what):

@@ -59,8 +59,11 @@ def images(pictures: Tensor, titles: Sequence[str] | None = None, columns: int =
     n = len(pictures)
     columns = min(columns, n)
     rows = -(-n // columns)
+    # room for titles only above the rows that have some, a line of text each
+    lines_of_text = [max((t.count("\n") + 1 for t in (titles or [])[r * columns : (r + 1) * columns] if t), default=0) for r in range(rows)]
+    titled = sum(lines_of_text)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(zoom * columns, (zoom + (0.32 if titles else 0.05)) * rows + (0.3 if title else 0)), squeeze=False
+        rows, columns, figsize=(zoom * columns, (zoom + 0.05) * rows + 0.16 * titled + (0.3 if title else 0)), squeeze=False
     )
     for i, axis in enumerate(axes.flat):
         axis.axis("off")
@@ -71,7 +74,7 @@ def images(pictures: Tensor, titles: Sequence[str] | None = None, columns: int =
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     figure.tight_layout(pad=0.3)
-    told = "; ".join(t.replace("\n", ", ") for t in titles) if titles else "without titles"
+    told = "; ".join(t.replace("\n", ", ") for t in titles if t) if titles else "without titles"
     show(figure, f"{title + '. ' if title else ''}{n} images in {rows} rows of {columns}: {told}.")
 
 
@@ -146,6 +149,9 @@ def training_curves(history, *, title: str, num_classes: int | None = None) -> N
         left.axhline(math.log(num_classes), color="black", linestyle=":", linewidth=1.2)
         left.text(0.99, math.log(num_classes), f"guessing, ln {num_classes}", transform=left.get_yaxis_transform(), ha="right", va="bottom", fontsize=8.5)
         told.append(f"the loss of guessing is {math.log(num_classes):.2f}")
+    shown = [v for column in ("loss", "validation_loss") for v in history[column] if math.isfinite(v) and v > 0]
+    if shown and max(shown) > 30 * min(shown):
+        left.set_yscale("log")
     left.set(xlabel="epoch", ylabel="cross-entropy")
     left.set_title("Loss")
     left.legend()

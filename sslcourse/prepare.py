@@ -153,8 +153,7 @@ def _from_source(name, folder, source, size, strict, limit, keep_archive, progre
     else:
         archive, origin = _download(name, folder.parent, progress), source_url(name)
     with storage.fresh_folder(folder) as work:
-        images = archive if archive.is_dir() else archives.extract(archive, work / "unpacked", progress=progress)
-        class_names, parts, skipped = _convert(images, work, size, strict, limit, progress)
+        class_names, parts, skipped = _convert(archive, work, size, strict, limit, progress)
         options = {"limit": limit, "skipped": len(skipped)}
         about = storage.write(folder, parts, name=name, class_names=class_names, source=origin, options=options, progress=progress)
         del parts  # the memory maps, before the files that they map are removed
@@ -184,13 +183,23 @@ def _download(name, data_dir, progress):
 # --- Layouts ---
 
 
-def _convert(folder, work, size, strict, limit, progress):
-    # -> class names, parts for storage.write, skipped files. What the files are is seen from their names.
-    for marker, parse in (("train_X.bin", read_stl10), ("data_batch_1", read_cifar10)):
-        found = next(iter(sorted(folder.rglob(marker))), None)
+ORIGINALS = {"train_X.bin": "stl10", "test_X.bin": "stl10", "data_batch_1": "cifar10", "test_batch": "cifar10"}
+
+
+def _convert(source, work, size, strict, limit, progress):
+    # -> class names, parts for storage.write, skipped files. Whether it is an original is seen from the files' names.
+    if source.is_dir():
+        found = next((path for name in ORIGINALS for path in sorted(source.rglob(name))), None)
+    else:
+        found = next((name for name in archives.first_names(source) if name in ORIGINALS), None)
         if found:
-            class_names, parts = parse(found.parent)
-            return class_names, _limited(parts, len(class_names), limit), []
+            unpacked = archives.extract(source, work / "unpacked", progress=progress)
+            found = next(path for path in sorted(unpacked.rglob(found)))
+    if found:
+        read = {"stl10": read_stl10, "cifar10": read_cifar10}[ORIGINALS[found.name]]
+        class_names, parts = read(found.parent)
+        return class_names, _limited(parts, len(class_names), limit), []
+    folder = source if source.is_dir() else archives.spool(source, work / "spool", progress=progress)
     images = image_folders.read(folder, size, strict=strict, limit=limit, workspace=work, progress=progress)
     return images.class_names, images.parts, images.skipped
 

@@ -7,24 +7,26 @@ numbers from elsewhere (an original project, a paper). Reading never executes an
 import html
 import json
 import math
-import os
 import platform
 import re
+import statistics
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+
+from sslcourse.files import write_json
 
 SCHEMA = 1
 KIND = "sslcourse result"
 SUMMARY_PREFIX = "run-summary-"  # a lesson's own summary lies beside its records; it is not one
 SOURCES = ("ours", "original project", "paper")
 UNITS = ("fraction", "number")
+_REFERENCE = Path(__file__).parent / "reference"
 _LARGEST_FILE = 1_000_000  # bytes; a record has a few kilobytes
 
 
@@ -93,7 +95,7 @@ def record(
         "notes": notes,
         "versions": versions(),
         "git_commit": git_commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     try:
         return json.loads(json.dumps(result, allow_nan=False))  # what is written is what is in memory: tuples become lists, and so on
@@ -199,23 +201,6 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "unnamed"
 
 
-def write_json(path: Path | str, content) -> Path:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    path = Path(path)
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only the owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
 def write(result: Mapping, directory: Path | str) -> Path:
     """Write one record into a folder, which is made if need be, and return its path. The same experiment replaces its older record."""
     reason = _wrong_with(result)
@@ -261,6 +246,29 @@ def read(directory: Path | str) -> list[dict]:
     return records
 
 
+def over_runs(values: Sequence[float], n: int | None = None, unit: str = "fraction") -> dict:
+    """A metric from several runs: their mean, and its standard error where there are two or more. n: test images of each run."""
+    values = [float(value) for value in values]
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"value": statistics.mean(values), "standard_error": error, "n": n, "runs": len(values), "unit": unit}
+
+
+def reference(lesson: int | None = None) -> list[dict]:
+    """The records of real runs that come with the package, of one lesson or of all."""
+    return [found for found in read(_REFERENCE / "records") if lesson in (None, found["lesson"])]
+
+
+def original_projects(lesson: int | None = None) -> list[dict]:
+    """What the original student projects reported, as rows for `table`, of one lesson or of all."""
+    rows = json.loads((_REFERENCE / "original_projects.json").read_text(encoding="utf-8"))
+    return [row for row in rows if lesson in (None, row["lesson"])]
+
+
+def measured_costs(lesson: int) -> dict[str, dict]:
+    """tier -> {"seconds", "peak_memory", "device", ...} as measured when the lesson was last stored; {} for what was not measured."""
+    return json.loads((_REFERENCE / "costs.json").read_text(encoding="utf-8")).get(str(lesson), {})
+
+
 def _wrong_with(content) -> str | None:
     """Why this is not a record, or None if it is one."""
     if not isinstance(content, Mapping) or content.get("kind") != KIND:
@@ -290,11 +298,6 @@ def _wrong_with(content) -> str | None:
 def percent(value: float, standard_error: float | None = None) -> str:
     """A fraction as text: 0.873 and 0.004 give '87.3 ± 0.4 %'."""
     return f"{100 * value:.1f} %" if standard_error is None else f"{100 * value:.1f} ± {100 * standard_error:.1f} %"
-
-
-def standard_error(accuracy: float, n: int) -> float:
-    """The standard error of an accuracy measured on n independent test images, from the binomial distribution."""
-    return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
 class Table:

@@ -3,7 +3,7 @@
 Nothing inside the loop waits for the device: losses are added up where they are computed and read once an epoch.
 """
 
-import json
+import io
 import math
 import os
 import sys
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sslcourse import augment
 from sslcourse.errors import CourseError
+from sslcourse.files import write_atomically, write_json
 from sslcourse.loaders import TensorLoader
 from sslcourse.models import to_channels_last
 
@@ -77,23 +78,7 @@ class History:
         return self.rows[-1] if self.rows else {}
 
     def save(self, path: str | os.PathLike) -> None:
-        write_atomically(Path(path), json.dumps({"rows": self.rows, "settings": self.settings, "stopped": self.stopped}).encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target and rename: whoever looks sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CourseError(f"{path} could not be written ({error.strerror}). Free some disk space or name another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_json(path, {"rows": self.rows, "settings": self.settings, "stopped": self.stopped})
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------------------------
@@ -101,8 +86,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def save_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History) -> None:
     """Everything that a run needs to go on exactly: states of the parts, random generators, history. Written atomically."""
-    import io
-
     state = {
         "format": CHECKPOINT_FORMAT,
         "settings": settings,
@@ -112,7 +95,10 @@ def save_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, ob
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(Path(path), buffer.getvalue())
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise CourseError(f"{path} could not be written ({error.strerror}). Free some disk space or name another folder.") from error
 
 
 def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History) -> None:
@@ -243,8 +229,9 @@ def fit_classifier(
         torch.manual_seed(seed)
         if checkpoint and Path(checkpoint).exists():
             load_checkpoint(checkpoint, settings, parts, history)
+        quiet = {} if progress else {"disable": True}  # not disable=False: that would overrule the environment's TQDM_DISABLE
         started = time.perf_counter() - history.final.get("seconds", 0.0)
-        bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, disable=not progress, file=sys.stderr)
+        bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, file=sys.stderr, **quiet)
         model.train()
         while loader.epoch < epochs and not history.stopped:
             total = torch.zeros((), device=device)

@@ -1,0 +1,8 @@
+"""Get a data set ready: `python data_setup.py`, `python data_setup.py stl10`, `python data_setup.py --from photos.zip --name my-photos`."""
+
+import sys
+
+from sslcourse.course.data_command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""python -m sslcourse run | data | notebooks | results
+
+Exit status: 0 if all went well, 1 if something has to be put right (one sentence says what), 2 for a wrong command line, 130 after Ctrl-C.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from sslcourse.errors import CourseError
+
+# Everything heavy is imported by the command that needs it, so that --help answers at once.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parser(with_data=argv[:1] == ["data"]).parse_args(argv)
+        return args.command(args)
+    except SystemExit as stop:  # argparse has already said what is wrong
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser(with_data: bool) -> argparse.ArgumentParser:
+    from sslcourse import __version__
+
+    parser = argparse.ArgumentParser(prog="python -m sslcourse", description="A course on self- and semi-supervised image learning.")
+    parser.add_argument("--version", action="version", version=f"sslcourse {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run lessons from top to bottom without a browser", description="Run lessons in order.")
+    run.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers (3), ranges (3-5) or names (simclr); all if left out")
+    run.add_argument("--tier", default="auto", help="smoke, cpu, gpu, full or auto (default)")
+    run.add_argument("--dataset", default="default", help="name of a data set; toybox at smoke and cpu, stl10 at gpu and full by default")
+    run.add_argument("--out", default="runs", help="folder for executed notebooks, records and logs (default: runs)")
+    parameter = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    run.add_argument("-p", "--parameter", help="a value for a lesson's parameters cell, such as -p SEED 3; may be repeated", **parameter)
+    run.add_argument("--fresh", action="store_true", help="run finished lessons again")
+    run.add_argument("--timeout", type=_seconds, help="seconds that one cell may take (default: no limit)")
+    run.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
+    run.add_argument("--quiet", action="store_true", help="no progress bars")
+    run.set_defaults(command=_run)
+
+    data = commands.add_parser("data", help="get a data set ready: draw, download or import it")
+    if with_data:
+        from sslcourse.course import data_command
+
+        data_command.add_arguments(data)
+        data.set_defaults(command=data_command.run)
+
+    notebooks = commands.add_parser("notebooks", help="check, clean or execute the stored notebooks")
+    notebooks.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers, ranges or names; all if left out")
+    what = notebooks.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="list what is wrong with the files (default)")
+    what.add_argument("--clean", action="store_true", help="put them into their stored form, keeping the outputs")
+    what.add_argument("--execute", action="store_true", help="run each and store it with its outputs")
+    what.add_argument("--strip", metavar="DIR", help="write copies without outputs into a folder")
+    notebooks.add_argument("--tier", default="cpu", help="with --execute (default: cpu)")
+    notebooks.add_argument("--dataset", default="toybox", help="with --execute (default: toybox)")
+    notebooks.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
+    notebooks.set_defaults(command=_notebooks)
+
+    shown = commands.add_parser("results", help="print the table of a folder of result records")
+    shown.add_argument("directory", metavar="DIR", help="a folder of records, or the --out folder of a run")
+    shown.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    shown.set_defaults(command=_results)
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
+def _run(args: argparse.Namespace) -> int:
+    from sslcourse.course import runner
+
+    parameters = {}
+    for name, value in args.parameter:
+        if parameters.setdefault(name, value) != value:
+            raise CourseError(f"{name} is given twice, as {parameters[name]!r} and as {value!r}.")
+    runs = runner.run(
+        args.lessons,
+        tier=args.tier,
+        dataset=args.dataset,
+        out=args.out,
+        parameters=parameters,
+        notebooks_dir=args.notebooks,
+        resume=not args.fresh,
+        timeout=args.timeout,
+        progress=not args.quiet,
+    )
+    print()
+    print(runner.summary_table(runs))
+    return 0 if all(lesson.ok for lesson in runs) else 1
+
+
+def _notebooks(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from sslcourse.course import notebook_files, selection
+    from sslcourse.course.lesson import resolve_tier
+
+    paths = selection.matching(args.lessons, selection.find_notebooks(args.notebooks))
+    if args.execute:
+        tier = resolve_tier(args.tier)
+        for path in paths:
+            print(f"{path.name}: tier {tier}, data set {args.dataset}", flush=True)
+            notebook_files.execute_and_store(path, tier, args.dataset)
+    elif args.clean:
+        for path in paths:
+            print(f"{path.name}: {'cleaned' if notebook_files.clean(path) else 'in its stored form already'}")
+    elif args.strip:
+        if Path(args.strip).resolve() == paths[0].parent:
+            raise CourseError(f"{args.strip} is the folder of the lessons themselves. Choose another one for the copies.")
+        for path in paths:
+            print(notebook_files.strip_outputs(path, Path(args.strip) / path.name))
+        return 0
+    found = {path: notebook_files.problems(path) for path in paths}
+    for path, problems in found.items():
+        print("\n".join(f"{path.name}: {problem}" for problem in problems) if problems else f"{path.name}: in order")
+    return int(any(found.values()))
+
+
+def _results(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from sslcourse import results
+
+    folder = Path(args.directory)
+    if not folder.is_dir():
+        raise CourseError(f"There is no folder {folder}. Give the folder that holds the records, such as results or runs.")
+    folder = folder / "results" if (folder / "results").is_dir() else folder
+    records = results.read(folder)
+    if not records:
+        raise CourseError(f"There are no result records in {folder}; a lesson writes them in its last cell.")
+    made = results.table(records)
+    print(made._repr_markdown_() if args.markdown else made)
+    return 0

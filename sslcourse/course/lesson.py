@@ -1,0 +1,366 @@
+"""What a lesson's set-up cell needs: checked parameters, the tier, seeds, the device and a short report; and the lesson's last cell.
+
+lesson = start(3, tier=TIER, dataset=DATASET, seed=SEED, data_dir=DATA_DIR, results_dir=RESULTS_DIR)
+epochs = lesson.pick(smoke=1, cpu=25, gpu=100, full=800)
+...
+lesson.finish(headline="SimCLR: 89 % with 100 labels", records=[...])
+"""
+
+import contextlib
+import html
+import math
+import os
+import platform
+import random
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sslcourse.errors import CourseError
+from sslcourse.files import write_json
+
+TITLES = {
+    1: "A supervised baseline",
+    2: "Rotation as a pretext task",
+    3: "SimCLR",
+    4: "BYOL",
+    5: "Barlow Twins",
+    6: "Pseudo-labelling",
+    7: "Evaluation",
+}
+TIERS = ("smoke", "cpu", "gpu", "full")
+BUDGETS = {
+    "smoke": "40 seconds at most on two CPU cores",
+    "cpu": "6 minutes at most on two CPU cores",
+    "gpu": "15 minutes at most on a T4",
+    "full": "hours: the budgets of the papers",
+}
+_SIZES = (16, 512)
+
+_current = None
+
+
+def resolve_tier(tier: str = "auto") -> str:
+    """The tier to run at. 'auto' asks the environment variable SSLCOURSE_TIER, and without it takes gpu if CUDA is there, else cpu."""
+    named = "TIER"
+    if tier == "auto" and os.environ.get("SSLCOURSE_TIER"):
+        tier, named = os.environ["SSLCOURSE_TIER"], "The environment variable SSLCOURSE_TIER"
+    if tier == "auto":
+        import torch
+
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    if not isinstance(tier, str) or tier not in TIERS:
+        raise CourseError(f"{named} is {tier!r}; it has to be one of 'smoke', 'cpu', 'gpu', 'full' or 'auto'.")
+    return tier
+
+
+def resolve_dataset(dataset: str, tier: str) -> str:
+    """The data set to use. 'default' asks SSLCOURSE_DATASET, and without it takes toybox at smoke and cpu, stl10 at gpu and full."""
+    if not isinstance(dataset, str) or not dataset.strip():
+        raise CourseError(f"DATASET is {dataset!r}; it has to be the name of a data set, such as 'toybox' or 'stl10', or 'default'.")
+    if dataset == "default":
+        dataset = os.environ.get("SSLCOURSE_DATASET") or "default"
+    if dataset == "default":
+        return "toybox" if tier in ("smoke", "cpu") else "stl10"
+    return dataset.strip()
+
+
+def repository_root(start: Path | None = None) -> Path | None:
+    """The nearest folder upwards that holds this project's pyproject.toml; None if there is none."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if re.search(r'^name\s*=\s*"sslcourse"', (folder / "pyproject.toml").read_text(encoding="utf-8"), flags=re.MULTILINE):
+                return folder
+    return None
+
+
+def resolve_folder(value: str | Path, parameter: str, name: str, base: Path | None = None) -> Path:
+    """The folder behind DATA_DIR or RESULTS_DIR.
+
+    'default' asks the environment variable (SSLCOURSE_DATA_DIR, ...), then means `name`. A relative path counts from the repository
+    that the notebook lies in, because JupyterLab runs notebooks inside notebooks/ and papermill anywhere; without one, from the working
+    directory. base: look from this folder instead of the working directory.
+    """
+    if not isinstance(value, (str, Path)) or not str(value).strip():
+        raise CourseError(f"{parameter} is {value!r}; it has to be the path of a folder, or 'default'.")
+    if str(value) == "default":
+        value = os.environ.get(f"SSLCOURSE_{parameter}") or name
+    base = base or Path.cwd()
+    folder = ((repository_root(base) or base) / Path(value).expanduser()).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise CourseError(f"{parameter} is {str(value)!r}, which is a file; it has to be the path of a folder.")
+    return folder
+
+
+def check_seed(seed) -> int:
+    """The seed, if it is a whole number from 0 to 2**32 - 1 (NumPy takes no larger one)."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise CourseError(f"SEED is {seed!r}; it has to be a whole number from 0 to 4294967295, such as 0.")
+    return seed
+
+
+def check_size(size) -> int:
+    """The image size in pixels, if it is 0 (the data set's own) or one that the encoders can take."""
+    low, high = _SIZES
+    if isinstance(size, bool) or not isinstance(size, int) or not (size == 0 or low <= size <= high):
+        raise CourseError(
+            f"SIZE is {size!r}; it has to be 0, for the data set's own size, or a whole number of pixels from {low} to {high}."
+        )
+    return size
+
+
+def check_parameter(name: str, value):
+    """Any other parameter: numbers have to be finite and not negative."""
+    if isinstance(value, (int, float)) and (not math.isfinite(value) or value < 0):
+        raise CourseError(f"{name.upper()} is {value!r}; it has to be a number that is not negative.")
+    return value
+
+
+@dataclass
+class Lesson:
+    """A lesson under way: what was asked for, where it runs, and how long it has taken. Made by `start`."""
+
+    number: int
+    tier: str
+    dataset: str
+    seed: int
+    device: object  # torch.device
+    data_dir: Path
+    results_dir: Path
+    size: int = 0
+    parameters: dict = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.number]
+
+    def pick(self, **values):
+        """The value for this tier: pick(smoke=1, cpu=20, gpu=100). full falls back to gpu, and gpu to cpu; smoke and cpu are required."""
+        missing, unknown = {"smoke", "cpu"} - set(values), set(values) - set(TIERS)
+        if missing or unknown:
+            raise TypeError(f"pick needs smoke and cpu, and may have gpu and full; it got {sorted(values)}")
+        fallbacks = {"smoke": ["smoke"], "cpu": ["cpu"], "gpu": ["gpu", "cpu"], "full": ["full", "gpu", "cpu"]}[self.tier]
+        return next(values[tier] for tier in fallbacks if tier in values)
+
+    def seconds(self) -> float:
+        """Wall-clock seconds since the lesson started."""
+        return time.perf_counter() - self.started
+
+    def peak_memory(self) -> int | None:
+        """The most main memory, in bytes, that this process has held so far; None where the system does not say."""
+        return peak_memory()
+
+    def peak_gpu_memory(self) -> int | None:
+        """The most GPU memory, in bytes, that tensors have held so far; None without CUDA."""
+        import torch
+
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    def record(self, name: str, **fields) -> dict:
+        """A result record with this lesson's number, data set, seed, tier, device and seconds filled in; see `sslcourse.results.record`."""
+        from sslcourse import results
+
+        known = {"dataset": self.dataset, "seed": self.seed, "tier": self.tier, "device": self.device, "seconds": self.seconds()}
+        return results.record(self.number, name, **(known | fields))
+
+    def finish(self, headline: str, records: Iterable[Mapping] = ()) -> None:
+        """The last cell: write the records, print the headline with time and memory, and leave a summary for headless runs."""
+        from sslcourse import results
+
+        if not isinstance(headline, str) or not headline.strip():
+            raise ValueError("headline is the one sentence that this lesson found; it must not be empty")
+        records = list(records)
+        try:
+            written = [results.write(record, self.results_dir).name for record in records]
+            summary = {"lesson": self.number, "headline": headline, "seconds": round(self.seconds(), 3), "tier": self.tier}
+            summary |= {"dataset": self.dataset, "peak_memory": self.peak_memory(), "peak_gpu_memory": self.peak_gpu_memory()}
+            write_json(self.results_dir / summary_name(self.number), summary | {"records": written})
+        except OSError as error:
+            raise CourseError(f"The results could not be written: {error}. Give a folder that you may write to as RESULTS_DIR.") from error
+        print(headline)
+        print(f"Lesson {self.number} took {duration(self.seconds())} and at most {memory(self.peak_memory())} of memory.")
+        if written:
+            print(f"Written to {_shown(self.results_dir)}: {', '.join(written)}.")
+
+
+def start(
+    lesson: int,
+    *,
+    tier: str = "auto",
+    dataset: str = "default",
+    seed: int = 0,
+    data_dir: str | Path = "default",
+    results_dir: str | Path = "default",
+    size: int = 0,
+    **parameters,
+) -> Lesson:
+    """Begin a lesson: check every parameter, seed Python, NumPy and PyTorch, choose the device, and print a short report.
+
+    data_dir and results_dir: 'default' is `data` and `results` (or SSLCOURSE_DATA_DIR, SSLCOURSE_RESULTS_DIR); see `resolve_folder`.
+    size: image size in pixels, 0 for the data set's own. Further parameters are checked (finite, not negative) and kept in `.parameters`.
+    Raises CourseError with a sentence that names the right values.
+    """
+    global _current
+    if lesson not in TITLES:
+        raise ValueError(f"there are lessons 1 to {max(TITLES)}, not {lesson!r}")
+    tier = resolve_tier(tier)
+    dataset = resolve_dataset(dataset, tier)
+    seed, size = check_seed(seed), check_size(size)
+    data_dir = resolve_folder(data_dir, "DATA_DIR", "data")
+    results_dir = resolve_folder(results_dir, "RESULTS_DIR", "results")
+    parameters = {name: check_parameter(name, value) for name, value in parameters.items()}
+
+    import numpy
+    import torch
+
+    from sslcourse import plots
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    plots.use_style()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _current = Lesson(lesson, tier, dataset, seed, device, data_dir, results_dir, size, parameters)
+    print(_report(_current))
+    return _current
+
+
+def current() -> Lesson | None:
+    """The lesson that was started last, None before any."""
+    return _current
+
+
+def in_colab() -> bool:
+    """Whether this runs in Google Colab."""
+    return "google.colab" in sys.modules
+
+
+def summary_name(lesson: int) -> str:
+    """The name of the file in which a lesson leaves its headline, time and memory."""
+    from sslcourse import results
+
+    return f"{results.SUMMARY_PREFIX}{lesson:02d}.json"
+
+
+def _report(lesson: Lesson) -> str:
+    import torch
+
+    from sslcourse import __version__, results
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kind = "GPU" if lesson.device.type == "cuda" else "CPU"
+    lines = [
+        f"Lesson {lesson.number} of {len(TITLES)}: {lesson.title}",
+        f"tier {lesson.tier} ({BUDGETS[lesson.tier]}) · data set {lesson.dataset} · seed {lesson.seed}",
+        f"{kind} {results.device_name(lesson.device)} · {cores} CPU cores · {memory(_total_memory())} of memory",
+        f"Python {platform.python_version()} · torch {torch.__version__} · sslcourse {__version__}" + (" · Colab" if in_colab() else ""),
+    ]
+    costs = results.measured_costs(lesson.number)
+    told = [f"{tier} {duration(c['seconds'])}, {memory(c['peak_memory'])}" for tier, c in costs.items()]
+    unmeasured = [tier for tier in TIERS if tier not in costs]
+    if told:
+        device = next(iter(costs.values()))["device"]
+        lines.append(f"measured on {device}: {' · '.join(told)}" + (f" · {' and '.join(unmeasured)} not measured" if unmeasured else ""))
+    if lesson.tier in ("gpu", "full") and lesson.device.type == "cpu":
+        lines.append(f"There is no CUDA device here, so tier {lesson.tier!r} will take very long; TIER = 'cpu' is made for this machine.")
+    return "\n".join(lines)
+
+
+def _total_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def peak_memory() -> int | None:
+    """The most main memory, in bytes, that this process has held so far; None where the system does not say."""
+    # ru_maxrss of a child starts at what its parent held when it was forked, so Linux is asked for this process's own mark first.
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory(size: int | None) -> str:
+    """Bytes as text: '512 MB', '1.3 GB'."""
+    if size is None:
+        return "an unknown amount"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text: '4.2 s', '3 min 05 s'."""
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+def _shown(folder: Path) -> str:
+    """A folder as a reader should see it: from the repository where possible, so that no notebook carries anybody's home folder."""
+    root = repository_root() or Path.cwd()
+    return str(folder.relative_to(root)) if folder.is_relative_to(root) else folder.name
+
+
+@contextlib.contextmanager
+def expect_error(*exceptions: type[BaseException], lines: int = 3):
+    """For errors that a lesson shows on purpose: print the error's type and the first lines of its message, and go on.
+
+    Without arguments any Exception is expected. Fails with an AssertionError if nothing is raised; other errors pass through.
+    """
+    exceptions = exceptions or (Exception,)
+    try:
+        yield
+    except exceptions as error:
+        message = str(error).strip().splitlines()
+        print("\n".join([f"{type(error).__name__}: {message[0] if message else ''}", *message[1:lines]]).rstrip())
+    else:
+        names = " or ".join(kind.__name__ for kind in exceptions)
+        raise AssertionError(f"This cell was expected to raise {names}, and it did not.")
+
+
+def show(html_text: str, plain: str) -> None:
+    """Show HTML where there is a notebook to show it in, with the plain text beside it; print the plain text elsewhere."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None or not hasattr(shell, "kernel"):
+        print(plain)
+        return
+    from IPython.display import display
+
+    display({"text/html": html_text, "text/plain": plain}, raw=True)
+
+
+def say(text: str) -> None:
+    """Show a sentence with computed numbers in it, as Markdown; plain text outside a notebook."""
+    text = textwrap.dedent(text).strip()
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None or not hasattr(shell, "kernel"):
+        print(text)
+        return
+    from IPython.display import display
+
+    display({"text/markdown": text, "text/plain": text}, raw=True)
+
+
+def quiz(question: str, choices: Sequence[tuple[str, bool, str]]) -> None:
+    """Show a question. Each choice is (text, whether it is right, explanation); the explanation unfolds on a click, without any widget."""
+    if not any(correct for _, correct, _ in choices) or not all(explanation.strip() for _, _, explanation in choices):
+        raise ValueError("a quiz needs at least one right choice, and an explanation for every choice")
+    verdict = {True: "Right.", False: "Not quite."}
+    parts, plain = [f"<p><strong>{html.escape(question)}</strong></p>"], [question]
+    for letter, (text, correct, explanation) in zip("abcdefghij", choices, strict=False):
+        answer = f"{verdict[bool(correct)]} {explanation}"
+        parts.append(
+            f'<details style="margin:0.2em 1em"><summary>{letter}) {html.escape(text)}</summary>'
+            f'<div style="margin:0.2em 1.5em">{html.escape(answer)}</div></details>'
+        )
+        plain.append(f"  {letter}) {text}\n     {answer}")
+    show("\n".join(parts), "\n".join(plain))

@@ -1,0 +1,165 @@
+"""What a headless run is asked for, checked before anything starts: which lessons, with which parameters, on which data."""
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sslcourse.course import lesson as lessons
+from sslcourse.course import notebook_files
+from sslcourse.errors import CourseError
+
+_RESERVED = {"TIER": "--tier", "DATASET": "--dataset", "RESULTS_DIR": "--out"}
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A lesson's file, and what a run needs to know of it."""
+
+    path: Path
+    parameters: Mapping = field(default_factory=dict)
+    requires: tuple[int, ...] = ()  # lessons without which this one cannot run, from the metadata: {"sslcourse": {"requires": [3]}}
+    sources: tuple = ()
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name[:2])
+
+
+def find_notebooks(notebooks_dir: str | Path | None = None) -> list[Path]:
+    """The lessons' files in order. By default those of the repository that the working directory, or else this package, lies in."""
+    if notebooks_dir is None:
+        root = lessons.repository_root() or lessons.repository_root(Path(__file__).parent)
+        if root is None:
+            raise CourseError(
+                "The lessons' notebooks were not found here. Run this inside the course's folder, or name theirs with --notebooks."
+            )
+        notebooks_dir = root / "notebooks"
+    folder = Path(notebooks_dir).expanduser().resolve()
+    found = sorted(folder.glob("[0-9][0-9]_*.ipynb")) if folder.is_dir() else []
+    if not found:
+        raise CourseError(f"There are no lessons in {folder}; their files are named like 03_simclr.ipynb.")
+    return found
+
+
+def select(chosen: Sequence[str | int] | None, notebooks_dir: str | Path | None = None) -> list[Notebook]:
+    """The notebooks behind numbers, ranges, names or files, in the order of the course; all of them for None or []."""
+    return [_read(path) for path in matching(chosen, find_notebooks(notebooks_dir))]
+
+
+def matching(chosen: Sequence[str | int] | None, found: Sequence[Path]) -> list[Path]:
+    """The files that are chosen, in their order. Raises CourseError, with the names there are, for a choice that fits none."""
+    wanted = set()
+    for selector in [part.strip() for item in chosen or [] for part in str(item).split(",") if part.strip()]:
+        matches = [path for path in found if _matches(selector, path)]
+        if not matches:
+            names = ", ".join(path.stem for path in found)
+            raise CourseError(f"There is no lesson {selector!r}. Choose by number (3), range (3-5) or name: {names}.")
+        wanted.update(matches)
+    return [path for path in found if path in wanted or not wanted]
+
+
+def _matches(selector: str, path: Path) -> bool:
+    number = int(path.name[:2])
+    if re.fullmatch(r"\d+", selector):
+        return int(selector) == number
+    span = re.fullmatch(r"(\d+)-(\d+)", selector)
+    if span:
+        return int(span[1]) <= number <= int(span[2])
+    return Path(selector).name.lower().removesuffix(".ipynb") in (path.stem.lower(), path.stem.lower()[3:])
+
+
+def _read(path: Path) -> Notebook:
+    notebook = notebook_files.load(path)
+    requires = notebook.metadata.get("sslcourse", {}).get("requires", [])
+    sources = tuple((cell.cell_type, cell.source) for cell in notebook.cells)
+    return Notebook(path, lesson_parameters(notebook, path.name), tuple(requires), sources)
+
+
+def lesson_parameters(notebook, name: str) -> dict:
+    """The parameters of a notebook with their values. Raises CourseError, naming the notebook, if their cell holds more than literals."""
+    try:
+        return notebook_files.parameters(notebook)
+    except ValueError as error:
+        raise CourseError(f"{name} cannot be run with parameters: {error}.") from None
+
+
+def check_parameters(notebooks: Sequence[Notebook], given: Mapping) -> dict:
+    """The given values, as every selected notebook takes them. Raises CourseError for a name or a type that one of them does not have."""
+    values = {}
+    for name, value in given.items():
+        if name in _RESERVED:
+            raise CourseError(f"{name} is set with {_RESERVED[name]}, not as a parameter.")
+        lacking = [notebook.stem for notebook in notebooks if name not in notebook.parameters]
+        if lacking:
+            shared = sorted(set.intersection(*(set(notebook.parameters) for notebook in notebooks)) - set(_RESERVED))
+            common = f"what all of them take is {', '.join(shared)}" if shared else "there is none that all of them take"
+            raise CourseError(f"{name} is not a parameter of {', '.join(lacking)}; {common}.")
+        for notebook in notebooks:
+            values[name] = _as_type_of(notebook.parameters[name], value, name, notebook.stem)
+    checks = {"SEED": lessons.check_seed, "SIZE": lessons.check_size}
+    for name, value in values.items():
+        checks.get(name, lambda value, name=name: lessons.check_parameter(name, value))(value)
+        # Lessons run inside their own folder, and whoever typed a path meant it from here.
+        if name.endswith("_DIR") and isinstance(value, str) and value != "default":
+            values[name] = str(Path(value).expanduser().resolve())
+    return values
+
+
+def _as_type_of(like, value, name: str, notebook: str):
+    """value as the type that the parameters cell has; a text from the command line is read as that type."""
+    kinds = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        tuple: "a tuple",
+        dict: "a dict",
+    }
+    wrong = CourseError(f"{name} of {notebook} has to be {kinds.get(type(like), 'a literal')}, such as {like!r}, not {value!r}.")
+    if isinstance(value, str) and not isinstance(like, str):
+        value = _from_text(value, like, wrong)
+    if like is None or type(value) is type(like):
+        return value
+    if isinstance(like, float) and type(value) is int:
+        return float(value)
+    raise wrong
+
+
+def _from_text(text: str, like, wrong: CourseError):
+    if isinstance(like, bool):
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise wrong
+    if isinstance(like, (int, float)):
+        try:
+            return type(like)(text)
+        except ValueError:
+            raise wrong from None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError):
+        if like is None:
+            return text
+        raise wrong from None
+
+
+def check_dataset(dataset: str, notebooks: Sequence[Notebook], values: Mapping) -> None:
+    """Raise CourseError, with the way to get it, for a data set that is not known or not there yet."""
+    from sslcourse import datasets
+
+    folders = {values.get("DATA_DIR", notebook.parameters.get("DATA_DIR", "default")) for notebook in notebooks}
+    for folder in sorted(map(str, folders)):
+        data_dir = lessons.resolve_folder(folder, "DATA_DIR", "data", base=notebooks[0].path.parent)
+        known = {info.name: info for info in datasets.available(data_dir)}
+        if dataset not in known:
+            raise CourseError(f"There is no data set {dataset!r} in {data_dir}. There are: {', '.join(known)}.")
+        info = known[dataset]
+        if not info.prepared and info.needs_network:
+            raise CourseError(f"The data set {dataset!r} is not in {data_dir} yet. Get it once with: {info.how}")

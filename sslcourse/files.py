@@ -1,0 +1,33 @@
+"""Writing a file so that whoever looks sees the old one or the new one, never half of one."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_atomically(path: str | os.PathLike, content: bytes) -> Path:
+    """Write beside the target, then rename. The folder is made if need be; an existing file keeps its permissions.
+
+    Raises OSError where the file cannot be written; nothing is left behind then.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)  # mkstemp's files are the owner's alone
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: str | os.PathLike, content) -> Path:
+    """Write JSON, keys sorted, atomically. Raises ValueError for numbers that are not finite."""
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    return write_atomically(path, text.encode())

@@ -1,0 +1,57 @@
+"""Shared by the tests of the course's machinery."""
+
+import sys
+import types
+
+import pytest
+
+from sslcourse.course import lesson as lessons
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """No setting of the person who runs the tests reaches them, and no lesson of one test reaches the next."""
+    for name in ("TIER", "DATASET", "DATA_DIR", "RESULTS_DIR", "HEADLESS"):
+        monkeypatch.delenv(f"SSLCOURSE_{name}", raising=False)
+    monkeypatch.setattr(lessons, "_current", None)
+
+
+@pytest.fixture
+def style_calls(monkeypatch):
+    """Stands in for the figures' style, and counts how often it was asked for."""
+    import sslcourse
+
+    calls = []
+    stand_in = types.SimpleNamespace(use_style=lambda: calls.append(1))
+    monkeypatch.setitem(sys.modules, "sslcourse.plots", stand_in)
+    monkeypatch.setattr(sslcourse, "plots", stand_in, raising=False)
+    return calls
+
+
+@pytest.fixture
+def begin(style_calls, monkeypatch, tmp_path):
+    """lesson.start in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lessons.start
+
+
+PARAMETERS = 'TIER = "auto"  # how much to do\nDATASET = "default"\nSEED = 0\nRESULTS_DIR = "default"\n'
+
+
+@pytest.fixture
+def write_notebook(tmp_path):
+    """write(name, *cells) -> path: a small lesson with a parameters cell, in tmp_path/notebooks."""
+    import nbformat
+
+    def write(name, *cells, parameters=PARAMETERS, metadata=None):
+        notebook = nbformat.v4.new_notebook(metadata=metadata or {})
+        notebook.cells = [nbformat.v4.new_markdown_cell(f"# {name}")]
+        if parameters is not None:
+            notebook.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+        notebook.cells += [nbformat.v4.new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+        path = tmp_path / "notebooks" / name
+        path.parent.mkdir(exist_ok=True)
+        nbformat.write(notebook, path)
+        return path
+
+    return write

@@ -1,0 +1,263 @@
+import linecache
+import random
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from sslcourse.course import exercises
+from sslcourse.course.exercises import Exercise, Wrong, exercise, expect_close, expect_shape, expect_type, try_mistakes
+from sslcourse.errors import CourseError
+
+
+def mean_square(x, y):
+    return ((x - y) ** 2).mean()
+
+
+def check_mean_square(fn):
+    x, y = torch.randn(4, 3), torch.randn(4, 3)
+    mistakes = {"You summed; take the mean.": lambda x, y: ((x - y) ** 2).sum(), "You forgot the square.": lambda x, y: (x - y).mean()}
+    try_mistakes(fn, (x, y), mistakes)
+    expect_close(fn(x, y), mean_square(x, y), "Square the difference, then take the mean over all entries.")
+
+
+def double(x):
+    x *= 2
+
+
+def check_double(fn):
+    x = torch.ones(3)
+    fn(x)
+    expect_close(x, torch.full((3,), 2.0), "x has to be doubled in place.")
+
+
+def with_option(x, *, power=2):
+    return x**power
+
+
+@pytest.fixture(autouse=True)
+def lesson_9(monkeypatch):
+    """A lesson of three exercises, as a module of checks would export it."""
+    tasks = [
+        Exercise("9.1", "Mean square", 5, 1, mean_square, check_mean_square),
+        Exercise("9.2", "Double in place", 5, 2, double, check_double, may_change_inputs=True),
+        Exercise("9.3", "A power", 5, 3, with_option, lambda fn: expect_close(fn(torch.tensor([3.0])), torch.tensor([9.0]), "Raise x.")),
+    ]
+    module = types.ModuleType("sslcourse.course.checks.lesson_9")
+    module.EXERCISES = {task.id: task for task in tasks}
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(exercises, "_statuses", {})
+    return module
+
+
+def answer(source, id="9.1", with_source=True):
+    """Decorate a function written as a learner would in a cell, where its source can be found or not."""
+    name = f"<cell {abs(hash(source))}>"
+    if with_source:
+        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+    space = {"exercise": exercise, "torch": torch}
+    exec(compile(f"{source}", name, "exec"), space)
+    return exercise(id)(next(v for k, v in space.items() if k.startswith("my")))
+
+
+x, y = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])
+
+
+def test_a_right_answer_is_used(capsys):
+    chosen = answer("def my(x, y):\n    return torch.mean((y - x) * (y - x))")
+    assert chosen.status == "done" and chosen.__name__ == "my"
+    assert chosen(x, y) == 6.5 and chosen.learner(x, y) == 6.5
+    assert capsys.readouterr().out == "✓ Exercise 9.1. Mean square: right. The lesson uses your function from here on.\n"
+
+
+UNTOUCHED = [
+    "...",
+    "pass",
+    "return",
+    "return ...",
+    "raise NotImplementedError",
+    'raise NotImplementedError("your code")',
+    '"""What to do."""',
+    '"""What to do."""\n    ...',
+]
+
+
+@pytest.mark.parametrize("with_source", [True, False])
+@pytest.mark.parametrize("body", UNTOUCHED)
+def test_an_untouched_function_gives_the_reference(body, with_source, capsys):
+    chosen = answer(f"def my(x, y):\n    {body}", with_source=with_source)
+    assert chosen.status == "not attempted" and chosen(x, y) == 6.5
+    assert capsys.readouterr().out.startswith("· Exercise 9.1. Not attempted yet.")
+
+
+@pytest.mark.parametrize("with_source", [True, False])
+@pytest.mark.parametrize(
+    ("body", "hint"),
+    [
+        ("return ((x - y) ** 2).sum()", "You summed; take the mean."),
+        ("return (x - y).mean()", "You forgot the square."),
+        ("return (x - y).abs().mean()", "Square the difference"),
+        ("return 3", "Square the difference"),
+        ("z = (x - y) ** 2", "returned nothing. Is the return statement missing?"),
+        ("return (x - y) ** 2", "single number, of shape (), and it has shape (4, 3)"),
+        ("return 'text'", "it is str text"),
+        ("return mean((x - y) ** 2)", "NameError: name 'mean' is not defined in line 2"),
+        ("return my(x, y)", "calls itself without end"),
+        ("exit(1)", "stopped with SystemExit"),
+        ("return ((x - y) ** 2).mean() / 0 * 0", "Not all of the result is finite"),
+        ("x -= y\n    return (x ** 2).mean()", "changes its input x in place"),
+    ],
+)
+def test_a_wrong_answer_gets_its_hint_and_the_lesson_the_reference(body, hint, with_source, capsys):
+    chosen = answer(f"def my(x, y):\n    {body}", with_source=with_source)
+    out = capsys.readouterr().out
+    assert chosen.status == "hint" and chosen(x, y) == 6.5 and x[0] == 1
+    assert out.startswith("✗ Exercise 9.1. ") and hint in out and "goes on with the reference" in out
+
+
+def test_an_error_shows_the_line_of_the_learners_code(capsys):
+    answer("def my(x, y):\n    d = x - y\n    return d.undefined_thing\n")
+    assert "in line 3 of the cell: `return d.undefined_thing`." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("d = ...\n    return (d ** 2).mean()", "d = ..."),
+        ("d = (x - y) ** 2\n    return ...", "return ..."),
+        ("d = x[..., 0]\n    return d.sum()", None),
+    ],
+)
+def test_a_placeholder_that_is_still_there_is_pointed_at(body, left, capsys):
+    assert answer(f"def my(x, y):\n    {body}").status == "hint"
+    out = capsys.readouterr().out
+    assert (f"There is still a ... to fill in: `{left}`." in out) if left else ("still a ..." not in out)
+
+
+@pytest.mark.parametrize("arguments", ["x", "y, x", "a, b", "x, y, z", "x, *, y"])
+def test_other_arguments_get_a_hint(arguments, capsys):
+    assert answer(f"def my({arguments}):\n    return 1.0").status == "hint"
+    assert "it has to take (x, y), with these names and in this order" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", ["x, y, reduction='mean'", "x, y, **options"])
+def test_more_arguments_with_defaults_are_welcome(arguments):
+    assert answer(f"def my({arguments}):\n    return ((x - y) ** 2).mean()").status == "done"
+
+
+def test_keyword_arguments_have_to_be_there_too():
+    assert answer("def my(x, *, power=2):\n    return x ** power", "9.3").status == "done"
+    assert answer("def my(x, power=2):\n    return x ** power", "9.3").status == "done"
+    assert answer("def my(x):\n    return x ** 2", "9.3").status == "hint"
+
+
+def test_right_after_wrong():
+    assert answer("def my(x, y):\n    return 0.0").status == "hint"
+    assert answer("def my(x, y):\n    return ((x - y) ** 2).mean()").status == "done"
+    assert exercises.report(9).rows[0][-1] == "✓ done"
+
+
+def test_changing_the_input_is_right_where_it_is_the_task():
+    assert answer("def my(x):\n    x.mul_(2)", "9.2").status == "done"
+    assert answer("def my(x):\n    x = 2 * x", "9.2").status == "hint"
+
+
+def test_gradients_reach_the_inputs_of_a_check():
+    def check(fn):
+        z = torch.ones(3, requires_grad=True)
+        fn(z, torch.zeros(3)).backward()
+        expect_close(z.grad, torch.full((3,), 2 / 3), "The gradient is wrong.")
+
+    task = Exercise("9.1", "Gradient", 5, 1, mean_square, check)
+    assert exercises._judge(task, lambda x, y: ((x - y) ** 2).mean())[0] == "done"
+    assert exercises._judge(task, lambda x, y: ((x - y).detach() ** 2).mean())[0] == "hint"
+
+
+def test_a_check_that_stumbles_is_a_hint():
+    task = Exercise("9.1", "x", 5, 1, mean_square, lambda fn: fn(1, 2).shape)
+    status, message = exercises._judge(task, lambda x, y: [x, y])
+    assert status == "hint" and "returned list [1, 2], which could not be checked (AttributeError" in message
+
+
+def test_the_lesson_draws_the_same_whether_an_exercise_is_done_or_not():
+    def draws(source):
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+        answer(source)
+        return torch.rand(1).item(), np.random.rand(), random.random()
+
+    assert draws("def my(x, y):\n    ...") == draws("def my(x, y):\n    return torch.rand(3).sum()")
+
+
+def test_an_answer_that_stops_later_hands_over_to_the_reference(capsys):
+    chosen = answer("def my(x, y):\n    return ((x - y) ** 2).mean() if x.shape[0] == 4 else 1 / 0")
+    assert chosen.status == "done"
+    capsys.readouterr()
+    assert chosen(x, y) == 6.5 and chosen(x, y) == 6.5
+    assert capsys.readouterr().out.count("ZeroDivisionError") == 1
+    again = answer("def my(x, y):\n    return ((x - y) ** 2).mean()")
+    with pytest.raises(TypeError):
+        again(x)  # a wrong call is nobody's answer
+
+
+def test_the_report_names_every_exercise(capsys):
+    answer("def my(x, y):\n    return 0.0")
+    rows = exercises.report(9).rows
+    assert rows == [
+        ["9.1", "Mean square", "★", "5 min", "✗ see the hint"],
+        ["9.2", "Double in place", "★★", "5 min", "· not attempted"],
+        ["9.3", "A power", "★★★", "5 min", "· not attempted"],
+    ]
+    assert [row[0] for row in exercises.report().rows] == ["9.1"]  # no lesson under way: what was tried so far
+
+
+@pytest.mark.parametrize(
+    ("id", "message"),
+    [
+        ("9.7", "no exercise 9.7 in lesson 9: its exercises are 9.1, 9.2, 9.3"),
+        ("88.1", "has no exercises"),
+        ("x", "as a text"),
+        (9.1, "not 9.1"),
+    ],
+)
+def test_unknown_ids_get_a_sentence(id, message):
+    with pytest.raises(CourseError, match=message):
+        exercise(id)
+
+
+def test_a_checks_module_that_does_not_import_is_not_taken_for_a_missing_one(monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError("No module named 'seaborn'", name="seaborn")
+
+    monkeypatch.setattr(exercises.importlib, "import_module", fail)
+    with pytest.raises(ModuleNotFoundError, match="seaborn"):
+        exercises.lesson_exercises(9)
+
+
+def test_only_functions_can_be_decorated():
+    with pytest.raises(CourseError, match="above a function"):
+        exercise("9.1")(3)
+
+
+def test_the_helpers_of_checks():
+    expect_type(torch.ones(1))
+    expect_shape(torch.ones(2, 3), (2, 3))
+    expect_close(np.float64(2), 2.0, "no")
+    expect_close(2, 2.0, "no")
+    for call, message in [
+        (lambda: expect_type(3, (torch.Tensor, list)), "Tensor or list"),
+        (lambda: expect_type(...), "returned `...`"),
+        (lambda: expect_shape(torch.ones(2), (3,), "the loss"), r"the loss to be of shape \(3,\) and it has shape \(2,\)"),
+        (lambda: expect_close(torch.ones(2), torch.zeros(2), "the hint"), "^the hint$"),
+    ]:
+        with pytest.raises(Wrong, match=message):
+            call()
+
+
+def test_mistakes_that_do_not_run_are_passed_over():
+    mistakes = {"broken": lambda x: 1 / 0, "other shape": lambda x: torch.ones(3), "this one": lambda x: x + 1}
+    with pytest.raises(Wrong, match="this one"):
+        try_mistakes(lambda x: 1 + x, (torch.tensor(2.0),), mistakes)
+    assert try_mistakes(lambda x: x, (torch.tensor(2.0),), mistakes) is None
+    assert try_mistakes(lambda x: None, (torch.tensor(2.0),), mistakes) is None

@@ -1,0 +1,177 @@
+import json
+import random
+import sys
+import types
+
+import numpy
+import pytest
+import torch
+
+from sslcourse import results
+from sslcourse.course import lesson as lessons
+from sslcourse.errors import CourseError
+
+
+def test_start_reports_and_registers(begin, capsys, tmp_path):
+    begun = begin(3, tier="smoke", seed=5, size=32, temperature=0.5)
+    out = capsys.readouterr().out
+    assert "Lesson 3 of 7: SimCLR" in out and "tier smoke (40 seconds" in out and "toybox" in out and torch.__version__ in out
+    assert lessons.current() is begun
+    assert (begun.number, begun.title, begun.tier, begun.dataset, begun.seed, begun.size) == (3, "SimCLR", "smoke", "toybox", 5, 32)
+    assert begun.parameters == {"temperature": 0.5} and isinstance(begun.device, torch.device)
+    assert begun.results_dir == tmp_path / "results"
+    assert str(tmp_path) not in out  # no notebook carries anybody's folders
+
+
+def test_start_seeds_everything_and_sets_the_style(begin, style_calls):
+    def draw():
+        begin(1, tier="smoke", seed=7)
+        return random.random(), numpy.random.rand(), torch.rand(1).item()
+
+    first = draw()
+    assert draw() == first and len(style_calls) == 2
+    begin(1, tier="smoke", seed=8)
+    assert random.random() != first[0]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "names"),
+    [
+        ({"tier": "huge"}, ["TIER", "'huge'", "'smoke'", "'cpu'", "'gpu'", "'full'"]),
+        ({"tier": None}, ["TIER", "None"]),
+        ({"seed": True}, ["SEED", "True", "whole number"]),
+        ({"seed": -1}, ["SEED", "-1"]),
+        ({"seed": 2**32}, ["SEED"]),
+        ({"seed": 1.0}, ["SEED", "1.0"]),
+        ({"dataset": " "}, ["DATASET", "toybox"]),
+        ({"dataset": 3}, ["DATASET", "3"]),
+        ({"size": 8}, ["SIZE", "8", "16", "512"]),
+        ({"size": "32"}, ["SIZE", "'32'"]),
+        ({"data_dir": ""}, ["DATA_DIR", "folder"]),
+        ({"results_dir": 5}, ["RESULTS_DIR", "5"]),
+        ({"epochs": -2}, ["EPOCHS", "-2"]),
+        ({"temperature": float("nan")}, ["TEMPERATURE", "nan"]),
+    ],
+)
+def test_wrong_parameters_get_a_sentence(begin, parameters, names):
+    with pytest.raises(CourseError) as caught:
+        begin(1, **({"tier": "smoke"} | parameters))
+    message = str(caught.value)
+    assert all(name in message for name in names) and message.endswith(".") and "\n" not in message
+
+
+def test_a_folder_that_is_a_file_is_refused(begin, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(CourseError, match="RESULTS_DIR is .*taken', which is a file"):
+        begin(1, tier="smoke", results_dir=tmp_path / "taken")
+
+
+def test_tier_auto_asks_the_environment_then_the_machine(monkeypatch):
+    monkeypatch.setenv("SSLCOURSE_TIER", "smoke")
+    assert lessons.resolve_tier("auto") == "smoke" and lessons.resolve_tier("cpu") == "cpu"
+    monkeypatch.setenv("SSLCOURSE_TIER", "tiny")
+    with pytest.raises(CourseError, match="environment variable SSLCOURSE_TIER is 'tiny'"):
+        lessons.resolve_tier("auto")
+    monkeypatch.delenv("SSLCOURSE_TIER")
+    for cuda, tier in ((True, "gpu"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        assert lessons.resolve_tier("auto") == tier
+
+
+def test_the_default_data_set_follows_the_tier_unless_the_environment_says_otherwise(monkeypatch):
+    assert [lessons.resolve_dataset("default", tier) for tier in lessons.TIERS] == ["toybox", "toybox", "stl10", "stl10"]
+    monkeypatch.setenv("SSLCOURSE_DATASET", "cifar10")
+    assert lessons.resolve_dataset("default", "smoke") == "cifar10" and lessons.resolve_dataset("flowers", "smoke") == "flowers"
+
+
+def test_folders_count_from_the_repository(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "sslcourse"\n')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert lessons.resolve_folder("default", "DATA_DIR", "data") == tmp_path / "data"
+    assert lessons.resolve_folder("other", "DATA_DIR", "data") == tmp_path / "other"
+    assert lessons.resolve_folder(str(tmp_path / "x"), "DATA_DIR", "data") == tmp_path / "x"
+    monkeypatch.setenv("SSLCOURSE_DATA_DIR", str(tmp_path / "from-environment"))
+    assert lessons.resolve_folder("default", "DATA_DIR", "data") == tmp_path / "from-environment"
+    assert lessons.resolve_folder("data", "DATA_DIR", "data") == tmp_path / "data"
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "something-else"\n')
+    assert lessons.resolve_folder("results", "RESULTS_DIR", "results") == tmp_path / "notebooks" / "results"
+
+
+def test_pick_falls_back_towards_smaller_tiers(begin):
+    picked = {tier: begin(1, tier=tier).pick(smoke=1, cpu=2, gpu=3) for tier in lessons.TIERS}
+    assert picked == {"smoke": 1, "cpu": 2, "gpu": 3, "full": 3}
+    assert begin(1, tier="full").pick(smoke=1, cpu=2) == 2
+    for wrong in ({"smoke": 1}, {"smoke": 1, "cpu": 2, "tpu": 3}):
+        with pytest.raises(TypeError, match="pick needs smoke and cpu"):
+            begin(1, tier="cpu").pick(**wrong)
+
+
+def test_finish_writes_records_and_a_summary(begin, capsys, tmp_path):
+    begun = begin(3, tier="smoke")
+    made = begun.record("simclr", method="SimCLR", labels=100, metrics={"top1": 0.5})
+    begun.finish(headline="SimCLR: 50 %", records=[made])
+    out = capsys.readouterr().out
+    assert "SimCLR: 50 %" in out and "03-simclr-toybox-100-smoke.json" in out and str(tmp_path) not in out
+    assert results.read(begun.results_dir) == [made]  # and the summary beside it raises no warning
+    summary = json.loads((begun.results_dir / "run-summary-03.json").read_text())
+    assert summary["headline"] == "SimCLR: 50 %" and summary["records"] == ["03-simclr-toybox-100-smoke.json"]
+    assert summary["peak_memory"] > 10e6 and summary["seconds"] >= 0
+    with pytest.raises(ValueError, match="headline"):
+        begun.finish(headline="")
+
+
+def test_finish_says_so_when_the_folder_cannot_be_written(begin, tmp_path):
+    begun = begin(1, tier="smoke")
+    begun.results_dir = tmp_path / "file" / "below"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CourseError, match="RESULTS_DIR"):
+        begun.finish(headline="x")
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = lessons.peak_memory()
+    block = numpy.ones(100_000_000, dtype=numpy.uint8)
+    assert lessons.peak_memory() >= before and lessons.peak_memory() > block.nbytes
+
+
+def test_expect_error_prints_the_error_and_insists_on_one(capsys):
+    with lessons.expect_error(ValueError):
+        raise ValueError("shapes differ\nsecond\nthird\nfourth")
+    assert capsys.readouterr().out == "ValueError: shapes differ\nsecond\nthird\n"
+    with lessons.expect_error():
+        raise RuntimeError
+    assert capsys.readouterr().out == "RuntimeError:\n"
+    with pytest.raises(AssertionError, match="expected to raise ValueError or KeyError, and it did not"):
+        with lessons.expect_error(ValueError, KeyError):
+            pass
+    with pytest.raises(TypeError), lessons.expect_error(ValueError):
+        raise TypeError("another one")
+
+
+def test_quiz_explains_every_choice(capsys, monkeypatch):
+    choices = [("1 < 2", True, "It <is> so."), ("2 < 1", False, "Look again.")]
+    lessons.quiz("Which?", choices)
+    plain = capsys.readouterr().out
+    assert all(part in plain for part in ("Which?", "a) 1 < 2", "Right. It <is> so.", "b) 2 < 1", "Not quite. Look again."))
+    shown = []
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=1)))
+    fake = types.SimpleNamespace(display=lambda data, raw: shown.append(data))
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    lessons.quiz("Which?", choices)
+    assert shown[0]["text/html"].count("<details") == 2 and "It &lt;is&gt; so." in shown[0]["text/html"]
+    assert shown[0]["text/plain"] + "\n" == plain
+    for wrong in ([("x", False, "y")], [("x", True, " ")]):
+        with pytest.raises(ValueError, match="quiz needs"):
+            lessons.quiz("Which?", wrong)
+
+
+def test_colab_is_detected(monkeypatch):
+    assert not lessons.in_colab()
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    assert lessons.in_colab()
+
+
+def test_memory_and_duration_as_text():
+    assert (lessons.memory(512_000_000), lessons.memory(1_340_000_000)) == ("512 MB", "1.3 GB")
+    assert (lessons.duration(4.23), lessons.duration(185)) == ("4.2 s", "3 min 05 s")
