@@ -52,8 +52,8 @@ def adjust_brightness(x: Tensor, factor: Tensor, out: Tensor | None = None) -> T
 
 def adjust_contrast(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
     """Blend with each image's mean luminance: factor (N,), 0 is flat grey, 1 changes nothing."""
-    mean = x.mean((2, 3)) @ x.new_tensor(GREY)  # the mean of the luminance is the luminance of the mean
-    return torch.mul(x, _per_image(factor), out=out).add_(_per_image(mean * (1 - factor))).clamp_(0, 1)
+    mean = grey(x.mean((2, 3), keepdim=True))  # the mean of the luminance is the luminance of the mean, (N, 1, 1, 1)
+    return torch.mul(x, _per_image(factor), out=out).add_(mean * _per_image(1 - factor)).clamp_(0, 1)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
@@ -63,7 +63,7 @@ def adjust_saturation(x: Tensor, factor: Tensor, out: Tensor | None = None) -> T
 
 
 def adjust_hue(x: Tensor, turn: Tensor, out: Tensor | None = None) -> Tensor:
-    """Turn the hue of the HSV colour circle by `turn` (N,), in whole turns (0.5 is the opposite colour).
+    """Turn the hue of the HSV colour circle by `turn` (N,), from -0.5 to 0.5 whole turns (either is the opposite colour).
 
     Value (the largest channel), chroma (largest less smallest) and hue, as everywhere, but without asking each pixel which channel is
     the largest: in units of chroma/6 turns, a colour lies chroma + green + blue - red - smallest away from red, towards green or blue.
@@ -144,7 +144,7 @@ def along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """rows · image · columnsᵀ for every image and channel. x (N, 3, H, W), rows (N, h, H), columns (N, w, W) -> (N, 3, h, w)."""
     n, channels, height, width = x.shape
     # columns first: the three channels stand above one another as one tall matrix
-    x = torch.bmm(x.reshape(n, channels * height, width), columns.transpose(1, 2)).view(n, channels, height, -1)
+    x = torch.bmm(x.reshape(n, channels * height, width), columns.transpose(1, 2)).view(n, channels, height, columns.shape[1])
     out = x.new_empty(n, channels, rows.shape[1], x.shape[3])
     for channel in range(channels):
         torch.bmm(rows, x[:, channel], out=out[:, channel])
@@ -247,6 +247,8 @@ class Augmentation(nn.Module):
 
     def draw(self, n: int, height: int, width: int, device=None, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Parameters for n images of height × width pixels: a dictionary of tensors whose first dimension is n."""
+        if not any((self.crop, self.translate, self.flip, *self.jitter, self.grayscale, self.blur, self.solarize)):
+            return {}  # without advancing the generator: how often one evaluates must not change how one trains
         u = torch.rand(n, 14, device=device, generator=generator)
         drawn = {}
         if self.crop:
@@ -321,7 +323,7 @@ class Augmentation(nn.Module):
         drawn = self.draw(len(images), images.shape[2], images.shape[3], images.device, generator)
         if images.device.type != "cpu":
             return self.apply_drawn(images, drawn)
-        chunk = max(12, CHUNK_VALUES // (3 * max(self.size, images.shape[2]) ** 2))
+        chunk = max(12, CHUNK_VALUES // (3 * max(self.size**2, images.shape[2] * images.shape[3])))
         if len(images) <= chunk:
             return self.apply_drawn(images, drawn)
         out = torch.empty(len(images), 3, self.size, self.size)

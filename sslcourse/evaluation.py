@@ -13,30 +13,32 @@ from torch import Tensor, nn
 
 from sslcourse import augment
 from sslcourse.loaders import TensorLoader
-from sslcourse.training import autocast, choose_precision
+from sslcourse.training import autocast, choose_precision, evaluation_mode
 
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Tensor, *, size: int | None = None, transform: nn.Module | None = None, batch_size: int = 512, precision="fp32"
+    model: nn.Module,
+    images: Tensor,
+    *,
+    size: int | None = None,
+    transform: nn.Module | None = None,
+    batch_size: int = 512,
+    precision: str = "fp32",
 ) -> Tensor:
     """Logits of a classifier in evaluation mode, whatever mode it was in (which is put back).
 
     images: uint8 (N, 3, H, W). size: resize to it first. transform: uint8 -> normalised float; `augment.evaluation` when None.
     Returns float32 (N, classes) on the CPU. The order of the images and the size of the batches do not change a prediction.
     """
-    device = next(model.parameters()).device
+    device = next(model.parameters(), images).device
     precision = choose_precision(device, precision)
     transform = (transform if transform is not None else augment.evaluation(size or images.shape[2])).to(device)
-    was_training = model.training
-    model.eval()
     pieces = []
-    try:
+    with evaluation_mode(model):
         for (x,) in TensorLoader(images, batch_size=batch_size, device=device):
             with autocast(device, precision):
                 pieces.append(model(transform(x).contiguous(memory_format=torch.channels_last)).float().cpu())
-    finally:
-        model.train(was_training)
     return torch.cat(pieces)
 
 

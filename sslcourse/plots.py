@@ -39,7 +39,8 @@ def show(figure: Figure, alt: str) -> None:
     figure.savefig(picture, format="png", bbox_inches="tight", facecolor="white", metadata={"Software": None})
     plt.close(figure)
     encoded = base64.b64encode(picture.getvalue()).decode()
-    image = f'<img alt="{html.escape(alt, quote=True)}" style="max-width:100%;height:auto;background:white" src="data:image/png;base64,{encoded}">'
+    style = "max-width:100%;height:auto;background:white"
+    image = f'<img alt="{html.escape(alt, quote=True)}" style="{style}" src="data:image/png;base64,{encoded}">'
     from IPython.display import display
 
     display({"text/html": image, "text/plain": f"[figure: {alt}]"}, raw=True)
@@ -54,7 +55,11 @@ def _name(i: int, names: Sequence[str] | None) -> str:
 
 
 def images(pictures: Tensor, titles: Sequence[str] | None = None, columns: int = 10, title: str = "", zoom: float = 0.9) -> None:
-    """A sheet of images with optional titles. pictures: uint8 (N, 3, H, W), or normalised views, which are shown as they are scaled back."""
+    """A sheet of images with optional titles. pictures: uint8 (N, 3, H, W), or normalised views, which are scaled back to be shown."""
+    if not len(pictures):
+        raise ValueError("There are no images to show.")
+    if titles is not None and len(titles) != len(pictures):
+        raise ValueError(f"Each image needs its title: {len(pictures)} images, {len(titles)} titles.")
     pictures = unnormalise(pictures) if pictures.is_floating_point() else pictures
     n = len(pictures)
     columns = min(columns, n)
@@ -115,7 +120,7 @@ def lines(
         finite = values[np.isfinite(values)]
         gone = "" if len(finite) == len(values) else f", not finite from {xlabel} {x[int(np.argmax(~np.isfinite(values)))]:g}"
         if len(finite):
-            told.append(f"{name} goes from {values[0]:.3g} to {finite[-1]:.3g} (least {finite.min():.3g}, most {finite.max():.3g}{gone})")
+            told.append(f"{name} goes from {finite[0]:.3g} to {finite[-1]:.3g} (least {finite.min():.3g}, most {finite.max():.3g}{gone})")
         else:
             told.append(f"{name} is never finite")
     if chance is not None:
@@ -143,12 +148,17 @@ def training_curves(history, *, title: str, num_classes: int | None = None) -> N
     told = []
     for i, (column, name) in enumerate((("loss", "training loss"), ("validation_loss", "validation loss"))):
         values = np.asarray(history[column], float)
-        left.plot(epochs, values, label=name, color=COLOURS[i], linestyle=LINES[i], marker=MARKERS[i], markevery=max(1, len(epochs) // 10))
-        told.append(f"{name} goes from {values[0]:.2f} to {values[-1]:.2f}, lowest {np.nanmin(values):.2f}" if np.isfinite(values).any() else name)
+        look = {"color": COLOURS[i], "linestyle": LINES[i], "marker": MARKERS[i], "markevery": max(1, len(epochs) // 10)}
+        left.plot(epochs, values, label=name, **look)
+        if np.isfinite(values).any():
+            told.append(f"{name} goes from {values[0]:.2f} to {values[-1]:.2f}, lowest {np.nanmin(values):.2f}")
+        else:
+            told.append(f"{name} is never finite")
     if num_classes:
-        left.axhline(math.log(num_classes), color="black", linestyle=":", linewidth=1.2)
-        left.text(0.99, math.log(num_classes), f"guessing, ln {num_classes}", transform=left.get_yaxis_transform(), ha="right", va="bottom", fontsize=8.5)
-        told.append(f"the loss of guessing is {math.log(num_classes):.2f}")
+        guessing, across = math.log(num_classes), left.get_yaxis_transform()
+        left.axhline(guessing, color="black", linestyle=":", linewidth=1.2)
+        left.text(0.99, guessing, f"guessing, ln {num_classes}", transform=across, ha="right", va="bottom", fontsize=8.5)
+        told.append(f"the loss of guessing is {guessing:.2f}")
     shown = [v for column in ("loss", "validation_loss") for v in history[column] if math.isfinite(v) and v > 0]
     if shown and max(shown) > 30 * min(shown):
         left.set_yscale("log")
@@ -159,18 +169,22 @@ def training_curves(history, *, title: str, num_classes: int | None = None) -> N
     right.plot(epochs, accuracy, color=COLOURS[2], marker=MARKERS[2], markevery=max(1, len(epochs) // 10))
     right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100))
     right.set_title("Accuracy")
-    told.append(f"validation accuracy ends at {accuracy[-1]:.1f} percent, the best epoch had {np.nanmax(accuracy):.1f}")
+    if np.isfinite(accuracy).any():
+        told.append(f"validation accuracy ends at {accuracy[-1]:.1f} percent, the best epoch had {np.nanmax(accuracy):.1f}")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     figure.tight_layout()
     show(figure, f"{title}. Two panels over {epochs[-1]:g} epochs: " + "; ".join(told) + ".")
 
 
-def bars(values: Mapping[str, float], *, title: str, ylabel: str, errors: Mapping[str, float] | None = None, chance: float | None = None) -> None:
+def bars(
+    values: Mapping[str, float], *, title: str, ylabel: str, errors: Mapping[str, float] | None = None, chance: float | None = None
+) -> None:
     """One horizontal bar a name, with its number at the end and error bars where given."""
     names, numbers = list(values), [float(v) for v in values.values()]
     spread = [0.0 if errors is None or not math.isfinite(errors.get(n, math.nan)) else errors[n] for n in names]
     figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(names) + 1.2))
-    axis.barh(names, numbers, xerr=spread if any(spread) else None, color=[COLOURS[i % 6] for i in range(len(names))], capsize=3, height=0.65)
+    colours = [COLOURS[i % 6] for i in range(len(names))]
+    axis.barh(names, numbers, xerr=spread if any(spread) else None, color=colours, capsize=3, height=0.65)
     for i, (number, error) in enumerate(zip(numbers, spread, strict=True)):
         axis.text(number + error, i, f"  {number:.1f}" + (f" ± {error:.1f}" if error else ""), va="center", fontsize=9)
     if chance is not None:
@@ -195,7 +209,8 @@ def confusion(result, *, title: str) -> None:
         for i in range(k):
             for j in range(k):
                 if percent[i, j] >= 0.5:
-                    axis.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", fontsize=8.5, color="white" if percent[i, j] > 55 else "black")
+                    ink = "white" if percent[i, j] > 55 else "black"
+                    axis.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", fontsize=8.5, color=ink)
     axis.set_xticks(range(k), result.class_names, rotation=45, ha="right")
     axis.set_yticks(range(k), result.class_names)
     axis.grid(False)
@@ -217,11 +232,12 @@ def mistakes(result, pictures: Tensor, k: int = 10, *, title: str) -> None:
     if not len(chosen):
         print("There are no mistakes to show.")
         return
+    names = result.class_names
     captions = [
-        f"{result.class_names[result.labels[i]]}?\nsaid {result.class_names[result.predictions[i]]}\n{100 * result.probabilities[i].max():.0f} % sure"
+        f"{names[result.labels[i]]}\nsaid {names[result.predictions[i]]}\n{100 * result.probabilities[i].max():.0f} % sure"
         for i in chosen.tolist()
     ]
-    images(pictures[chosen], [c.replace("?", "") for c in captions], columns=min(k, 5), title=title, zoom=1.35)
+    images(pictures[chosen], captions, columns=min(k, 5), title=title, zoom=1.35)
 
 
 def probabilities(values: Tensor, class_names: Sequence[str], *, title: str, truth: int | None = None) -> None:
@@ -234,4 +250,5 @@ def probabilities(values: Tensor, class_names: Sequence[str], *, title: str, tru
     figure.tight_layout()
     best = int(numbers.argmax())
     marked = f"; the true class, {_name(truth, class_names)}, gets {numbers[truth]:.0f}" if truth is not None else ""
-    show(figure, f"{title}. Probabilities over {len(numbers)} classes: highest {_name(best, class_names)} with {numbers[best]:.0f} percent{marked}.")
+    highest = f"highest {_name(best, class_names)} with {numbers[best]:.0f} percent{marked}"
+    show(figure, f"{title}. Probabilities over {len(numbers)} classes: {highest}.")

@@ -32,9 +32,9 @@ class Pen:
 
     def __init__(self, canvas: ImageDraw.ImageDraw, width: int, rng: np.random.Generator, tilt: float):
         self.canvas, self.rng = canvas, rng
-        scale = rng.uniform(0.4, 0.98) * width
-        stretch = math.exp(rng.normal(0, 0.16))
-        shear = rng.normal(0, 0.12)
+        scale = rng.uniform(0.5, 0.98) * width
+        stretch = math.exp(rng.normal(0, 0.18))
+        shear = rng.normal(0, 0.15)
         mirror = rng.choice((-1.0, 1.0))
         # pose = translate · rotate · shear · stretch · mirror, as one 2×2 matrix and an offset
         cos, sin = math.cos(tilt), math.sin(tilt)
@@ -191,15 +191,13 @@ def draw(class_index: int, rng: np.random.Generator, size: int = 32, shortcut: b
         for _ in range(rng.integers(0, 5)):
             x, y, radius = *rng.uniform(0, width, 2), rng.uniform(0.02, 0.1) * width
             canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(int(v) for v in rng.uniform(0, 255, 3)))
-    tilt = rng.normal(0, 0.15) if upright else rng.uniform(0, 2 * math.pi)
+    tilt = rng.normal(0, 0.2) if upright else rng.uniform(0, 2 * math.pi)
     pen = Pen(canvas, width, rng, tilt)
     _DRAWINGS[class_index](pen, *_colours(rng, float(field.mean()), shortcut))
     softness = rng.uniform(0, 0.5) * size / 32  # standard deviation of the blur, in pixels
     image = image.resize((size, size), Image.BOX).filter(ImageFilter.GaussianBlur(softness))
     pixels = np.asarray(image, np.float32)
-    # most images are clean, a few hardly show what they are: even with many labels there is something left to learn
-    haze, noise = rng.uniform(0, 0.7), min(rng.exponential(16), 60)
-    pixels = pixels * (1 - haze) + haze * field.mean((0, 1)) + rng.normal(0, noise, pixels.shape)
+    pixels = pixels + rng.normal(0, rng.uniform(0, 16), pixels.shape)
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 

@@ -9,7 +9,8 @@ import os
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,7 +79,9 @@ class History:
         return self.rows[-1] if self.rows else {}
 
     def save(self, path: str | os.PathLike) -> None:
-        write_json(path, {"rows": self.rows, "settings": self.settings, "stopped": self.stopped})
+        """Write it as JSON, which has no NaN: a number that is not finite becomes null."""
+        rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in self.rows]
+        write_json(path, {"rows": rows, "settings": self.settings, "stopped": self.stopped})
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------------------------
@@ -110,7 +113,7 @@ def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, ob
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         known = state["format"] == CHECKPOINT_FORMAT
-        theirs = state["settings"]
+        theirs = dict(state["settings"])
     except Exception as error:  # torch raises many kinds for what is not its file; each means the same to the reader
         raise CourseError(f"{path} cannot be read as a checkpoint of this course ({type(error).__name__}). {way_out}") from error
     if not known:
@@ -121,12 +124,12 @@ def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, ob
     try:
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
-    except (KeyError, RuntimeError, ValueError) as error:
+        history.rows[:], history.stopped = state["history"]["rows"], state["history"]["stopped"]
+        torch.set_rng_state(state["rng"]["cpu"])
+        if state["rng"]["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CourseError(f"{path} does not fit this model or optimizer ({str(error).splitlines()[0]}). {way_out}") from error
-    history.rows[:], history.stopped = state["history"]["rows"], state["history"]["stopped"]
-    torch.set_rng_state(state["rng"]["cpu"])
-    if state["rng"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
 
 
 # --- the pieces of the loop -----------------------------------------------------------------------------------------------------------
@@ -153,18 +156,28 @@ def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: f
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, the whole model is in evaluation mode; afterwards each of its modules is in the mode it had, frozen parts too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def _loss_and_accuracy(model: nn.Module, images: Tensor, labels: Tensor, transform, device, precision: str) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in evaluation mode; the model's mode is put back afterwards."""
-    was_training = model.training
-    model.eval()
     loss, right = 0.0, 0
-    for x, y in TensorLoader(images, labels, batch_size=512, device=device):
-        with autocast(device, precision):
-            logits = model(transform(x).contiguous(memory_format=torch.channels_last)).float()
-        loss += F.cross_entropy(logits, y, reduction="sum").item()
-        right += (logits.argmax(1) == y).sum().item()
-    model.train(was_training)
+    with evaluation_mode(model):
+        for x, y in TensorLoader(images, labels, batch_size=512, device=device):
+            with autocast(device, precision):
+                logits = model(transform(x).contiguous(memory_format=torch.channels_last)).float()
+            loss += F.cross_entropy(logits, y, reduction="sum").item()
+            right += (logits.argmax(1) == y).sum().item()
     return loss / len(labels), right / len(labels)
 
 
@@ -233,7 +246,8 @@ def fit_classifier(
         started = time.perf_counter() - history.final.get("seconds", 0.0)
         bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, file=sys.stderr, **quiet)
         model.train()
-        while loader.epoch < epochs and not history.stopped:
+        last = epochs if stop_after is None else min(epochs, stop_after)
+        while loader.epoch < last and not history.stopped:
             total = torch.zeros((), device=device)
             for x, y in loader:
                 x = augmentation(x).contiguous(memory_format=torch.channels_last)
@@ -252,7 +266,7 @@ def fit_classifier(
             if not math.isfinite(mean_loss):
                 history.stopped = f"The loss was {mean_loss} in epoch {epoch}; lower lr (it is {lr:g}) or look for bad inputs."
                 warnings.warn(history.stopped, stacklevel=2)
-            if history.stopped or epoch == epochs or epoch == stop_after or (validate_every and epoch % validate_every == 0):
+            if history.stopped or epoch == last or (validate_every and epoch % validate_every == 0):
                 row = {"epoch": epoch, "step": epoch * len(loader), "lr": schedule.get_last_lr()[0], "loss": mean_loss}
                 if len(images.validation_labels):
                     row["validation_loss"], row["validation_accuracy"] = _loss_and_accuracy(
@@ -263,8 +277,6 @@ def fit_classifier(
                 history.rows.append(row)
                 if checkpoint:
                     save_checkpoint(checkpoint, settings, parts, history)
-            if epoch == stop_after:
-                break
         bar.close()
     model.eval()
     return history

@@ -7,14 +7,20 @@ are quickest with those) and ends with normalised float batches of the same size
 with probability 0.8, grayscale 0.2, and blur with probability 0.5 from 64 pixels on, are the same for all, drawn anew for each image.
 torchvision and lightly work image by image in a DataLoader with two worker processes, which run already when the clock starts; this
 package and kornia work on whole batches with two threads. The contenders take turns, several times round, and the median round counts.
+Run it on a quiet machine: two threads that work on one batch wait for each other at every operation, so that other programs on the same
+cores slow this package and kornia down more than they do separate worker processes. Threads here sleep while they wait
+(OMP_WAIT_POLICY=PASSIVE, unless the environment says otherwise), without which a busy machine makes both a hundred times slower.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 import warnings
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, which reads it once
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -196,8 +202,9 @@ def main():
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(2)
+    busy = f", load {os.getloadavg()[0]:.1f} before the start" if hasattr(os, "getloadavg") else ""
     results = {size: measure(size, options.batch, options.seconds) for size in options.sizes}
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {options.batch}, median of {ROUNDS} rounds")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {options.batch}, median of {ROUNDS} rounds{busy}")
     print("\n".join(table(results, options.sizes)))
     if options.json:
         with open(options.json, "w") as file:

@@ -1,0 +1,94 @@
+"""The lessons as a whole: stored as they should be, and running headlessly at tier smoke with result records at the end."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from sslcourse import results
+from sslcourse.course import notebook_files
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+PARAMETERS = {"TIER": "auto", "DATASET": "default", "SEED": 0, "DATA_DIR": "default", "RESULTS_DIR": "default", "SIZE": 0}
+
+
+def test_there_are_lessons():
+    assert NOTEBOOKS[0].name == "01_supervised_baseline.ipynb"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_notebooks_follow_the_rules(path):
+    assert notebook_files.problems(path) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_notebooks_have_the_parts_of_a_lesson(path):
+    notebook = nbformat.read(path, 4)
+    parameters = notebook_files.parameters(notebook)
+    assert PARAMETERS.items() <= parameters.items()
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for part in ("Case file", "Break it", "Recap", "Further reading", "prediction"):
+        assert part in text, f"{path.name} has no part {part!r}"
+    prose = len(re.findall(r"\w+", re.sub(r"\$[^$]*\$|`[^`]*`|\(https?:[^)]*\)", " ", text)))
+    assert 2000 <= prose <= 3500, f"{prose} words of prose"
+    assert any("nbval-check-output" in notebook_files.tags(cell) for cell in notebook.cells)
+    solutions = [cell for cell in notebook.cells if "solution" in notebook_files.tags(cell)]
+    exercises = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.startswith("@exercise")]
+    assert 2 <= len(exercises) <= 4 and len(solutions) == len(exercises)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_outputs_were_computed_at_tier_cpu_on_toybox(path):
+    outputs = "\n".join(str(o.get("text", "")) for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", []))
+    assert "tier cpu" in outputs and "data set toybox" in outputs
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_solutions_in_the_notebook_are_right_answers(path):
+    from sslcourse.course.exercises import _judge as judge
+    from sslcourse.course.exercises import lesson_exercises
+
+    number = int(path.name[:2])
+    names = "import math\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
+    for cell in nbformat.read(path, 4).cells:
+        if "solution" in notebook_files.tags(cell):
+            space = {}
+            exec(names + cell.source, space)  # the notebook's own code, as the learner would run it
+            (name,) = [n for n in space if n.startswith("solution_")]
+            id = ".".join(name.split("_")[1:])
+            assert judge(lesson_exercises(number)[id], space[name])[0] == "done", name
+
+
+@pytest.fixture(scope="module")
+def headless_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    environment = os.environ | {"SSLCOURSE_DATA_DIR": str(ROOT / "data")}
+    command = [sys.executable, "-m", "sslcourse", "run", "--tier", "smoke", "--out", str(out), "--quiet"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done, out
+
+
+def test_all_lessons_run_headlessly_at_smoke(headless_run):
+    done, out = headless_run
+    assert done.returncode == 0, done.stdout + done.stderr
+    for path in NOTEBOOKS:
+        assert (out / path.name).exists()
+        assert path.stem in done.stdout
+
+
+def test_headless_runs_leave_records_that_can_be_read(headless_run):
+    _, out = headless_run
+    records = results.read(out / "results")
+    assert {record["lesson"] for record in records} == {int(path.name[:2]) for path in NOTEBOOKS}
+    for record in records:
+        assert record["tier"] == "smoke" and record["dataset"] == "toybox"
+        assert 0 <= record["metrics"]["top1"]["value"] <= 1
+        assert record["versions"]["torch"]
+    summaries = [json.loads(path.read_text()) for path in (out / "results").glob(f"{results.SUMMARY_PREFIX}*.json")]
+    assert all(summary["headline"] and summary["peak_memory"] > 0 for summary in summaries) and len(summaries) == len(NOTEBOOKS)

@@ -1,0 +1,104 @@
+"""environment.yml, pyproject.toml, constraints.txt, Makefile and README say the same; nothing carries an address of somebody's machine."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.strip()]
+
+
+def dependencies(extras=("lab", "test")):
+    names = [*PROJECT["dependencies"], *(r for extra in extras for r in PROJECT["optional-dependencies"][extra])]
+    return [Requirement(name) for name in names]
+
+
+def test_constraints_are_exact_versions_and_nothing_else():
+    for line in CONSTRAINTS:
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+", line), line
+
+
+def test_every_dependency_has_a_known_good_version_within_its_range():
+    pinned = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in CONSTRAINTS}
+    for requirement in dependencies():
+        name = canonicalize_name(requirement.name)
+        assert name in pinned, f"{name} is in pyproject.toml and not in constraints.txt"
+        assert requirement.specifier.contains(pinned[name]), f"{name}=={pinned[name]} is outside {requirement.specifier}"
+
+
+def test_conda_environment_installs_this_project_and_lists_nothing_twice():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    plain = [d for d in environment["dependencies"] if isinstance(d, str)]
+    (from_pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert {re.split(r"[=<> ]", d)[0] for d in plain} == {"python", "pip"}  # everything else comes from pyproject.toml
+    assert "--constraint constraints.txt" in from_pip
+    (editable,) = [line for line in from_pip if "--editable" in line]
+    extras = set(re.search(r"\[(.*)\]", editable).group(1).split(","))
+    assert extras == {"lab", "test"} and extras <= set(PROJECT["optional-dependencies"])
+    (python,) = [d.split("=")[1] for d in plain if d.startswith("python")]
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+
+
+def test_make_and_readme_install_the_same_extras_with_the_constraints():
+    command = r'--constraint constraints\.txt --editable "\.\[lab,test\]"'
+    assert re.search(command, (ROOT / "Makefile").read_text())
+    assert re.search(command, (ROOT / "README.md").read_text())
+
+
+def test_readme_names_the_commands_that_exist():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z]+)", readme))
+    assert {"run", "test", "lab"} <= named <= targets
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def tracked_texts():
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if path.exists() and path.suffix in {".py", ".md", ".toml", ".yml", ".txt", ".ipynb", ".json", ""}:
+            yield name, path.read_text(encoding="utf-8", errors="replace")
+
+
+def test_no_file_carries_a_path_of_somebodys_machine():
+    # written in pieces, or this file would be the one that is found
+    telling = re.compile("|".join(["/" + "root/", "/" + r"home/\w+/", "/" + "work/", r"C:\\" + "Users", "file" + ":///opt"]))
+    found = [(name, match.group(0)) for name, text in tracked_texts() for match in [telling.search(text)] if match]
+    assert not found
+
+
+def test_the_repository_address_stands_in_one_place_and_notebooks_agree():
+    address = PROJECT["urls"]["Repository"]
+    owner_and_name = address.removeprefix("https://github.com/")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text = path.read_text()
+        assert f"colab.research.google.com/github/{owner_and_name}/blob/main/notebooks/{path.name}" in text
+        assert f"git+{address}" in text
+
+
+def test_the_library_never_imports_the_course():
+    for path in (ROOT / "sslcourse").glob("*.py"):
+        if path.name != "__main__.py":  # the door to the command line
+            assert "sslcourse.course" not in re.sub(r'"""[\s\S]*?"""', "", path.read_text(), count=1), path.name
+
+
+def test_files_stay_short_enough_to_read():
+    long = {p.name: n for p in (ROOT / "sslcourse").rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
