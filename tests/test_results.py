@@ -118,7 +118,7 @@ def test_write_refuses_what_is_not_a_record(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = results.write(make(), tmp_path)
     before = path.read_text()
-    monkeypatch.setattr(results.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError):
         results.write(make(notes="newer"), tmp_path)
     assert path.read_text() == before and list(tmp_path.iterdir()) == [path]

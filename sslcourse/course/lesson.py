@@ -7,7 +7,6 @@ lesson.finish(headline="SimCLR: 89 % with 100 labels", records=[...])
 """
 
 import contextlib
-import html
 import math
 import os
 import platform
@@ -16,7 +15,7 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -348,19 +347,3 @@ def say(text: str) -> None:
     from IPython.display import display
 
     display({"text/markdown": text, "text/plain": text}, raw=True)
-
-
-def quiz(question: str, choices: Sequence[tuple[str, bool, str]]) -> None:
-    """Show a question. Each choice is (text, whether it is right, explanation); the explanation unfolds on a click, without any widget."""
-    if not any(correct for _, correct, _ in choices) or not all(explanation.strip() for _, _, explanation in choices):
-        raise ValueError("a quiz needs at least one right choice, and an explanation for every choice")
-    verdict = {True: "Right.", False: "Not quite."}
-    parts, plain = [f"<p><strong>{html.escape(question)}</strong></p>"], [question]
-    for letter, (text, correct, explanation) in zip("abcdefghij", choices, strict=False):
-        answer = f"{verdict[bool(correct)]} {explanation}"
-        parts.append(
-            f'<details style="margin:0.2em 1em"><summary>{letter}) {html.escape(text)}</summary>'
-            f'<div style="margin:0.2em 1.5em">{html.escape(answer)}</div></details>'
-        )
-        plain.append(f"  {letter}) {text}\n     {answer}")
-    show("\n".join(parts), "\n".join(plain))

@@ -149,21 +149,12 @@ def test_expect_error_prints_the_error_and_insists_on_one(capsys):
         raise TypeError("another one")
 
 
-def test_quiz_explains_every_choice(capsys, monkeypatch):
-    choices = [("1 < 2", True, "It <is> so."), ("2 < 1", False, "Look again.")]
-    lessons.quiz("Which?", choices)
-    plain = capsys.readouterr().out
-    assert all(part in plain for part in ("Which?", "a) 1 < 2", "Right. It <is> so.", "b) 2 < 1", "Not quite. Look again."))
-    shown = []
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=1)))
-    fake = types.SimpleNamespace(display=lambda data, raw: shown.append(data))
-    monkeypatch.setitem(sys.modules, "IPython.display", fake)
-    lessons.quiz("Which?", choices)
-    assert shown[0]["text/html"].count("<details") == 2 and "It &lt;is&gt; so." in shown[0]["text/html"]
-    assert shown[0]["text/plain"] + "\n" == plain
-    for wrong in ([("x", False, "y")], [("x", True, " ")]):
-        with pytest.raises(ValueError, match="quiz needs"):
-            lessons.quiz("Which?", wrong)
+def test_say_shows_markdown_with_plain_text(capsys):
+    lessons.say("""
+        With **10** labels
+        it is 55 %.
+    """)
+    assert capsys.readouterr().out == "With **10** labels\nit is 55 %.\n"
 
 
 def test_colab_is_detected(monkeypatch):
