@@ -320,6 +320,10 @@ class Augmentation(nn.Module):
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
             raise ValueError(f"Augmentations take uint8 images (N, 3, H, W); this batch is {images.dtype} {tuple(images.shape)}.")
+        with torch.autocast(images.device.type, enabled=False):  # inside a bf16 context the matrix products would lose the pixels' bits
+            return self._augment(images, generator)
+
+    def _augment(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         drawn = self.draw(len(images), images.shape[2], images.shape[3], images.device, generator)
         if images.device.type != "cpu":
             return self.apply_drawn(images, drawn)

@@ -542,3 +542,16 @@ def test_both_devices_make_the_same_of_the_same_parameters():
     on_cpu = transform.apply_drawn(images, drawn)
     on_gpu = transform.to("cuda").apply_drawn(images.cuda(), {name: value.cuda() for name, value in drawn.items()})
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_views_are_the_same_inside_an_autocast_context(device):
+    images = colourful(4, 40, 40, device)
+    view = augment.simclr(32).to(device)
+    torch.manual_seed(1)
+    plain = view(images)
+    torch.manual_seed(1)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        inside = view(images)
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, plain, rtol=0, atol=0)
