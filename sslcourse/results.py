@@ -7,6 +7,7 @@ numbers from elsewhere (an original project, a paper). Reading never executes an
 import html
 import json
 import math
+import os
 import platform
 import re
 import statistics
@@ -267,6 +268,16 @@ def original_projects(lesson: int | None = None) -> list[dict]:
 def measured_costs(lesson: int) -> dict[str, dict]:
     """tier -> {"seconds", "peak_memory", "device", ...} as measured when the lesson was last stored; {} for what was not measured."""
     return json.loads((_REFERENCE / "costs.json").read_text(encoding="utf-8")).get(str(lesson), {})
+
+
+def record_costs(lesson: int, tier: str, seconds: float, peak_memory: int | None, device) -> None:
+    """Write down in the package what a lesson cost at a tier, for its set-up cell and the README to quote."""
+    path = _REFERENCE / "costs.json"
+    costs = json.loads(path.read_text(encoding="utf-8"))
+    measured = {"seconds": round(seconds, 1), "peak_memory": peak_memory, "device": device_name(device), "cores": os.cpu_count()}
+    measured |= {"torch": torch.__version__, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+    costs.setdefault(str(lesson), {})[tier] = measured
+    write_json(path, costs)
 
 
 def _wrong_with(content) -> str | None:

@@ -131,6 +131,16 @@ def test_git_commit_never_fails(monkeypatch):
     results.git_commit.cache_clear()
 
 
+def test_costs_are_kept_by_lesson_and_tier(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "_REFERENCE", tmp_path)
+    (tmp_path / "costs.json").write_text("{}")
+    results.record_costs(1, "smoke", 20.04, 900_000_000, "cpu")
+    results.record_costs(1, "cpu", 200.0, 1_100_000_000, "cpu")
+    costs = results.measured_costs(1)
+    assert list(costs) == ["cpu", "smoke"] and costs["smoke"]["seconds"] == 20.0 and costs["cpu"]["peak_memory"] == 1_100_000_000
+    assert results.measured_costs(2) == {}
+
+
 def test_percent():
     assert results.percent(0.873, 0.004) == "87.3 ± 0.4 %"
     assert results.percent(1 / 3) == "33.3 %"

@@ -49,6 +49,7 @@ def _parser(with_data: bool) -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="run finished lessons again")
     run.add_argument("--timeout", type=_seconds, help="seconds that one cell may take (default: no limit)")
     run.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
+    run.add_argument("--record-costs", action="store_true", help="keep time and memory in the package, for the lessons to quote")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(command=_run)
 
@@ -105,6 +106,14 @@ def _run(args: argparse.Namespace) -> int:
     )
     print()
     print(runner.summary_table(runs))
+    if args.record_costs:
+        from sslcourse import results
+        from sslcourse.course.lesson import resolve_tier
+
+        tier = resolve_tier(args.tier)
+        for lesson in runs:
+            if lesson.ok:
+                results.record_costs(lesson.number, tier, lesson.seconds, lesson.peak_memory, "cuda" if tier in ("gpu", "full") else "cpu")
     return 0 if all(lesson.ok for lesson in runs) else 1
 
 

@@ -261,11 +261,12 @@ def _report(lesson: Lesson) -> str:
         f"Python {platform.python_version()} · torch {torch.__version__} · sslcourse {__version__}" + (" · Colab" if in_colab() else ""),
     ]
     costs = results.measured_costs(lesson.number)
-    told = [f"{tier} {duration(c['seconds'])}, {memory(c['peak_memory'])}" for tier, c in costs.items()]
+    told = [f"{tier} {duration(costs[tier]['seconds'])}, {memory(costs[tier]['peak_memory'])}" for tier in TIERS if tier in costs]
     unmeasured = [tier for tier in TIERS if tier not in costs]
     if told:
-        device = next(iter(costs.values()))["device"]
-        lines.append(f"measured on {device}: {' · '.join(told)}" + (f" · {' and '.join(unmeasured)} not measured" if unmeasured else ""))
+        measured = next(iter(costs.values()))
+        rest = f" · {' and '.join(unmeasured)} not measured" if unmeasured else ""
+        lines.append(f"measured on {measured['cores']} cores of {measured['device']}: {' · '.join(told)}{rest}")
     if lesson.tier in ("gpu", "full") and lesson.device.type == "cpu":
         lines.append(f"There is no CUDA device here, so tier {lesson.tier!r} will take very long; TIER = 'cpu' is made for this machine.")
     return "\n".join(lines)
