@@ -32,15 +32,17 @@ class Pen:
 
     def __init__(self, canvas: ImageDraw.ImageDraw, width: int, rng: np.random.Generator, tilt: float):
         self.canvas, self.rng = canvas, rng
-        scale = rng.uniform(0.65, 1.0) * width
-        stretch = math.exp(rng.normal(0, 0.2))
-        shear = rng.normal(0, 0.2)
+        scale = rng.uniform(0.5, 0.98) * width
+        stretch = math.exp(rng.normal(0, 0.18))
+        shear = rng.normal(0, 0.15)
         mirror = rng.choice((-1.0, 1.0))
         # pose = translate · rotate · shear · stretch · mirror, as one 2×2 matrix and an offset
         cos, sin = math.cos(tilt), math.sin(tilt)
         turn, slant = np.array([[cos, -sin], [sin, cos]]), np.array([[1, shear], [0, 1]])
         self.matrix = scale * turn @ slant @ np.diag([mirror * stretch, 1 / stretch])
-        self.offset = width * (0.5 + rng.uniform(-0.08, 0.08, 2))
+        # a smaller object has more room to wander
+        room = max(0.04, 0.5 - 0.5 * scale / width)
+        self.offset = width * (0.5 + rng.uniform(-room, room, 2))
 
     def polygon(self, points, colour) -> None:
         points = (np.asarray(points, float) - 0.5) @ self.matrix.T + self.offset
@@ -189,7 +191,7 @@ def draw(class_index: int, rng: np.random.Generator, size: int = 32, shortcut: b
         for _ in range(rng.integers(0, 5)):
             x, y, radius = *rng.uniform(0, width, 2), rng.uniform(0.02, 0.1) * width
             canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(int(v) for v in rng.uniform(0, 255, 3)))
-    tilt = rng.normal(0, 0.25) if upright else rng.uniform(0, 2 * math.pi)
+    tilt = rng.normal(0, 0.2) if upright else rng.uniform(0, 2 * math.pi)
     pen = Pen(canvas, width, rng, tilt)
     _DRAWINGS[class_index](pen, *_colours(rng, float(field.mean()), shortcut))
     softness = rng.uniform(0, 0.5) * size / 32  # standard deviation of the blur, in pixels
