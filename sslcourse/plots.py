@@ -80,7 +80,7 @@ def images(pictures: Tensor, titles: Sequence[str] | None = None, columns: int =
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     figure.tight_layout(pad=0.3)
     told = "; ".join(t.replace("\n", ", ") for t in titles if t) if titles else "without titles"
-    show(figure, f"{title + '. ' if title else ''}{n} images in {rows} rows of {columns}: {told}.")
+    show(figure, f"{title + '. ' if title else ''}{n} images in {rows} row{'s' if rows > 1 else ''} of {columns}: {told}.")
 
 
 def unnormalise(views: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def test_images_as_bytes_and_as_views(shown):
     assert alt(shown) == "Five things. 5 images in 3 rows of 2: one; two; three; four, lines; five."
     shown.clear()
     plots.images(augment.evaluation(8)(PICTURES))
-    assert alt(shown) == "5 images in 1 rows of 5: without titles."
+    assert alt(shown) == "5 images in 1 row of 5: without titles."
 
 
 def test_images_that_cannot_be_shown_are_refused(shown):
