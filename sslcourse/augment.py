@@ -29,7 +29,7 @@ STD = (0.25, 0.25, 0.25)
 
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 weights, as torchvision has them
 CROP_ATTEMPTS = 10
-CHUNK_VALUES = 200_000  # floats a chunk on the CPU: about 0.8 MB, so that a chunk and its temporaries fit a core's level-2 cache
+CHUNK_VALUES = 400_000  # floats a chunk on the CPU: about 1.6 MB, so that a chunk fits the level-2 caches of two cores
 
 
 # --- operations with given parameters: x is float (N, 3, H, W) in 0..1, a parameter is (N,); out, where given, may be x itself ----------
@@ -314,7 +314,7 @@ class Augmentation(nn.Module):
             x = _where_asked(lambda rows, sigma: gaussian_blur(rows, sigma, self.reach), x, drawn["sigma"])
         if "solarize" in drawn:
             x = _where_asked(solarize, x, drawn["solarize"])
-        return torch.div(x.sub_(self.mean), self.std, out=out)
+        return torch.mul(x.sub_(self.mean), 1 / self.std, out=out)  # a product is twice as fast as a quotient here
 
     @torch.no_grad()
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

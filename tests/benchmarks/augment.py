@@ -8,8 +8,7 @@ with probability 0.8, grayscale 0.2, and blur with probability 0.5 from 64 pixel
 torchvision and lightly work image by image in a DataLoader with two worker processes, which run already when the clock starts; this
 package and kornia work on whole batches with two threads. The contenders take turns, several times round, and the median round counts.
 Run it on a quiet machine: two threads that work on one batch wait for each other at every operation, so that other programs on the same
-cores slow this package and kornia down more than they do separate worker processes. Threads here sleep while they wait
-(OMP_WAIT_POLICY=PASSIVE, unless the environment says otherwise), without which a busy machine makes both a hundred times slower.
+cores slow this package and kornia down more than they do separate worker processes.
 """
 
 import argparse
@@ -19,8 +18,6 @@ import statistics
 import sys
 import time
 import warnings
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, which reads it once
 
 import torch
 from torch.utils.data import DataLoader, Dataset
