@@ -76,7 +76,7 @@ def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None
         raise ValueError("a switchboard needs at least one fault")
     if headless():
         _rehearse(run, next(iter(faults)))
-        print(f"This switchboard ({', '.join(faults)}) works in JupyterLab and Colab. In a cell of your own: run(name).")
+        print(f"This switchboard ({', '.join(faults)}) works in JupyterLab and Colab. In a cell of your own: {run.__name__}(name).")
         return
     import ipywidgets
     from IPython.display import display
