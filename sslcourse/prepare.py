@@ -1,5 +1,6 @@
 """Get a data set ready: draw it, download it, or take it from an archive or folder of images."""
 
+import contextlib
 import os
 import pickle
 import re
@@ -177,7 +178,12 @@ def _download(name, data_dir, progress):
     target = data_dir / "downloads" / SOURCES[name].filename
     there = sum(path.stat().st_size for path in (target, target.with_name(target.name + ".part")) if path.exists())
     storage.require_free(data_dir, SOURCES[name].disk - there, f"Preparing {name}")
-    return downloads.fetch(source_url(name), target, checksum=SOURCES[name].checksum, progress=progress)
+    try:
+        return downloads.fetch(source_url(name), target, checksum=SOURCES[name].checksum, progress=progress)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # only an empty folder goes: a part that can be resumed stays
+        raise
 
 
 # --- Layouts ---

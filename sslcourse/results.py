@@ -365,6 +365,14 @@ def table(rows: Iterable[Mapping], columns: Sequence[str] | None = None, caption
     return Table(columns, [[_cell(row, column) for column in columns] for row in rows], caption)
 
 
+def readme_table(records: Iterable[Mapping]) -> str:
+    """Records as the Markdown table of a README: what was found, with how many labels and runs, where and in what time."""
+    order = sorted(records, key=lambda r: (r["lesson"], r["dataset"], r["labels"] or math.inf, r["method"]))
+    rows = [r | {"runs": len(r["seeds"]), "pixels": r["image_size"], "lesson took": f"{r['seconds'] / 60:.1f} min"} for r in order]
+    columns = ["lesson", "method", "dataset", "pixels", "labels", "network", "top1", "top3", "runs", "tier", "lesson took"]
+    return table(rows, columns)._repr_markdown_()
+
+
 def _cell(row: Mapping, column: str) -> str:
     if column in row.get("metrics", {}):
         metric = row["metrics"][column]

@@ -307,7 +307,7 @@ def test_broken_archives_leave_nothing(tmp_path, mirror, monkeypatch):
     (mirror.folder / "flower_photos.zip").write_bytes(b"something else")
     with pytest.raises(CourseError, match="does not match its published md5"):
         quiet("flowers", tmp_path / "data")
-    assert [path.name for path in (tmp_path / "data").rglob("*")] == ["downloads"]
+    assert list((tmp_path / "data").rglob("*")) == []
 
 
 def test_the_disk_is_checked_before_the_download(tmp_path, mirror, monkeypatch):
@@ -392,3 +392,12 @@ def test_real_cats_and_dogs(tmp_path):
     loaded = datasets.load("pets", tmp_path)
     assert loaded.num_classes == 2 and loaded.size == 48
     assert [len(part) for part in (loaded.train_images, loaded.validation_images, loaded.test_images)] == [540, 60, 600]
+
+
+def test_a_download_that_never_began_leaves_no_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(prepare.MIRROR, "http://127.0.0.1:9")  # nobody listens on the discard port
+    monkeypatch.setattr(prepare.storage, "require_free", lambda *a: None)
+    monkeypatch.setattr(prepare.downloads.fetch, "__kwdefaults__", prepare.downloads.fetch.__kwdefaults__ | {"retries": 0})
+    with pytest.raises(CourseError, match="cannot be reached"):
+        prepare.prepare("cifar10", tmp_path / "data", progress=False)
+    assert list((tmp_path / "data").iterdir()) == []

@@ -11,6 +11,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from sslcourse import results
+from sslcourse.course.lesson import duration, memory
+
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -59,6 +62,25 @@ def test_readme_names_the_commands_that_exist():
     targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
     named = set(re.findall(r"\bmake ([a-z]+)", readme))
     assert {"run", "test", "lab"} <= named <= targets
+
+
+def test_links_and_pictures_of_the_readme_exist():
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_result_table_of_the_readme_is_made_from_the_reference_records():
+    made = results.readme_table(results.reference())
+    assert made in (ROOT / "README.md").read_text(), f"put this table into README.md:\n{made}"
+
+
+def test_costs_in_the_readme_are_the_measured_ones():
+    readme = (ROOT / "README.md").read_text()
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        costs = results.measured_costs(int(path.name[:2]))
+        (row,) = [line for line in readme.splitlines() if f"notebooks/{path.name})" in line and line.startswith("|")]
+        for tier in ("smoke", "cpu"):
+            assert f"{duration(costs[tier]['seconds'])}, {memory(costs[tier]['peak_memory'])}" in row
 
 
 def test_ci_runs_the_test_command_of_the_readme():

@@ -120,7 +120,7 @@ def _run(args: argparse.Namespace) -> int:
 def _notebooks(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from sslcourse.course import notebook_files, selection
+    from sslcourse.course import notebook_files, runner, selection
     from sslcourse.course.lesson import resolve_tier
 
     paths = selection.matching(args.lessons, selection.find_notebooks(args.notebooks))
@@ -128,7 +128,7 @@ def _notebooks(args: argparse.Namespace) -> int:
         tier = resolve_tier(args.tier)
         for path in paths:
             print(f"{path.name}: tier {tier}, data set {args.dataset}", flush=True)
-            notebook_files.execute_and_store(path, tier, args.dataset)
+            runner.store(path, tier, args.dataset)
     elif args.clean:
         for path in paths:
             print(f"{path.name}: {'cleaned' if notebook_files.clean(path) else 'in its stored form already'}")
@@ -157,5 +157,5 @@ def _results(args: argparse.Namespace) -> int:
     if not records:
         raise CourseError(f"There are no result records in {folder}; a lesson writes them in its last cell.")
     made = results.table(records)
-    print(made._repr_markdown_() if args.markdown else made)
+    print(results.readme_table(records) if args.markdown else made)
     return 0

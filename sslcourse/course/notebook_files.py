@@ -1,6 +1,6 @@
 """Notebooks as files: what a stored notebook has to look like, and how it gets that way.
 
-`problems` lists what is wrong with a file, `clean` puts right what can be put right without running it, and `execute_and_store` runs it
+`problems` lists what is wrong with a file, and `clean` puts right what can be put right without running it; `runner.store` runs it
 and replaces it. The lessons are stored with their outputs, so that a reader on the web sees every figure.
 """
 
@@ -8,7 +8,6 @@ import ast
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -217,22 +216,3 @@ def strip_outputs(path: Path | str, out: Path | str) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     save(notebook, out)
     return out
-
-
-def execute_and_store(path: Path | str, tier: str = "cpu", dataset: str = "toybox", progress: bool = True) -> None:
-    """Run a notebook from the top and replace it by the result, in its stored form and with its parameters cell as it was.
-
-    Raises CourseError, naming the cell, if a cell fails; the file is then left as it was. Result records go to a temporary folder.
-    """
-    from sslcourse.course import runner
-
-    path = Path(path).resolve()
-    given = runner.lesson_parameters(load(path), path.name)
-    with tempfile.TemporaryDirectory() as scratch:
-        values = {"TIER": tier, "DATASET": dataset, "RESULTS_DIR": str(Path(scratch) / "results")}
-        values = {name: value for name, value in values.items() if name in given}
-        done = Path(scratch) / path.name
-        failure = runner.execute(path, done, values, cwd=path.parent, progress=progress)
-        if failure is not None:
-            raise CourseError(f"{path.name} was not stored, because {failure}")
-        save(normalise(load(done)), path)

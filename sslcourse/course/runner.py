@@ -204,6 +204,23 @@ def _last_started(path: Path) -> str:
     return ""
 
 
+def store(path: Path | str, tier: str = "cpu", dataset: str = "toybox", progress: bool = True) -> None:
+    """Run a notebook from the top and replace it by the result, in its stored form and with its parameters cell as it was.
+
+    Raises CourseError, naming the cell, if a cell fails; the file is then left as it was. Result records go to a temporary folder.
+    """
+    path = Path(path).resolve()
+    given = lesson_parameters(notebook_files.load(path), path.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        values = {"TIER": tier, "DATASET": dataset, "RESULTS_DIR": str(Path(scratch) / "results")}
+        values = {name: value for name, value in values.items() if name in given}
+        done = Path(scratch) / path.name
+        failure = execute(path, done, values, cwd=path.parent, progress=progress)
+        if failure is not None:
+            raise CourseError(f"{path.name} was not stored, because {failure}")
+        notebook_files.save(notebook_files.normalise(notebook_files.load(done)), path)
+
+
 @contextlib.contextmanager
 def _this_interpreter() -> Iterator[str]:
     """A kernel that is this very interpreter, whatever 'python3' means on the machine: a kernelspec that lives as long as the run."""

@@ -76,7 +76,8 @@ def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None
         raise ValueError("a switchboard needs at least one fault")
     if headless():
         _rehearse(run, next(iter(faults)))
-        print(f"This switchboard ({', '.join(faults)}) works in JupyterLab and Colab. In a cell of your own: {run.__name__}(name).")
+        name = getattr(run, "__name__", "run")
+        print(f"This switchboard ({', '.join(faults)}) works in JupyterLab and Colab. In a cell of your own: {name}(fault).")
         return
     import ipywidgets
     from IPython.display import display

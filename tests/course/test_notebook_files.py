@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from sslcourse.course import notebook_files
+from sslcourse.course import notebook_files, runner
 from sslcourse.errors import CourseError
 
 PNG = base64.b64encode(b"\x89PNG").decode()
@@ -169,11 +169,11 @@ def test_what_is_no_notebook_gets_a_sentence(tmp_path):
             notebook_files.problems(tmp_path / name)
 
 
-def test_execute_and_store_replaces_the_file_by_a_clean_run(write_notebook):
+def test_store_replaces_the_file_by_a_clean_run(write_notebook):
     cells = ["print(TIER, DATASET, SEED)", "import os; print(os.environ['SSLCOURSE_HEADLESS'], len(os.listdir(RESULTS_DIR or '.')))"]
     path = write_notebook("01_first.ipynb", cells[0], "import tempfile; assert tempfile.gettempdir() in RESULTS_DIR")
     parameters = nbformat.read(path, as_version=4).cells[1].source
-    notebook_files.execute_and_store(path, tier="smoke", progress=False)
+    runner.store(path, tier="smoke", progress=False)
     assert notebook_files.problems(path) == []
     notebook = nbformat.read(path, as_version=4)
     assert [cell.source for cell in notebook.cells[1:3]] == [parameters, cells[0]]
@@ -184,5 +184,5 @@ def test_a_run_that_fails_leaves_the_file_as_it_was(write_notebook):
     path = write_notebook("01_first.ipynb", "1 / 0")
     before = path.read_bytes()
     with pytest.raises(CourseError, match="01_first.ipynb was not stored, because cell .*ZeroDivisionError"):
-        notebook_files.execute_and_store(path, tier="smoke", progress=False)
+        runner.store(path, tier="smoke", progress=False)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
