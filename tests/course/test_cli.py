@@ -111,7 +111,7 @@ def test_results_prints_the_table(tmp_path, capsys):
     assert cli.main(["results", str(tmp_path / "runs")]) == 0  # the folder of a run
     assert "Supervised  ours    toybox   100     50.0 %" in capsys.readouterr().out
     assert cli.main(["results", str(tmp_path / "runs" / "results"), "--markdown"]) == 0
-    assert "| Supervised | ours | toybox | 100 | 50.0 % |" in capsys.readouterr().out
+    assert "| 1 | Supervised | toybox | – | 100 | – | 50.0 % |" in capsys.readouterr().out
     assert cli.main(["results", str(tmp_path)]) == 1
     assert "no result records" in capsys.readouterr().err
 
