@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from sslcourse import __version__, results
 from sslcourse.course import lesson as lessons
 from sslcourse.course import notebook_files
@@ -173,6 +175,8 @@ def execute(
     with contextlib.ExitStack() as stack:
         kernel = stack.enter_context(_this_interpreter())
         stream = stack.enter_context(open(log, "w", encoding="utf-8")) if log else None
+        if stream and progress:
+            stream = _Echo(stream)
         try:
             papermill.execute_notebook(
                 *names,
@@ -193,6 +197,21 @@ def execute(
             message = next((line for line in str(error).strip().splitlines() if line.strip()), "")
             return Failure(None, _last_started(target), f"{type(error).__name__}: {message}"[:500])
     return None
+
+
+class _Echo:
+    """A lesson's log, which also shows what the lesson prints, as it comes, above the progress bar: a cell can take minutes."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def write(self, text: str) -> None:
+        self.log.write(text)
+        for line in filter(str.strip, text.splitlines()):
+            tqdm.write(f"    {line}", file=sys.stderr)
+
+    def flush(self) -> None:
+        self.log.flush()
 
 
 def _last_started(path: Path) -> str:

@@ -305,3 +305,13 @@ def test_executed_notebooks_can_be_read_and_hold_the_parameters(go, write_notebo
     notebook = nbformat.read(tmp_path / "out" / "01_first.ipynb", as_version=4)
     assert notebook.cells[-1].outputs[0].text == "smoke 3\n"
     assert json.loads((tmp_path / "out" / "run.json").read_text())["lessons"]["01_first"]["status"] == "done"
+
+
+def test_what_a_lesson_prints_is_shown_while_it_runs_and_logged(write_notebook, go, tmp_path, capsys):
+    write_notebook("01_first.ipynb", "print('half way'); print('there')")
+    assert [run.status for run in go(progress=True)] == ["done"]
+    shown = capsys.readouterr().err
+    assert "    half way" in shown and "    there" in shown
+    assert (tmp_path / "out" / "logs" / "01_first.log").read_text() == "half way\nthere\n"
+    go(progress=False, resume=False)
+    assert "half way" not in capsys.readouterr().err
