@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ SPLITS = ("train", "validation", "test")
 VALIDATION_FRACTION = 0.1
 VALIDATION_SEED = 0
 STATISTICS_SAMPLE = 10_000
+BETWEEN_RENAMES = 10  # looks, 0.02 s apart, at a folder that another process may be replacing
 
 
 # --- Views: things with a shape that give images by slice, so that a data set larger than memory can be copied ---
@@ -139,17 +140,18 @@ def fresh_folder(target):
 
 
 def _put_in_place(folder, target, seen):
+    # -> whether it was this folder that was put there.
     # A rename onto a folder that is not empty fails on every system, so two processes cannot mix their files.
     for _ in range(10):
         try:
             os.rename(folder, target)
-            return
+            return True
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.ENOTDIR) or not target.exists():
                 raise
         _refuse_foreign(target)
         if _identity(target) != seen:
-            return  # another process has finished the same thing meanwhile: its folder stays, somebody may be reading it
+            return False  # another process has finished the same thing meanwhile: its folder stays, somebody may be reading it
         old = target.parent / f".{target.name}-{uuid.uuid4().hex[:12]}.partial"
         try:
             os.rename(target, old)
@@ -168,11 +170,15 @@ def _identity(folder):
 
 def _refuse_foreign(folder):
     # Only a folder that this module wrote may ever be replaced: a person's own photos are never deleted.
-    if folder.exists() and not (folder / "about.json").exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CourseError(
-            f"{folder} exists and is not a prepared data set, so nothing was written there. Choose another --name or --data-dir, "
-            "or delete it yourself if it is the rest of a broken data set."
-        )
+    for _ in range(BETWEEN_RENAMES):
+        with suppress(FileNotFoundError):
+            if not folder.exists() or (folder / "about.json").exists() or (folder.is_dir() and not any(folder.iterdir())):
+                return
+        time.sleep(0.02)  # it may have gone while it was looked at: another process is replacing it
+    raise CourseError(
+        f"{folder} exists and is not a prepared data set, so nothing was written there. Choose another --name or --data-dir, "
+        "or delete it yourself if it is the rest of a broken data set."
+    )
 
 
 # --- Write ---
@@ -253,7 +259,12 @@ def write(folder, parts, *, name, class_names, source, options=None, progress=Tr
         about = describe(stored, name=name, class_names=class_names, source=source, options=options)
         del stored  # an open map would keep a folder from being renamed on some systems
         (work / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _put_in_place(work, folder, seen)
+        if _put_in_place(work, folder, seen):
+            return about
+    for _ in range(BETWEEN_RENAMES):
+        with suppress(CourseError):
+            return read_about(folder)
+        time.sleep(0.02)  # yet another process is replacing it
     return read_about(folder)
 
 

@@ -188,6 +188,18 @@ def test_two_processes_at_once_leave_one_whole_folder(tmp_path):
     assert len(datasets.load("mine", tmp_path).test_images) == 40
 
 
+def test_a_folder_replaced_right_after_it_was_written_is_no_error(tmp_path, monkeypatch):
+    in_place = storage._put_in_place
+
+    def and_then_gone(folder, target, seen):
+        done = in_place(folder, target, seen)
+        target.rename(tmp_path / "taken away by another process")
+        return done
+
+    monkeypatch.setattr(storage, "_put_in_place", and_then_gone)
+    write(tmp_path / "mine")  # what it wrote is known without reading it back
+
+
 def test_what_another_process_finished_meanwhile_stays(tmp_path, monkeypatch):
     write(tmp_path / "mine")
     describe, inner = storage.describe, []
