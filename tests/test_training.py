@@ -14,14 +14,7 @@ from torch.nn import functional as F
 from sslcourse import augment, models, training
 from sslcourse.errors import CourseError
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit for bit the same on every machine, and no waiting for other threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class NeverTouched:
