@@ -130,17 +130,7 @@ class ImageSet:
         The choice depends only on `seed` and the labels, and it is nested: the images for 10 a class are among those for 20 a class.
         Rows keep their order. ValueError if `per_class` < 1 or a class has fewer images than that.
         """
-        if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
-            raise ValueError(f"per_class is {per_class!r}; it must be a whole number of at least 1.")
-        labels = self.train_labels.cpu().numpy()
-        order = np.random.default_rng(seed).permutation(len(labels))  # one order for all, cut per class: this is what nests
-        chosen = []
-        for label, name in enumerate(self.class_names):
-            rows = order[labels[order] == label]
-            if len(rows) < per_class:
-                raise ValueError(f"Class {name!r} has {len(rows)} training images, fewer than per_class={per_class}.")
-            chosen.append(rows[:per_class])
-        rows = torch.from_numpy(np.sort(np.concatenate(chosen))).to(self.train_labels.device)
+        rows = few_rows(self.train_labels, self.class_names, per_class, seed).to(self.train_labels.device)
         return replace(self, train_images=self.train_images[rows], train_labels=self.train_labels[rows], folds=None)
 
     def __repr__(self):
@@ -148,6 +138,21 @@ class ImageSet:
         numbers = " · ".join(f"{len(images):,} {part}" for part, images in counts)
         shared = " (unlabeled is train)" if self.unlabeled is self.train_images else ""
         return f"{self.name}: {self.num_classes} classes, {self.size}×{self.size} · {numbers}{shared} · {self.train_images.device}"
+
+
+def few_rows(labels, class_names, per_class, seed=0):
+    """-> sorted int64 indices (classes · per_class,) of `per_class` random rows of each class; see `ImageSet.few_labels`."""
+    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
+        raise ValueError(f"per_class is {per_class!r}; it must be a whole number of at least 1.")
+    labels = labels.cpu().numpy()
+    order = np.random.default_rng(seed).permutation(len(labels))  # one order for all, cut per class: this is what nests
+    chosen = []
+    for label, name in enumerate(class_names):
+        rows = order[labels[order] == label]
+        if len(rows) < per_class:
+            raise ValueError(f"Class {name!r} has {len(rows)} training images, fewer than per_class={per_class}.")
+        chosen.append(rows[:per_class])
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
 def load(name="toybox", data_dir="data", size=None, device="cpu", **options):

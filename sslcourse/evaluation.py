@@ -1,45 +1,26 @@
-"""How good is it, and how sure can we be? Predictions, top-k accuracy, confusion, standard errors and comparisons."""
+"""How good is an encoder or a classifier? Predictions, kNN, linear probe, fine-tuning, retrieval, confusion and comparisons.
 
+Everything that chooses, chooses on the validation split. The test split is measured only where `split="test"` says so.
+"""
+
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import NormalDist
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
-from sslcourse import augment
-from sslcourse.loaders import TensorLoader
-from sslcourse.training import autocast, choose_precision, evaluation_mode
+from sslcourse.features import FeatureSet, feature_set, features, knn_scores, neighbours, predict  # noqa: F401  (public here)
+from sslcourse.models import Classifier
+from sslcourse.training import History, fit_classifier
+from sslcourse.uncertainty import mean_and_error, standard_error, wilson_interval  # noqa: F401  (public here)
 
-
-@torch.no_grad()
-def predict(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    size: int | None = None,
-    transform: nn.Module | None = None,
-    batch_size: int = 512,
-    precision: str = "fp32",
-) -> Tensor:
-    """Logits of a classifier in evaluation mode, whatever mode it was in (which is put back).
-
-    images: uint8 (N, 3, H, W). size: resize to it first. transform: uint8 -> normalised float; `augment.evaluation` when None.
-    Returns float32 (N, classes) on the CPU. The order of the images and the size of the batches do not change a prediction.
-    """
-    device = next(model.parameters(), images).device
-    precision = choose_precision(device, precision)
-    transform = (transform if transform is not None else augment.evaluation(size or images.shape[2])).to(device)
-    pieces = []
-    with evaluation_mode(model):
-        for (x,) in TensorLoader(images, batch_size=batch_size, device=device):
-            with autocast(device, precision):
-                pieces.append(model(transform(x).contiguous(memory_format=torch.channels_last)).float().cpu())
-    return torch.cat(pieces)
+PENALTIES = (0.001, 0.01, 0.1, 1.0)  # inverse strengths of the probe's weight penalty, scikit-learn's C
 
 
 @dataclass
@@ -49,6 +30,7 @@ class Result:
     logits: Tensor  # (N, C)
     labels: Tensor  # (N,)
     class_names: Sequence[str]
+    settings: dict = field(default_factory=dict)  # what was chosen on the way, such as the probe's penalty
 
     @property
     def n(self) -> int:
@@ -127,33 +109,120 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     return (best == labels.unsqueeze(1)).any(1).float().mean().item()
 
 
-def standard_error(accuracy: float, n: int) -> float:
-    """Standard error of an accuracy measured on n images: sqrt(a(1 − a)/n). It knows nothing of the luck of the training run."""
-    if not 0 <= accuracy <= 1 or n < 1:
-        raise ValueError(f"accuracy must lie in 0..1 and n be at least 1, not {accuracy} and {n}.")
-    return math.sqrt(accuracy * (1 - accuracy) / n)
+# --- measuring an encoder -------------------------------------------------------------------------------------------------------------
 
 
-def wilson_interval(accuracy: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval for an accuracy measured on n images that stays inside 0..1 and holds near its ends too (Wilson 1927)."""
-    if not 0 <= accuracy <= 1 or n < 1:
-        raise ValueError(f"accuracy must lie in 0..1 and n be at least 1, not {accuracy} and {n}.")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    centre = (accuracy + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _check_features(found) -> None:
+    if not isinstance(found, FeatureSet):
+        raise TypeError(f"This needs a FeatureSet, from evaluation.feature_set(encoder, images), not {type(found).__name__}.")
+    if not len(found.train):
+        raise ValueError("There are no labelled training rows: use an ImageSet with train_images.")
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of several runs and its standard error (sample deviation / sqrt(runs)); the error of a single run is unknown: NaN."""
-    values = [float(v) for v in values]
-    if not values:
-        raise ValueError("mean_and_error needs at least one value.")
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, math.nan
-    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
+def _result(logits: Tensor, found: FeatureSet, split: str, settings: dict) -> Result:
+    _, labels = found.split(split)
+    if not len(labels):
+        raise ValueError(f"The {split} split is empty, so nothing can be measured on it.")
+    return Result(logits, labels, found.class_names, settings)
+
+
+def knn_accuracy(found: FeatureSet, *, k: int = 20, temperature: float = 0.1, split: str = "validation") -> Result:
+    """The weighted vote of the k nearest training rows (Wu et al. 2018, section 3.4), for each row of a split. Nothing is trained.
+
+    found: from `feature_set`; its train rows are the bank. k is cut to their number.
+    """
+    _check_features(found)
+    rows, _ = found.split(split)
+    scores = knn_scores(found.train, found.train_labels, rows, len(found.class_names), k, temperature)
+    return _result(scores.clamp_min(1e-12).log(), found, split, {"k": min(k, len(found.train)), "temperature": temperature})
+
+
+def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Sequence[float] = PENALTIES) -> Result:
+    """Logistic regression on frozen features, each scaled to mean 0 and deviation 1 over the training rows.
+
+    found: from `feature_set`. penalties: values of scikit-learn's C (small is a strong penalty); the one with the best accuracy on the
+    validation split is taken, the stronger of equals, and noted in `.settings`. Without validation rows there has to be one value only.
+    split: where the chosen probe is then measured.
+    Protocol: Zhang et al. 2016 and Chen et al. 2020, section 2.3.
+    """
+    _check_features(found)
+    penalties = sorted(penalties)
+    if not penalties or penalties[0] <= 0:
+        raise ValueError(f"penalties must be positive numbers, at least one, not {penalties}.")
+    if len(penalties) > 1 and not len(found.validation):
+        raise ValueError("Choosing among penalties needs validation rows, and there are none; give one value, such as penalties=(0.1,).")
+    classes, labels = len(found.class_names), found.train_labels.numpy()
+    if len(np.unique(labels)) < 2:
+        raise ValueError("A probe needs labelled rows of at least two classes.")
+    mean, std = found.train.mean(0), found.train.std(0, correction=0)
+    std = torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0)  # a feature that never changes stays at 0
+
+    def scaled(rows: Tensor) -> np.ndarray:
+        return ((rows - mean) / std).double().numpy()
+
+    train, best = scaled(found.train), None
+    for c in penalties:
+        probe = LogisticRegression(C=c, max_iter=1000).fit(train, labels)
+        accuracy = probe.score(scaled(found.validation), found.validation_labels.numpy()) if len(penalties) > 1 else 0.0
+        if best is None or accuracy > best[0]:
+            best = accuracy, c, probe
+    _, c, probe = best
+    rows, _ = found.split(split)
+    logits = torch.full((len(rows), classes), -math.inf)
+    logits[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(probe.predict_log_proba(scaled(rows))).float().clamp_min(-100)
+    return _result(logits, found, split, {"C": c, "features": found.dim})
+
+
+@dataclass
+class FineTuned(Result):
+    """A Result with the network that gave it and the History of its training."""
+
+    model: nn.Module | None = None
+    history: History | None = None
+
+
+def fine_tune(
+    encoder: nn.Module, images, epochs: int, *, split: str = "validation", lr: float = 2e-3, encoder_lr_scale: float = 0.5, **options
+) -> FineTuned:
+    """Train a copy of the encoder and a new linear layer on the labelled images, then measure on a split. The encoder itself is left alone.
+
+    images: an ImageSet, usually with few labels. lr: of the new layer; the encoder's is encoder_lr_scale times that.
+    options: those of `training.fit_classifier`.
+    Protocol: Chen et al. 2020, section 4.2 (semi-supervised).
+    """
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split is one of train, validation, test, not {split!r}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.get("seed", 0))
+        model = Classifier(copy.deepcopy(encoder).requires_grad_(True), len(images.class_names)).to(next(encoder.parameters()).device)
+    history = fit_classifier(model, images, epochs, lr=lr, lr_scales={"encoder": encoder_lr_scale}, **options)
+    measured = evaluate(model, getattr(images, f"{split}_images"), getattr(images, f"{split}_labels"), images.class_names)
+    return FineTuned(measured.logits, measured.labels, measured.class_names, history.settings, model, history)
+
+
+@dataclass
+class Retrieval:
+    """For each query of a split, its nearest training images: indices, cosines and whether they show the same class, each (Q, k)."""
+
+    indices: Tensor
+    similarities: Tensor
+    right: Tensor
+
+    @property
+    def precision(self) -> float:
+        """Part of the neighbours that show the query's class."""
+        return self.right.float().mean().item()
+
+
+def retrieve(found: FeatureSet, *, k: int = 8, split: str = "validation") -> Retrieval:
+    """The k training images most alike to each image of a split, by the cosine of their features, the most alike first."""
+    _check_features(found)
+    rows, labels = found.split(split)
+    similarities, indices = neighbours(found.train, rows, k)
+    return Retrieval(indices, similarities, found.train_labels[indices] == labels.unsqueeze(1))
+
+
+# --- comparing ------------------------------------------------------------------------------------------------------------------------
 
 
 def paired_difference(first: Result, second: Result) -> tuple[float, float]:

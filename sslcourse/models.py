@@ -1,67 +1,34 @@
-"""Encoders, and what is put on top of them.
+"""Encoders, what is put on top of them, and one module for each method of pretraining.
 
-An encoder maps normalised images, float (N, 3, H, W), to features (N, feature_dim), and says its `feature_dim`.
-Whatever is trained on top, the encoder is what is kept.
+An encoder maps normalised images, float (N, 3, H, W), to features (N, feature_dim). Whatever is trained on top, the encoder is what is
+kept. A method is an nn.Module that holds an encoder and its augmentation: forward(uint8 images) is the loss, a scalar.
 """
+
+import copy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def conv_block(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
-    """3×3 convolution, batch normalisation, ReLU, and where asked a 2×2 max-pool that halves the sides."""
-    layers = [nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
-    if pool:
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
-
-
-class Residual(nn.Module):
-    """Two conv blocks and a shortcut around them: x + f(x)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.body = nn.Sequential(conv_block(channels, channels), conv_block(channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+from sslcourse import augment, diagnostics, losses
+from sslcourse.encoders import (  # noqa: F401  (public here: models.resnet9, ...)
+    Encoder,
+    Residual,
+    ResNet,
+    ResNet9,
+    conv_block,
+    count_parameters,
+    resnet9,
+    resnet18,
+    resnet50,
+    to_channels_last,
+)
 
 
-class ResNet9(nn.Module):
-    """Eight convolutions and (with a classifier) one linear layer: see `resnet9`."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.feature_dim = 8 * width
-        self.blocks = nn.Sequential(
-            conv_block(3, width),  # (N, w, H, W)
-            conv_block(width, 2 * width, pool=True),  # (N, 2w, H/2, W/2)
-            Residual(2 * width),
-            conv_block(2 * width, 4 * width, pool=True),  # (N, 4w, H/4, W/4)
-            conv_block(4 * width, 8 * width, pool=True),  # (N, 8w, H/8, W/8)
-            Residual(8 * width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise ValueError(
-                f"An encoder takes normalised float images (N, 3, H, W), from an augmentation; this batch is {x.dtype} {tuple(x.shape)}."
-            )
-        if min(x.shape[2:]) < 8:
-            raise ValueError(f"ResNet-9 halves the sides three times and needs images of 8 pixels or more, not {tuple(x.shape[2:])}.")
-        return F.adaptive_max_pool2d(self.blocks(x), 1).flatten(1)  # (N, 8w)
-
-
-def resnet9(width: int = 64) -> ResNet9:
-    """The small residual network of the STL-10 project: (N, 3, H, W) -> (N, 8·width), H and W 8 pixels or more.
-
-    width: channels of the first convolution; 64 has 6.6 million parameters, 16 has 0.4 million.
-    The network comes from David Page's DAWNBench entry (2018); He et al. 2016 is where its shortcuts come from.
-    """
-    if int(width) != width or width < 1:
-        raise ValueError(f"width is the number of channels of the first convolution and must be a positive whole number, not {width}.")
-    return ResNet9(int(width))
+def _feature_dim(encoder: nn.Module) -> int:
+    if not hasattr(encoder, "feature_dim"):
+        raise ValueError(f"An encoder must say its feature_dim, the width of its features; {type(encoder).__name__} has none.")
+    return encoder.feature_dim
 
 
 class Classifier(nn.Module):
@@ -72,13 +39,11 @@ class Classifier(nn.Module):
 
     def __init__(self, encoder: nn.Module, num_classes: int, dropout: float = 0.2):
         super().__init__()
-        if not hasattr(encoder, "feature_dim"):
-            raise ValueError(f"An encoder must say its feature_dim, the width of its features; {type(encoder).__name__} has none.")
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, not {num_classes}.")
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(encoder.feature_dim, num_classes)
+        self.head = nn.Linear(_feature_dim(encoder), num_classes)
         nn.init.normal_(self.head.weight, std=1e-3)
         nn.init.zeros_(self.head.bias)
 
@@ -86,11 +51,173 @@ class Classifier(nn.Module):
         return self.head(self.dropout(self.encoder(x)))
 
 
-def count_parameters(module: nn.Module) -> int:
-    """How many numbers are trained."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+# --- heads ----------------------------------------------------------------------------------------------------------------------------
 
 
-def to_channels_last(module: nn.Module) -> nn.Module:
-    """Store convolution weights channels-last, which CPUs and tensor cores convolve faster. Values do not change."""
-    return module.to(memory_format=torch.channels_last)
+def _mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int, last_norm: bool) -> nn.Sequential:
+    for name, value in (("in_dim", in_dim), ("hidden_dim", hidden_dim), ("out_dim", out_dim), ("layers", layers)):
+        if int(value) != value or value < 1:
+            raise ValueError(f"{name} must be a positive whole number, not {value}.")
+    widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
+    parts = []
+    for k in range(layers - 1):  # the bias would be taken away again by the batch normalisation that follows
+        parts += [nn.Linear(widths[k], widths[k + 1], bias=False), nn.BatchNorm1d(widths[k + 1]), nn.ReLU(inplace=True)]
+    parts.append(nn.Linear(widths[-2], widths[-1], bias=not last_norm))
+    if last_norm:
+        parts.append(nn.BatchNorm1d(out_dim, affine=False))
+    return nn.Sequential(*parts)
+
+
+class ProjectionHead(nn.Sequential):
+    """Features (N, in_dim) -> projections (N, out_dim): linear, batch normalisation, ReLU, linear (Chen et al. 2020, section 2.1).
+
+    layers: linear layers in all; 1 is a linear head. last_norm: batch normalisation without scale or shift on the output too.
+    The loss is computed on projections; what is kept and evaluated are the features before this head.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2, last_norm: bool = False):
+        super().__init__(*_mlp(in_dim, hidden_dim, out_dim, layers, last_norm))
+
+
+class PredictionHead(nn.Sequential):
+    """Projections (N, in_dim) -> predictions (N, out_dim) of another projection: linear, batch normalisation, ReLU, linear (Grill 2020)."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2):
+        super().__init__(*_mlp(in_dim, hidden_dim, out_dim, layers, last_norm=False))
+
+
+# --- methods --------------------------------------------------------------------------------------------------------------------------
+
+
+class Method(nn.Module):
+    """What the methods share. forward(images uint8 (N, 3, H, W)) -> scalar loss.
+
+    encoder: what is kept. augmentation: a module of `augment`; None takes the method's own at the size of the first images it sees.
+    metrics: numbers of the last forward beside the loss, as detached scalars on the device.
+    """
+
+    def __init__(self, encoder: nn.Module, augmentation: nn.Module | None):
+        super().__init__()
+        self.feature_dim = _feature_dim(encoder)
+        self.encoder, self.augmentation = encoder, augmentation
+        self.metrics: dict[str, Tensor] = {}
+
+    def default_augmentation(self, size: int) -> nn.Module:
+        raise NotImplementedError
+
+    def chance_loss(self, batch_size: int) -> float:
+        """The loss when nothing has been learned, for batches of this many images."""
+        raise NotImplementedError
+
+    def augment(self, images: Tensor) -> Tensor | list[Tensor]:
+        """The augmentation's views of uint8 images, on their device."""
+        if self.augmentation is None:
+            self.augmentation = self.default_augmentation(images.shape[-1]).to(images.device)
+        return self.augmentation(images)
+
+    def two_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Two views of every image, each (N, 3, size, size)."""
+        if isinstance(self.augmentation, augment.TwoViews):
+            return tuple(self.augment(images))
+        return tuple(self.augment(torch.cat([images, images])).chunk(2))
+
+    def encode(self, views: Tensor) -> Tensor:
+        """Normalised views (N, 3, H, W) -> features (N, feature_dim)."""
+        return self.encoder(views.contiguous(memory_format=torch.channels_last))
+
+
+def four_rotations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Every image by 0, 1, 2 and 3 quarter turns counter-clockwise: x (N, 3, H, H) -> images (4N, 3, H, H), labels (4N,) int64.
+
+    All images unturned first, then all by one turn, and so on. A quarter turn moves pixels and computes nothing, so it leaves no trace
+    of interpolation by which a network could tell it (Gidaris et al. 2018, section 2.2).
+    """
+    if x.dim() != 4 or x.shape[2] != x.shape[3]:
+        raise ValueError(f"Quarter turns need square images (N, 3, H, H), not {tuple(x.shape)}.")
+    turned = torch.cat([torch.rot90(x, k, dims=(2, 3)) for k in range(4)])
+    return turned, torch.arange(4, device=x.device).repeat_interleave(len(x))
+
+
+class Rotation(Method):
+    """Tell by how many quarter turns an image was rotated (RotNet; Gidaris, Singh, Komodakis 2018).
+
+    all_rotations: every image by all four rotations, so N images make a batch of 4N; otherwise one random rotation each.
+    metrics: rotation_accuracy.
+    """
+
+    def __init__(self, encoder: nn.Module, augmentation: nn.Module | None = None, all_rotations: bool = True):
+        super().__init__(encoder, augmentation)
+        self.all_rotations = all_rotations
+        self.head = nn.Linear(self.feature_dim, 4)
+        nn.init.normal_(self.head.weight, std=1e-3)
+        nn.init.zeros_(self.head.bias)
+
+    def default_augmentation(self, size: int) -> nn.Module:
+        return augment.weak(size)
+
+    def chance_loss(self, batch_size: int) -> float:
+        return diagnostics.chance_loss("rotation")
+
+    def logits(self, views: Tensor) -> Tensor:
+        """Normalised views (N, 3, H, W) -> (N, 4), one score for each number of quarter turns."""
+        return self.head(self.encode(views))
+
+    def forward(self, images: Tensor) -> Tensor:
+        turned, turns = four_rotations(self.augment(images))
+        if not self.all_rotations:
+            n = len(images)
+            chosen = torch.arange(n, device=turned.device) + n * torch.randint(4, (n,), device=turned.device)
+            turned, turns = turned[chosen], turns[chosen]
+        logits = self.logits(turned).float()
+        self.metrics = {"rotation_accuracy": (logits.detach().argmax(1) == turns).float().mean()}
+        return F.cross_entropy(logits, turns)
+
+
+class SimCLR(Method):
+    """Two views of an image shall be more alike than views of different images (Chen, Kornblith, Norouzi, Hinton 2020).
+
+    hidden_dim, out_dim, layers: the projection head's. temperature: that of the NT-Xent loss. views_together: encode both views in one
+    pass, so that batch normalisation sees both and cannot tell them apart; False encodes one after the other.
+    metrics: positive_similarity, the mean cosine of the two views' projections.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        augmentation: nn.Module | None = None,
+        *,
+        hidden_dim: int = 256,
+        out_dim: int = 64,
+        layers: int = 2,
+        last_norm: bool = False,
+        temperature: float = 0.2,
+        views_together: bool = True,
+    ):
+        super().__init__(encoder, augmentation)
+        self.projector = ProjectionHead(self.feature_dim, hidden_dim, out_dim, layers, last_norm)
+        self.temperature, self.views_together = temperature, views_together
+
+    def default_augmentation(self, size: int) -> nn.Module:
+        return augment.simclr(size)
+
+    def chance_loss(self, batch_size: int) -> float:
+        return diagnostics.chance_loss("simclr", batch_size=batch_size)
+
+    def project(self, views: Tensor) -> Tensor:
+        """Normalised views (N, 3, H, W) -> projections (N, out_dim)."""
+        return self.projector(self.encode(views))
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, second = self.two_views(images)
+        if self.views_together:
+            z0, z1 = self.project(torch.cat([first, second])).chunk(2)
+        else:
+            z0, z1 = self.project(first), self.project(second)
+        with torch.no_grad():
+            self.metrics = {"positive_similarity": F.cosine_similarity(z0.float(), z1.float()).mean()}
+        return losses.nt_xent(z0, z1, self.temperature)
+
+
+def fresh_copy(module: nn.Module) -> nn.Module:
+    """The same network with the same weights, sharing nothing: for training one of the two."""
+    return copy.deepcopy(module)

@@ -1,17 +1,14 @@
-"""Training: the loop, its schedule, mixed precision, checkpoints that resume exactly, and the History that it leaves.
+"""Training: one loop for classifiers and for every method of pretraining.
 
 Nothing inside the loop waits for the device: losses are added up where they are computed and read once an epoch.
 """
 
-import io
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,153 +16,106 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sslcourse import augment
-from sslcourse.errors import CourseError
-from sslcourse.files import write_atomically, write_json
+from sslcourse import augment, diagnostics
+from sslcourse.checkpoints import CHECKPOINT_FORMAT, History, load_checkpoint, save_checkpoint  # noqa: F401  (public here too)
+from sslcourse.features import features, knn_scores
 from sslcourse.loaders import TensorLoader
 from sslcourse.models import to_channels_last
+from sslcourse.optimizers import decayed_and_not, make_optimizer, one_cycle  # noqa: F401  (public here too)
+from sslcourse.precision import PRECISIONS, autocast, choose_precision, evaluation_mode  # noqa: F401  (public here too)
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-CHECKPOINT_FORMAT = 1
-
-
-# --- precision ------------------------------------------------------------------------------------------------------------------------
-
-
-def choose_precision(device: torch.device, precision: str = "auto") -> str:
-    """The arithmetic of the forward pass: "auto" becomes what is faster on this device.
-
-    On CUDA that is bf16 where the card computes it natively (compute capability 8 and later) and fp16 on older cards such as the T4.
-    On a CPU it is bf16 where the processor has matrix tiles for it (Intel AMX: 2.3 times faster for a ResNet-9 of width 16 at 32×32,
-    batch 256, two cores, torch 2.15) and fp32 elsewhere, where bf16 is emulated and slower.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    if device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
-        return "bf16"
-    return "fp32"
+WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1e-6}
+LOOK_IMAGES = 5_000  # labelled images that the kNN of a look searches, at most
 
 
-def autocast(device: torch.device, precision: str):
-    """A context in which the forward pass runs in `precision`, one of fp32, bf16 and fp16."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-# --- what a run leaves ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class History:
-    """One row of numbers an epoch (or every few), in order. `history["loss"]` is a column; NaN where a row has no such number."""
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-    settings: dict = field(default_factory=dict)
-    stopped: str = ""  # why the run ended early, in a sentence
-
-    def __getitem__(self, name: str) -> list[float]:
-        if not any(name in row for row in self.rows):
-            known = sorted({key for row in self.rows for key in row})
-            raise KeyError(f"History has no column {name!r}; it has {', '.join(known) or 'no rows yet'}.")
-        return [row.get(name, math.nan) for row in self.rows]
-
-    @property
-    def final(self) -> dict[str, float]:
-        return self.rows[-1] if self.rows else {}
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write it as JSON, which has no NaN: a number that is not finite becomes null."""
-        rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in self.rows]
-        write_json(path, {"rows": rows, "settings": self.settings, "stopped": self.stopped})
-
-
-# --- checkpoints ----------------------------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History) -> None:
-    """Everything that a run needs to go on exactly: states of the parts, random generators, history. Written atomically."""
-    state = {
-        "format": CHECKPOINT_FORMAT,
-        "settings": settings,
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-        "history": {"rows": history.rows, "stopped": history.stopped},
-        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
-    }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    try:
-        write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        raise CourseError(f"{path} could not be written ({error.strerror}). Free some disk space or name another folder.") from error
-
-
-def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History) -> None:
-    """Put the states of `save_checkpoint` back into the parts, the history and the random generators.
-
-    Raises CourseError when the file is not a checkpoint of this course, is damaged, or belongs to a run with other settings.
-    """
-    way_out = "Delete it to start the run anew, or name another file."
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        known = state["format"] == CHECKPOINT_FORMAT
-        theirs = dict(state["settings"])
-    except Exception as error:  # torch raises many kinds for what is not its file; each means the same to the reader
-        raise CourseError(f"{path} cannot be read as a checkpoint of this course ({type(error).__name__}). {way_out}") from error
-    if not known:
-        raise CourseError(f"{path} was written in checkpoint format {state['format']}; this version reads {CHECKPOINT_FORMAT}. {way_out}")
-    differing = [f"{name} {theirs.get(name)!r} there and {value!r} here" for name, value in settings.items() if theirs.get(name) != value]
-    if differing:
-        raise CourseError(f"{path} belongs to a run with other settings: {'; '.join(differing)}. {way_out}")
-    try:
-        for name, part in parts.items():
-            part.load_state_dict(state["parts"][name])
-        history.rows[:], history.stopped = state["history"]["rows"], state["history"]["stopped"]
-        torch.set_rng_state(state["rng"]["cpu"])
-        if state["rng"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CourseError(f"{path} does not fit this model or optimizer ({str(error).splitlines()[0]}). {way_out}") from error
-
-
-# --- the pieces of the loop -----------------------------------------------------------------------------------------------------------
-
-
-def decayed_and_not(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameter groups: weight decay on matrices and kernels, none on biases and normalisation (Goyal et al. 2017, section 5.3)."""
-    decayed = [p for p in module.parameters() if p.requires_grad and p.dim() > 1]
-    others = [p for p in module.parameters() if p.requires_grad and p.dim() <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: float = 0.2) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rate up along a line for the first `warmup` part of the steps, then down along a cosine to nothing (Smith 2018)."""
-    rise = max(1, round(warmup * steps))
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, the whole model is in evaluation mode; afterwards each of its modules is in the mode it had, frozen parts too."""
-    modes = [(module, module.training) for module in model.modules()]
+def _run(
+    model: nn.Module,
+    loader: TensorLoader,
+    loss_of: Callable[..., tuple[Tensor, Mapping[str, Tensor]]],
+    look: Callable[[int, bool], dict | None],
+    *,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    lr: float,
+    warmup: float,
+    clip_norm: float | None,
+    device: torch.device,
+    precision: str,
+    seed: int,
+    settings: dict,
+    checkpoint: str | os.PathLike | None,
+    stop_after: int | None,
+    progress: bool,
+    name: str,
+    stacklevel: int = 3,
+) -> History:
+    """The loop. loss_of(*batch) -> loss and further scalars; look(epoch, last) -> further columns, or None for no row at this epoch."""
+    schedule = one_cycle(optimizer, lr, epochs * len(loader), warmup)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "loader": loader}
+    history = History(settings=settings)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    after_step = getattr(model, "after_step", None)  # a moving average, where a method keeps one
+    steps = epochs * len(loader)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        if checkpoint and Path(checkpoint).exists():
+            load_checkpoint(checkpoint, settings, parts, history)
+        quiet = {} if progress else {"disable": True}  # not disable=False: that would overrule the environment's TQDM_DISABLE
+        started = time.perf_counter() - history.final.get("seconds", 0.0)
+        bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, file=sys.stderr, **quiet)
+        model.train()
+        last = epochs if stop_after is None else min(epochs, stop_after)
+        while loader.epoch < last and not history.stopped:
+            totals: dict[str, Tensor] = {}
+            for number, batch in enumerate(loader):
+                loss, others = loss_of(*batch)
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                if clip_norm is not None:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(trained, clip_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                schedule.step()
+                if after_step is not None:
+                    after_step((loader.epoch - 1) * len(loader) + number + 1, steps)
+                for key, value in {"loss": loss.detach(), **others}.items():
+                    totals[key] = totals[key] + value if key in totals else value.clone()
+            epoch = loader.epoch
+            means = {key: (total / len(loader)).item() for key, total in totals.items()}
+            bar.update()
+            if not math.isfinite(means["loss"]):
+                history.stopped = f"The loss was {means['loss']} in epoch {epoch}; lower lr (it is {lr:g}) or look for bad inputs."
+                warnings.warn(history.stopped, stacklevel=stacklevel)
+            more = look(epoch, epoch == last or bool(history.stopped))
+            if more is not None:
+                row = {"epoch": epoch, "step": epoch * len(loader), "lr": schedule.get_last_lr()[0], **means, **more}
+                row["seconds"] = time.perf_counter() - started
+                history.rows.append(row)
+                bar.set_postfix_str(_in_short(row))
+                if checkpoint:
+                    save_checkpoint(checkpoint, settings, parts, history)
+        bar.close()
     model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    return history
+
+
+def _in_short(row: Mapping[str, float]) -> str:
+    """What the progress bar says beside the time."""
+    texts = [f"loss {row['loss']:.3f}" + (f" (chance {row['chance_loss']:.3f})" if "chance_loss" in row else "")]
+    texts += [
+        f"{label} {100 * row[key]:.1f} %" for key, label in (("validation_accuracy", "validation"), ("knn_accuracy", "kNN")) if key in row
+    ]
+    texts += [f"std {row['feature_std']:.3f}"] if "feature_std" in row else []
+    return ", ".join(texts)
+
+
+def _check_budget(epochs: int, lr: float, what: str) -> None:
+    if epochs < 1:
+        raise ValueError(f"epochs is the number of passes over the {what} images and must be at least 1, not {epochs}.")
+    if not (lr > 0 and math.isfinite(lr)):
+        raise ValueError(f"lr must be positive, not {lr}.")
 
 
 @torch.no_grad()
@@ -190,6 +140,7 @@ def fit_classifier(
     lr: float = 2e-3,
     weight_decay: float = 0.05,
     label_smoothing: float = 0.1,
+    lr_scales: Mapping[str, float] | None = None,
     augmentation: nn.Module | None = None,
     validate_every: int = 1,
     device: str | torch.device | None = None,
@@ -204,7 +155,8 @@ def fit_classifier(
 
     model: normalised float images (N, 3, size, size) -> logits (N, classes); trained in place, left in evaluation mode.
     images: a datasets.ImageSet. epochs: passes over the labelled images. batch_size: at most the number of labelled images is used.
-    lr: the peak of the one-cycle schedule. augmentation: a module of `augment`; `augment.weak` of the images' size when None.
+    lr: the peak of the one-cycle schedule. lr_scales: part of the model -> factor on its learning rate, such as {"encoder": 0.1}.
+    augmentation: a module of `augment`; `augment.weak` of the images' size when None.
     validate_every: epochs between two looks at the validation split; 0 looks once, at the end. The test split is never touched.
     precision: auto, fp32, bf16 or fp16. seed: order of the images, augmentation and dropout; the caller's random state is left alone.
     checkpoint: a file, written at every look at the validation split; if it exists, the run goes on from it, and on a CPU with the same
@@ -214,10 +166,7 @@ def fit_classifier(
     A loss that is not finite ends the run at the end of that epoch, with a warning.
     Loss and schedule: Müller et al. 2019 (label smoothing), Loshchilov and Hutter 2019 (AdamW), Smith 2018 (one cycle).
     """
-    if epochs < 1:
-        raise ValueError(f"epochs is the number of passes over the labelled images and must be at least 1, not {epochs}.")
-    if not lr > 0:
-        raise ValueError(f"lr must be positive, not {lr}.")
+    _check_budget(epochs, lr, "labelled")
     device = torch.device(device) if device is not None else next(model.parameters()).device
     precision = choose_precision(device, precision)
     to_channels_last(model.to(device))
@@ -228,55 +177,117 @@ def fit_classifier(
     loader = TensorLoader(
         images.train_images, images.train_labels, batch_size=batch_size, shuffle=True, drop_last=True, seed=seed, device=device
     )
-    optimizer = torch.optim.AdamW(decayed_and_not(model, weight_decay), lr=lr)
-    schedule = one_cycle(optimizer, lr, epochs * len(loader))
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     settings = {
         "task": "fit_classifier", "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing, "precision": precision, "seed": seed, "images": len(images.train_labels), "size": size,
-        "augmentation": augmentation.extra_repr(), "parameters": sum(p.numel() for p in model.parameters()),
+        "label_smoothing": label_smoothing, "lr_scales": dict(lr_scales or {}), "precision": precision, "seed": seed,
+        "images": len(images.train_labels), "size": size, "augmentation": augmentation.extra_repr(),
+        "parameters": sum(p.numel() for p in model.parameters()),
     }  # fmt: skip
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "loader": loader}
-    history = History(settings=settings)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        if checkpoint and Path(checkpoint).exists():
-            load_checkpoint(checkpoint, settings, parts, history)
-        quiet = {} if progress else {"disable": True}  # not disable=False: that would overrule the environment's TQDM_DISABLE
-        started = time.perf_counter() - history.final.get("seconds", 0.0)
-        bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, file=sys.stderr, **quiet)
-        model.train()
-        last = epochs if stop_after is None else min(epochs, stop_after)
-        while loader.epoch < last and not history.stopped:
-            total = torch.zeros((), device=device)
-            for x, y in loader:
-                x = augmentation(x).contiguous(memory_format=torch.channels_last)
-                with autocast(device, precision):
-                    logits = model(x)
-                loss = F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                schedule.step()
-                total += loss.detach()
-            epoch = loader.epoch
-            mean_loss = (total / len(loader)).item()
-            bar.update()
-            if not math.isfinite(mean_loss):
-                history.stopped = f"The loss was {mean_loss} in epoch {epoch}; lower lr (it is {lr:g}) or look for bad inputs."
-                warnings.warn(history.stopped, stacklevel=2)
-            if history.stopped or epoch == last or (validate_every and epoch % validate_every == 0):
-                row = {"epoch": epoch, "step": epoch * len(loader), "lr": schedule.get_last_lr()[0], "loss": mean_loss}
-                if len(images.validation_labels):
-                    row["validation_loss"], row["validation_accuracy"] = _loss_and_accuracy(
-                        model, images.validation_images, images.validation_labels, plain, device, precision
-                    )
-                    bar.set_postfix_str(f"validation {100 * row['validation_accuracy']:.1f} %")
-                row["seconds"] = time.perf_counter() - started
-                history.rows.append(row)
-                if checkpoint:
-                    save_checkpoint(checkpoint, settings, parts, history)
-        bar.close()
-    model.eval()
-    return history
+
+    def loss_of(x: Tensor, y: Tensor):
+        x = augmentation(x).contiguous(memory_format=torch.channels_last)
+        with autocast(device, precision):
+            logits = model(x)
+        return F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing), {}
+
+    def look(epoch: int, last: bool) -> dict | None:
+        if not last and not (validate_every and epoch % validate_every == 0):
+            return None
+        if not len(images.validation_labels):
+            return {}
+        seen = _loss_and_accuracy(model, images.validation_images, images.validation_labels, plain, device, precision)
+        return dict(zip(("validation_loss", "validation_accuracy"), seen, strict=True))
+
+    optimizer = torch.optim.AdamW(decayed_and_not(model, weight_decay, lr_scales), lr=lr)
+    return _run(
+        model, loader, loss_of, look, optimizer=optimizer, epochs=epochs, lr=lr, warmup=0.2, clip_norm=None, device=device,
+        precision=precision, seed=seed, settings=settings, checkpoint=checkpoint, stop_after=stop_after, progress=progress, name=name,
+    )  # fmt: skip
+
+
+def pretrain(
+    method: nn.Module,
+    images,
+    epochs: int,
+    *,
+    batch_size: int = 128,
+    lr: float = 2e-3,
+    optimizer: str = "adamw",
+    weight_decay: float | None = None,
+    warmup: float = 0.1,
+    clip_norm: float | None = None,
+    lr_scales: Mapping[str, float] | None = None,
+    look_every: int = 5,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    seed: int = 0,
+    checkpoint: str | os.PathLike | None = None,
+    stop_after: int | None = None,
+    progress: bool = True,
+    name: str = "pretraining",
+) -> History:
+    """Train a method (`models.Rotation`, `models.SimCLR`, ...) on `images.unlabeled`, without any label.
+
+    method: forward(uint8 (N, 3, H, W)) -> scalar loss; trained in place, left in evaluation mode. images: a datasets.ImageSet.
+    epochs: passes over the unlabelled images. batch_size: images a step; a last smaller batch is left out. lr: the peak of a cosine
+    schedule that rises along a line for the first `warmup` part of the steps. optimizer: adamw, sgd or lars; weight_decay: 0.05, 5e-4 and
+    1e-6 for them when None, never on biases and normalisation. clip_norm: largest norm of the whole gradient; None does not clip.
+    lr_scales: part of the method -> factor on its learning rate.
+    look_every: epochs between two looks at the encoder, and once at the end; 0 never looks. A look measures, in evaluation mode, how spread
+    the features of the validation images are (`diagnostics.collapse`), and how many of them the nearest labelled training images (5,000 at
+    most) classify rightly. Labels are used for this measuring only. The test split is never touched.
+    device, precision, seed, checkpoint, stop_after: as in `fit_classifier`; the checkpoint is written after every epoch.
+
+    Returns the History, a row an epoch: epoch, step, lr, loss, chance_loss, the method's own metrics, seconds; at looks also feature_std,
+    healthy_std, feature_rank, knn_accuracy. A loss that is not finite ends the run at the end of that epoch, with a warning.
+    Schedule: Loshchilov and Hutter 2017, as in SimCLR (Chen et al. 2020, section 2.2).
+    """
+    _check_budget(epochs, lr, "unlabelled")
+    device = torch.device(device) if device is not None else next(method.parameters()).device
+    precision = choose_precision(device, precision)
+    if getattr(method, "augmentation", method) is None:
+        method.augmentation = method.default_augmentation(images.size)
+    to_channels_last(method.to(device))
+    if weight_decay is None:
+        weight_decay = WEIGHT_DECAY.get(optimizer, 0.0)
+    loader = TensorLoader(images.unlabeled, batch_size=batch_size, shuffle=True, drop_last=True, seed=seed, device=device)
+    chance = method.chance_loss(batch_size) if hasattr(method, "chance_loss") else None
+    augmentation = getattr(method, "augmentation", None)
+    settings = {
+        "task": "pretrain", "method": type(method).__name__, "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
+        "weight_decay": weight_decay, "warmup": warmup, "clip_norm": clip_norm, "lr_scales": dict(lr_scales or {}), "precision": precision,
+        "seed": seed, "images": len(images.unlabeled), "size": images.size, "augmentation": repr(augmentation),
+        "parameters": sum(p.numel() for p in method.parameters()),
+    }  # fmt: skip
+
+    def loss_of(x: Tensor):
+        with autocast(device, precision):
+            loss = method(x)
+        return loss, getattr(method, "metrics", {})
+
+    def look(epoch: int, last: bool) -> dict:
+        row = {} if chance is None else {"chance_loss": chance}
+        if not look_every or not (last or epoch % look_every == 0) or not len(images.validation_labels):
+            return row
+        return row | _look_at(method.encoder, images, precision)
+
+    made = make_optimizer(optimizer, method, lr, weight_decay, lr_scales=lr_scales)
+    return _run(
+        method, loader, loss_of, look, optimizer=made, epochs=epochs, lr=lr, warmup=warmup, clip_norm=clip_norm, device=device,
+        precision=precision, seed=seed, settings=settings, checkpoint=checkpoint, stop_after=stop_after, progress=progress, name=name,
+    )  # fmt: skip
+
+
+def _look_at(encoder: nn.Module, images, precision: str) -> dict[str, float]:
+    """Spread of the features of the validation images, and the accuracy of their nearest labelled neighbours."""
+    z = features(encoder, images.validation_images, precision=precision)
+    if not z.isfinite().all():
+        return {}  # the loss tells
+    spread = diagnostics.collapse(z)
+    row = {"feature_std": spread.std, "healthy_std": z.shape[1] ** -0.5, "feature_rank": spread.effective_rank}
+    n = min(LOOK_IMAGES, len(images.train_labels))
+    if n:
+        bank = features(encoder, images.train_images[:n], precision=precision)
+        scores = knn_scores(bank, images.train_labels[:n].cpu(), z, len(images.class_names))
+        row["knn_accuracy"] = (scores.argmax(1) == images.validation_labels.cpu()).float().mean().item()
+    return row

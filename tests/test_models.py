@@ -97,7 +97,7 @@ def test_channels_last_changes_no_value():
 
 @pytest.mark.parametrize("shape", [(2, 3, 7, 7), (2, 3, 32, 7), (2, 3, 4, 32)])
 def test_too_small_images_are_refused_with_a_sentence(shape):
-    with pytest.raises(ValueError, match="8 pixels or more, not"):
+    with pytest.raises(ValueError, match="8 pixels or more a side, not"):
         models.resnet9(4)(torch.randn(shape))
 
 

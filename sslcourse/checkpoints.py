@@ -1,0 +1,82 @@
+"""What a run leaves: its History, and checkpoints from which it goes on exactly where it was."""
+
+import io
+import math
+import os
+from dataclasses import dataclass, field
+
+import torch
+
+from sslcourse.errors import CourseError
+from sslcourse.files import write_atomically, write_json
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass
+class History:
+    """One row of numbers an epoch (or every few), in order. `history["loss"]` is a column; NaN where a row has no such number."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    settings: dict = field(default_factory=dict)
+    stopped: str = ""  # why the run ended early, in a sentence
+
+    def __getitem__(self, name: str) -> list[float]:
+        if not any(name in row for row in self.rows):
+            known = sorted({key for row in self.rows for key in row})
+            raise KeyError(f"History has no column {name!r}; it has {', '.join(known) or 'no rows yet'}.")
+        return [row.get(name, math.nan) for row in self.rows]
+
+    @property
+    def final(self) -> dict[str, float]:
+        return self.rows[-1] if self.rows else {}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it as JSON, which has no NaN: a number that is not finite becomes null."""
+        rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in self.rows]
+        write_json(path, {"rows": rows, "settings": self.settings, "stopped": self.stopped})
+
+
+def save_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History) -> None:
+    """Everything that a run needs to go on exactly: states of the parts, random generators, history. Written atomically."""
+    state = {
+        "format": CHECKPOINT_FORMAT,
+        "settings": settings,
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "history": {"rows": history.rows, "stopped": history.stopped},
+        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise CourseError(f"{path} could not be written ({error.strerror}). Free some disk space or name another folder.") from error
+
+
+def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History) -> None:
+    """Put the states of `save_checkpoint` back into the parts, the history and the random generators.
+
+    Raises CourseError when the file is not a checkpoint of this course, is damaged, or belongs to a run with other settings.
+    """
+    way_out = "Delete it to start the run anew, or name another file."
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        known = state["format"] == CHECKPOINT_FORMAT
+        theirs = dict(state["settings"])
+    except Exception as error:  # torch raises many kinds for what is not its file; each means the same to the reader
+        raise CourseError(f"{path} cannot be read as a checkpoint of this course ({type(error).__name__}). {way_out}") from error
+    if not known:
+        raise CourseError(f"{path} was written in checkpoint format {state['format']}; this version reads {CHECKPOINT_FORMAT}. {way_out}")
+    differing = [f"{name} {theirs.get(name)!r} there and {value!r} here" for name, value in settings.items() if theirs.get(name) != value]
+    if differing:
+        raise CourseError(f"{path} belongs to a run with other settings: {'; '.join(differing)}. {way_out}")
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"][name])
+        history.rows[:], history.stopped = state["history"]["rows"], state["history"]["stopped"]
+        torch.set_rng_state(state["rng"]["cpu"])
+        if state["rng"]["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CourseError(f"{path} does not fit this model or optimizer ({str(error).splitlines()[0]}). {way_out}") from error

@@ -1,0 +1,132 @@
+"""Encoders: normalised images, float (N, 3, H, W), to features (N, feature_dim).
+
+Each says its `feature_dim`, and `feature_maps(x)` gives what every block on the way makes of the images, for looking inside.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet
+
+
+def conv_block(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
+    """3×3 convolution, batch normalisation, ReLU, and where asked a 2×2 max-pool that halves the sides."""
+    layers = [nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
+
+
+class Residual(nn.Module):
+    """Two conv blocks and a shortcut around them: x + f(x)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(conv_block(channels, channels), conv_block(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Encoder(nn.Module):
+    """Blocks in a row, and the pooling that makes one vector of the last feature map."""
+
+    blocks: nn.Sequential
+    feature_dim: int
+    smallest = 8  # pixels a side
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """What each block makes of normalised images (N, 3, H, W): a list of (N, channels, h, w), the last block's at the end."""
+        self._check(x)
+        maps = []
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(N, channels, h, w) -> (N, channels)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        return self.pool(self.blocks(x))
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise ValueError(
+                f"An encoder takes normalised float images (N, 3, H, W), from an augmentation; this batch is {x.dtype} {tuple(x.shape)}."
+            )
+        if min(x.shape[2:]) < self.smallest:
+            raise ValueError(f"This encoder needs images of {self.smallest} pixels or more a side, not {tuple(x.shape[2:])}.")
+
+
+class ResNet9(Encoder):
+    """Eight convolutions and (with a classifier) one linear layer: see `resnet9`."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.feature_dim = 8 * width
+        self.blocks = nn.Sequential(
+            conv_block(3, width),  # (N, w, H, W)
+            conv_block(width, 2 * width, pool=True),  # (N, 2w, H/2, W/2)
+            Residual(2 * width),
+            conv_block(2 * width, 4 * width, pool=True),  # (N, 4w, H/4, W/4)
+            conv_block(4 * width, 8 * width, pool=True),  # (N, 8w, H/8, W/8)
+            Residual(8 * width),
+        )
+
+    def pool(self, x: Tensor) -> Tensor:
+        return F.adaptive_max_pool2d(x, 1).flatten(1)  # (N, 8w)
+
+
+def resnet9(width: int = 64) -> ResNet9:
+    """The small residual network of the STL-10 project: (N, 3, H, W) -> (N, 8·width), H and W 8 pixels or more.
+
+    width: channels of the first convolution; 64 has 6.6 million parameters, 16 has 0.4 million.
+    The network comes from David Page's DAWNBench entry (2018); He et al. 2016 is where its shortcuts come from.
+    """
+    if int(width) != width or width < 1:
+        raise ValueError(f"width is the number of channels of the first convolution and must be a positive whole number, not {width}.")
+    return ResNet9(int(width))
+
+
+class ResNet(Encoder):
+    """torchvision's residual network without its classifier: a stem and four stages. See `resnet18` and `resnet50`."""
+
+    def __init__(self, network: resnet.ResNet, small_images: bool, max_pool: bool):
+        super().__init__()
+        self.feature_dim = network.fc.in_features
+        if small_images:  # the large stem would shrink 32 pixels to 8 before the first block sees them
+            network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        stem = [network.conv1, network.bn1, network.relu] + ([network.maxpool] if max_pool else [])
+        self.blocks = nn.Sequential(nn.Sequential(*stem), network.layer1, network.layer2, network.layer3, network.layer4)
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def resnet18(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
+    """ResNet-18 (He et al. 2016): normalised images (N, 3, H, W) -> (N, 512), 11.2 million parameters.
+
+    small_images: a first convolution of 3×3 with stride 1 in place of 7×7 with stride 2. max_pool: whether a 3×3 max-pool that halves
+    the sides follows; None means the usual pairing: none with small_images (32 pixels: SimCLR, appendix B.9), one with the large stem
+    (96 pixels and more). For 64 pixels take small_images=True, max_pool=True.
+    """
+    return ResNet(resnet.resnet18(weights=None), small_images, not small_images if max_pool is None else max_pool)
+
+
+def resnet50(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
+    """ResNet-50 (He et al. 2016): normalised images (N, 3, H, W) -> (N, 2048), 23.5 million parameters. Stems as in `resnet18`."""
+    return ResNet(resnet.resnet50(weights=None), small_images, not small_images if max_pool is None else max_pool)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def to_channels_last(module: nn.Module) -> nn.Module:
+    """Store convolution weights channels-last, which CPUs and tensor cores convolve faster. Values do not change."""
+    return module.to(memory_format=torch.channels_last)

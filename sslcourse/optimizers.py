@@ -1,0 +1,100 @@
+"""Optimizers and learning-rate schedules: which parameters decay, how the rate rises and falls, and LARS for large batches."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+def decayed_and_not(module: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None) -> list[dict]:
+    """Parameter groups: weight decay on matrices and kernels, none on biases and normalisation (Goyal et al. 2017, section 5.3).
+
+    lr_scales: a part's name (the beginning of its parameters' names, such as "encoder") -> factor on its learning rate.
+    Raises ValueError for a name that no parameter has.
+    """
+    scales = dict(lr_scales or {})
+    groups: dict[tuple[float, bool], list] = {}
+    met = set()
+    for name, p in module.named_parameters():
+        if not p.requires_grad:
+            continue
+        part = next((part for part in scales if name == part or name.startswith(part + ".")), None)
+        met.add(part)
+        groups.setdefault((scales.get(part, 1.0), p.dim() > 1), []).append(p)
+    missing = set(scales) - met
+    if missing:
+        raise ValueError(f"lr_scales names {', '.join(sorted(missing))}, and no trained parameter of {type(module).__name__} is called so.")
+    order = sorted(groups, reverse=True)  # matrices first
+    return [{"params": groups[key], "weight_decay": weight_decay if key[1] else 0.0, "lr_scale": key[0]} for key in order]
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: float = 0.2) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rate up along a line for the first `warmup` part of the steps, then down along a cosine to nothing.
+
+    Called one cycle (Smith 2018) in supervised training, and in pretraining a cosine schedule with warm-up (Loshchilov and Hutter 2017).
+    """
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a part of the steps and must be at least 0 and below 1, not {warmup}.")
+    rise = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose step on each matrix is a fixed part of that matrix's length (You, Gitman, Ginsburg 2017, algorithm 1).
+
+    trust: that part. Parameters with one dimension (biases, normalisation) get plain SGD, as in SimCLR and BYOL. For large batches.
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3):
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay), ("trust", trust)):
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, and is {value}.")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                step = p.grad
+                if p.dim() > 1:
+                    step = step.add(p, alpha=group["weight_decay"])
+                    length, gradient = p.norm(), step.norm()
+                    fits = (length > 0) & (gradient > 0)  # stays on the device
+                    step = step * torch.where(fits, group["trust"] * length / gradient, 1.0)
+                state = self.state[p]
+                velocity = state.setdefault("velocity", torch.zeros_like(p))
+                velocity.mul_(group["momentum"]).add_(step)
+                p.add_(velocity, alpha=-group["lr"])
+        return loss
+
+
+OPTIMIZERS = ("adamw", "sgd", "lars")
+
+
+def make_optimizer(
+    name: str, module: nn.Module, lr: float, weight_decay: float, momentum: float = 0.9, lr_scales: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """adamw (Loshchilov and Hutter 2019), sgd (Nesterov momentum) or lars, over the groups of `decayed_and_not`."""
+    groups = decayed_and_not(module, weight_decay, lr_scales)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    if name == "lars":
+        return LARS(groups, lr=lr, momentum=momentum)
+    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {name!r}.")
