@@ -50,12 +50,23 @@ def _percent(values) -> np.ndarray:
     return 100 * np.asarray(values, float)
 
 
+def _reference(axis, level: float, name: str) -> None:
+    """A dotted line across a panel, with its name at the right end."""
+    axis.axhline(level, color="black", linestyle=":", linewidth=1.2)
+    axis.text(0.99, level, name, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=8.5)
+
+
 def _name(i: int, names: Sequence[str] | None) -> str:
     return names[i] if names is not None else str(i)
 
 
-def images(pictures: Tensor, titles: Sequence[str] | None = None, columns: int = 10, title: str = "", zoom: float = 0.9) -> None:
-    """A sheet of images with optional titles. pictures: uint8 (N, 3, H, W), or normalised views, which are scaled back to be shown."""
+def images(
+    pictures: Tensor, titles: Sequence[str] | None = None, columns: int = 10, title: str = "", zoom: float = 0.9, also: str = ""
+) -> None:
+    """A sheet of images with optional titles. pictures: uint8 (N, 3, H, W), or normalised views, which are scaled back to be shown.
+
+    also: a sentence for the end of the alternative text.
+    """
     if not len(pictures):
         raise ValueError("There are no images to show.")
     if titles is not None and len(titles) != len(pictures):
@@ -80,7 +91,8 @@ def images(pictures: Tensor, titles: Sequence[str] | None = None, columns: int =
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     figure.tight_layout(pad=0.3)
     told = "; ".join(t.replace("\n", ", ") for t in titles if t) if titles else "without titles"
-    show(figure, f"{title + '. ' if title else ''}{n} images in {rows} row{'s' if rows > 1 else ''} of {columns}: {told}.")
+    start, end = f"{title}. " if title else "", f" {also}" if also else ""
+    show(figure, f"{start}{n} images in {rows} row{'s' if rows > 1 else ''} of {columns}: {told}.{end}")
 
 
 def unnormalise(views: Tensor) -> Tensor:
@@ -91,8 +103,29 @@ def unnormalise(views: Tensor) -> Tensor:
     return ((views * std + mean) * 255).round().clamp(0, 255).byte()
 
 
+def _line(axis, x, values, name: str, i: int, xlabel: str, ends: tuple[float, float], sparse: bool, errors=None) -> str:
+    """Draw one series in the i-th style and say where it goes. ends: the x between which the figure runs; sparse: as in `lines`."""
+    x, values = np.asarray(x, float), np.asarray(values, float)
+    looked = ~np.isnan(values) if sparse else np.full(len(values), True)
+    x, values = x[looked], values[looked]
+    style = {"label": name, "color": COLOURS[i % 8], "linestyle": LINES[i % 4], "marker": MARKERS[i % 8]}
+    if len(values) > 25:
+        style["markevery"] = len(values) // 12
+    if errors is not None:
+        axis.errorbar(x, values, yerr=np.nan_to_num(np.asarray(errors, float)[looked]), capsize=3, **style)
+    else:
+        axis.plot(x, values, **style)
+    finite = np.isfinite(values)
+    if not finite.any():
+        return f"{name} is never finite"
+    first, last, low, high = *values[finite][[0, -1]], values[finite].min(), values[finite].max()
+    also = "" if finite.all() else f", not finite from {xlabel} {x[~finite][0]:g}"
+    also += "" if (x[0], x[-1]) == ends else f", {xlabel} {x[0]:g} to {x[-1]:g}"
+    return f"{name} goes from {first:.3g} to {last:.3g} (least {low:.3g}, most {high:.3g}{also})"
+
+
 def lines(
-    x: Sequence[float],
+    x: Sequence[float] | Mapping[str, Sequence[float]],
     series: Mapping[str, Sequence[float]],
     *,
     title: str,
@@ -103,33 +136,29 @@ def lines(
     chance_name: str = "guessing",
     log_x: bool = False,
     ylim: tuple[float, float] | None = None,
+    sparse: bool = False,
     ax=None,
 ) -> None:
-    """One line a series over the same x, with error bars where given and a dotted line at the chance level."""
+    """One line a series over the same x, with error bars where given and a dotted line at the chance level.
+
+    x may be a mapping from the names of the series to the x of each. sparse: a NaN is a place where nobody looked, and the points on
+    both sides of it are joined; without it the line has a gap there and the alternative text says so.
+    """
+    own = {name: np.asarray(x.get(name, ()) if isinstance(x, Mapping) else x, float) for name in series}
+    if wrong := [name for name, values in series.items() if len(own[name]) != len(values)]:
+        raise ValueError(f"Each value needs its x: {wrong[0]!r} has {len(series[wrong[0]])} values and {len(own[wrong[0]])} x.")
+    everywhere = np.sort(np.concatenate([*own.values()])) if isinstance(x, Mapping) else np.asarray(x, float)
     figure, axis = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(6.4, 3.6))
-    told = []
+    told, ends = [], (everywhere[0], everywhere[-1])
     for i, (name, values) in enumerate(series.items()):
-        values = np.asarray(values, float)
-        style = {"label": name, "color": COLOURS[i % 8], "linestyle": LINES[i % 4], "marker": MARKERS[i % 8]}
-        if len(values) > 25:
-            style["markevery"] = len(values) // 12
-        if errors and name in errors:
-            axis.errorbar(x, values, yerr=np.nan_to_num(np.asarray(errors[name], float)), capsize=3, **style)
-        else:
-            axis.plot(x, values, **style)
-        finite = values[np.isfinite(values)]
-        gone = "" if len(finite) == len(values) else f", not finite from {xlabel} {x[int(np.argmax(~np.isfinite(values)))]:g}"
-        if len(finite):
-            told.append(f"{name} goes from {finite[0]:.3g} to {finite[-1]:.3g} (least {finite.min():.3g}, most {finite.max():.3g}{gone})")
-        else:
-            told.append(f"{name} is never finite")
+        told.append(_line(axis, own[name], values, name, i, xlabel, ends, sparse, (errors or {}).get(name)))
     if chance is not None:
-        axis.axhline(chance, color="black", linestyle=":", linewidth=1.2)
-        axis.text(0.99, chance, chance_name, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=8.5)
+        _reference(axis, chance, chance_name)
         told.append(f"{chance_name} is at {chance:.3g}")
     if log_x:
         axis.set_xscale("log")
-        axis.set_xticks(list(x), [f"{v:g}" for v in x])
+        ticks = np.unique(everywhere)
+        axis.set_xticks(ticks, [f"{v:g}" for v in ticks])
         axis.minorticks_off()
     if ylim:
         axis.set_ylim(*ylim)
@@ -138,7 +167,7 @@ def lines(
         axis.legend()
     if ax is None:
         figure.tight_layout()
-        show(figure, f"{title}. {ylabel} against {xlabel}, from {x[0]:g} to {x[-1]:g}: " + "; ".join(told) + ".")
+        show(figure, f"{title}. {ylabel} against {xlabel}, from {everywhere[0]:g} to {everywhere[-1]:g}: " + "; ".join(told) + ".")
 
 
 def training_curves(history, *, title: str, num_classes: int | None = None) -> None:
@@ -155,9 +184,8 @@ def training_curves(history, *, title: str, num_classes: int | None = None) -> N
         else:
             told.append(f"{name} is never finite")
     if num_classes:
-        guessing, across = math.log(num_classes), left.get_yaxis_transform()
-        left.axhline(guessing, color="black", linestyle=":", linewidth=1.2)
-        left.text(0.99, guessing, f"guessing, ln {num_classes}", transform=across, ha="right", va="bottom", fontsize=8.5)
+        guessing = math.log(num_classes)
+        _reference(left, guessing, f"guessing, ln {num_classes}")
         told.append(f"the loss of guessing is {guessing:.2f}")
     shown = [v for column in ("loss", "validation_loss") for v in history[column] if math.isfinite(v) and v > 0]
     if shown and max(shown) > 30 * min(shown):
@@ -174,6 +202,63 @@ def training_curves(history, *, title: str, num_classes: int | None = None) -> N
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     figure.tight_layout()
     show(figure, f"{title}. Two panels over {epochs[-1]:g} epochs: " + "; ".join(told) + ".")
+
+
+def _measured(history, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The epochs whose rows have this number, and the numbers; None when no row has it."""
+    try:
+        values = np.asarray(history[name], float)
+    except KeyError:
+        return None
+    has = np.array([name in row for row in history.rows]) if hasattr(history, "rows") else np.full(len(values), True)
+    return np.asarray(history["epoch"], float)[has], values[has]
+
+
+# heading, axis label, {column: name}, (column, name) of a constant to compare with
+_PRETRAINING = (
+    ("Loss", "loss", {"loss": "training loss"}, ("chance_loss", "chance")),
+    ("Accuracy", "accuracy, %", {"knn_accuracy": "kNN validation", "rotation_accuracy": "rotation"}, None),
+    ("Spread of the features", "standard deviation", {"feature_std": "feature spread"}, ("healthy_std", "healthy")),
+    ("Rank of the features", "effective rank", {"feature_rank": "feature rank"}, None),
+)
+
+
+def pretraining_curves(history, *, title: str) -> None:
+    """Loss, accuracy on the way and the meters of collapse, a panel each. history: a training.History; what it lacks is left out.
+
+    The columns: loss and the constant chance_loss; knn_accuracy and rotation_accuracy as fractions; feature_std, feature_rank and the
+    constant healthy_std. All but the loss may be NaN in most rows: their points are joined.
+    """
+    panels = [panel for panel in _PRETRAINING if any(_measured(history, column) for column in panel[2])]
+    if not panels:
+        raise ValueError("The history has no column of pretraining, neither a loss nor an accuracy nor the spread of the features.")
+    across = len(panels) if len(panels) < 4 else 2
+    rows = len(panels) // across
+    figure, axes = plt.subplots(rows, across, figsize=((5.4, 9.4, 10.8)[across - 1], 3.2 * rows + 0.2), squeeze=False)
+    told, ends = "", (history["epoch"][0], history["epoch"][-1])
+    for axis, (heading, ylabel, columns, constant) in zip(axes.flat, panels, strict=True):
+        found = [(column, name, _measured(history, column)) for column, name in columns.items() if _measured(history, column)]
+        goes = []
+        for i, (column, name, (epochs, values)) in enumerate(found):
+            goes.append(_line(axis, epochs, values * (100 if "%" in ylabel else 1), name, i, "epoch", ends, sparse=column != "loss"))
+        levels = constant and _measured(history, constant[0])
+        if levels and np.isfinite(levels[1]).any():
+            level = levels[1][np.isfinite(levels[1])][-1]
+            _reference(axis, level, f"{constant[1]}, {level:.3g}")
+            goes.append(f"{constant[1]} is {level:.3g}")
+        told += f" {ylabel.capitalize()}: {'; '.join(goes)}."
+        margin = 0.03 * (ends[1] - ends[0]) or 0.5  # of all epochs, so that a loss that broke off is seen to
+        axis.set(xlabel="epoch", ylabel=ylabel, xlim=(ends[0] - margin, ends[1] + margin))
+        axis.set_title(heading)
+        if "%" in ylabel:
+            axis.set_ylim(0, 100)
+            axis.legend()
+        else:
+            low, high = axis.get_ylim()
+            axis.set_ylim(low if heading == "Loss" else 0, high + 0.1 * (high - low))
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
+    figure.tight_layout()
+    show(figure, f"{title}. {len(panels)} panel{'s' if len(panels) > 1 else ''} over {ends[1]:g} epochs.{told}")
 
 
 def bars(
@@ -224,6 +309,66 @@ def confusion(result, *, title: str) -> None:
         f"{title}. Confusion matrix of {k} classes in percent of each true class: best {best} with {diagonal.max():.0f}, "
         f"worst {worst} with {diagonal.min():.0f}" + (f"; most frequent mistakes: {pairs}" if pairs else "; no mistakes") + ".",
     )
+
+
+def matrix(
+    values,
+    *,
+    title: str,
+    row_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    colour_label: str = "",
+    limits: tuple[float, float] | None = None,
+    numbers: bool | None = None,
+) -> None:
+    """A matrix as colours: red and blue about zero if it has both signs, else light to dark. Cells that are not finite are hatched.
+
+    values: (rows, columns). limits: the values at the ends of the colours. numbers: write them into the cells (None: up to 12 × 12).
+    """
+    values = np.asarray(values.detach().cpu().float() if isinstance(values, Tensor) else values, float)
+    if values.ndim != 2 or not np.isfinite(values).any():
+        raise ValueError(f"A matrix has rows, columns and at least one finite number, not the shape {values.shape} or only NaN.")
+    n, m = values.shape
+    for names, number, kind in ((row_names, n, "row"), (column_names, m, "column")):
+        if names is not None and len(names) != number:
+            raise ValueError(f"Each {kind} needs its name: {number} {kind}s, {len(names)} names.")
+    cells = np.ma.masked_invalid(values)
+    low, high = float(cells.min()), float(cells.max())
+    start, end = limits or (low, high)
+    both = low < 0 < high or start < 0 < end
+    start, end = (-max(-start, end), max(-start, end)) if both else (start, end)
+    unit = min(0.55, 6.5 / max(n, m))
+    figure, axis = plt.subplots(figsize=(max(unit * m, 2.2) + 2.4, max(unit * n, 1.6) + 1.1))
+    axis.patch.set(facecolor="0.75", edgecolor="0.45", hatch="////", linewidth=0)
+    drawn = axis.imshow(cells, cmap="RdBu_r" if both else "Blues", vmin=start, vmax=end, interpolation="nearest", aspect="auto")
+    figure.colorbar(drawn, ax=axis, label=colour_label)
+    if numbers if numbers is not None else max(n, m) <= 12:
+        size = np.abs(cells).max()
+        form = ".0f" if size >= 100 or (cells == cells.round()).all() else ".1f" if size >= 10 else ".2f"
+        for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
+            red, green, blue, _ = drawn.cmap(drawn.norm(values[i, j]))
+            ink = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
+            axis.text(j, i, format(values[i, j], form), ha="center", va="center", fontsize=8.5, color=ink)
+    if column_names is not None or m <= 12:
+        slanted = {"rotation": 45, "ha": "right"} if column_names is not None else {}
+        axis.set_xticks(range(m), column_names or range(m), **slanted)
+    if row_names is not None or n <= 12:
+        axis.set_yticks(range(n), row_names or range(n))
+    axis.grid(False)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    figure.tight_layout()
+    told = f"{colour_label or 'values'} from {low:.3g} to {high:.3g}"
+    if n == m:
+        for name, where in (("on the diagonal", np.eye(n, dtype=bool)), ("off the diagonal", ~np.eye(n, dtype=bool))):
+            part = cells[where].compressed()
+            told += f", mean {name} {part.mean():.3g}" if len(part) else f", nothing {name}"
+    else:
+        for name, at in (("least", cells.argmin()), ("most", cells.argmax())):
+            told += f", {name} in row {_name(at // m, row_names)}, column {_name(at % m, column_names)}"
+    empty = f"; {cells.mask.sum()} cells are left empty" if np.ma.is_masked(cells) else ""
+    show(figure, f"{title}. Matrix of {n} rows and {m} columns: {told}{empty}.")
 
 
 def mistakes(result, pictures: Tensor, k: int = 10, *, title: str) -> None:

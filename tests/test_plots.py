@@ -129,6 +129,104 @@ def test_training_curves_of_a_run_that_broke(shown):
     assert "training loss is never finite" in alt(shown)
 
 
+def test_sparse_lines_with_their_own_x(shown):
+    series = {"ours": [math.nan, 0.5, math.nan, 0.75], "theirs": [0.25, math.inf], "lost": [math.nan]}
+    x = {"ours": [1, 2, 3, 4], "theirs": [2, 8], "lost": [5]}
+    plots.lines(x, series, title="T", xlabel="epoch", ylabel="kNN", sparse=True, errors={"ours": [1, 2, 3, 4]}, log_x=True)
+    text = alt(shown)
+    assert text.startswith("T. kNN against epoch, from 1 to 8: ours goes from 0.5 to 0.75 (least 0.5, most 0.75, epoch 2 to 4); ")
+    assert "theirs goes from 0.25 to 0.25 (least 0.25, most 0.25, not finite from epoch 8, epoch 2 to 8)" in text
+    assert text.endswith("lost is never finite.")
+
+
+def test_sparse_points_are_joined(shown):
+    figure, axis = plt.subplots()
+    values = [0.1, math.nan, 0.3]
+    for sparse in (True, False):
+        plots.lines([1, 2, 3], {"a": values}, title="T", xlabel="x", ylabel="y", sparse=sparse, ax=axis)
+    assert [len(line.get_xdata()) for line in axis.lines] == [2, 3] and not shown
+    plt.close(figure)
+
+
+def test_lines_without_their_x_are_refused(shown):
+    for x, told in (({"b": [1]}, "'a' has 2 values and 0 x"), ([1, 2, 3], "'a' has 2 values and 3 x")):
+        with pytest.raises(ValueError, match=told):
+            plots.lines(x, {"a": [1, 2]}, title="T", xlabel="x", ylabel="y")
+    assert not shown
+
+
+PRETRAINED = [
+    {"loss": 5.5, "chance_loss": 5.54, "knn_accuracy": math.nan, "feature_std": math.nan, "healthy_std": 0.125},
+    {"loss": 4.0, "chance_loss": 5.54, "knn_accuracy": 0.25, "feature_std": 0.0625, "healthy_std": 0.125, "rotation_accuracy": 0.5},
+    {"loss": 4.5, "chance_loss": 5.54, "knn_accuracy": math.nan, "feature_std": math.nan, "healthy_std": 0.125},
+    {"loss": 3.5, "chance_loss": 5.54, "knn_accuracy": 0.5, "feature_std": 0.1, "healthy_std": 0.125, "feature_rank": 12.0},
+]
+
+
+def test_pretraining_curves(shown):
+    plots.pretraining_curves(history(PRETRAINED), title="It learns")
+    assert alt(shown) == (
+        "It learns. 4 panels over 4 epochs. Loss: training loss goes from 5.5 to 3.5 (least 3.5, most 5.5); chance is 5.54. "
+        "Accuracy, %: kNN validation goes from 25 to 50 (least 25, most 50, epoch 2 to 4); "
+        "rotation goes from 50 to 50 (least 50, most 50, epoch 2 to 2). "
+        "Standard deviation: feature spread goes from 0.0625 to 0.1 (least 0.0625, most 0.1, epoch 2 to 4); healthy is 0.125. "
+        "Effective rank: feature rank goes from 12 to 12 (least 12, most 12, epoch 4 to 4)."
+    )
+
+
+def test_pretraining_curves_leave_out_what_was_not_measured(shown):
+    plots.pretraining_curves(history([{"loss": 2.0}, {"loss": math.nan}, {"loss": math.inf}]), title="Broken")
+    expected = "1 panel over 3 epochs. Loss: training loss goes from 2 to 2 (least 2, most 2, not finite from epoch 2)."
+    assert alt(shown) == f"Broken. {expected}"
+    shown.clear()
+    plots.pretraining_curves(history([{"knn_accuracy": 0.125}, {"loss": 2.0}]), title="Looked at before training")
+    assert "training loss goes from 2 to 2 (least 2, most 2, epoch 2 to 2)" in alt(shown)  # a loss that was not taken did not break
+    shown.clear()
+    plots.pretraining_curves({"epoch": [1], "loss": [math.nan]}, title="T")
+    assert "training loss is never finite" in alt(shown)
+    with pytest.raises(ValueError, match="no column of pretraining"):
+        plots.pretraining_curves(history([{"validation_loss": 1.0}]), title="T")
+
+
+def test_matrix(shown):
+    values = torch.tensor([[1.0, -0.5, 0.25], [-0.5, 1, 0.25], [0.25, 0.25, 1]], requires_grad=True)
+    plots.matrix(values, title="Alike", row_names=list("abc"), column_names=list("abc"), colour_label="similarity")
+    expected = "similarity from -0.5 to 1, mean on the diagonal 1, mean off the diagonal 0"
+    assert alt(shown) == f"Alike. Matrix of 3 rows and 3 columns: {expected}."
+    shown.clear()
+    plots.matrix(values.masked_fill(torch.eye(3, dtype=torch.bool), -math.inf), title="T")
+    assert alt(shown).endswith("from -0.5 to 0.25, nothing on the diagonal, mean off the diagonal 0; 3 cells are left empty.")
+
+
+def test_an_oblong_matrix_names_its_ends(shown):
+    plots.matrix([[10, 20, 30], [0, 5, 40]], title="T", row_names=["x", "y"], limits=(0, 100))
+    assert alt(shown) == "T. Matrix of 2 rows and 3 columns: values from 0 to 40, least in row y, column 0, most in row y, column 2."
+
+
+@pytest.mark.parametrize(("values", "limits", "colours", "ends"), [
+    ([[-1, 3]], None, "RdBu_r", (-3, 3)), ([[1, 3]], None, "Blues", (1, 3)), ([[0.5, 1]], (-1, 1), "RdBu_r", (-1, 1)),
+])  # fmt: skip
+def test_the_colours_of_a_matrix(monkeypatch, values, limits, colours, ends):
+    drawn = []
+    monkeypatch.setattr(plots, "show", lambda figure, alt: drawn.append(figure))
+    plots.matrix(values, title="T", limits=limits)
+    picture = drawn[0].axes[0].images[0]
+    assert picture.get_cmap().name == colours and picture.get_clim() == ends and len(drawn[0].axes[0].texts) == 2
+    plots.matrix(np.ones((13, 13)), title="T")
+    plots.matrix(np.ones((13, 13)), title="T", numbers=True)
+    assert [len(figure.axes[0].texts) for figure in drawn[1:]] == [0, 169]
+    plt.close("all")
+
+
+def test_matrices_that_cannot_be_shown_are_refused(shown):
+    for values in ([1.0, 2.0], [[math.nan]], np.zeros((0, 3))):
+        with pytest.raises(ValueError, match="rows, columns"):
+            plots.matrix(values, title="T")
+    with pytest.raises(ValueError, match="2 rows, 1 names"):
+        plots.matrix(np.ones((2, 2)), title="T", row_names=["a"])
+    assert not shown
+
+
 def test_bars(shown):
     plots.bars({"probe": 81.25, "kNN": 70.0}, title="Bars", ylabel="accuracy, %", errors={"probe": 1.5, "kNN": math.nan}, chance=10)
     assert alt(shown) == "Bars. accuracy, %: probe 81.2 ± 1.5; kNN 70.0; chance 10.0."
@@ -171,7 +269,7 @@ def test_probabilities(shown, truth, told):
 
 
 def test_a_title_cannot_break_out_of_its_attribute(shown):
-    title = 'a "quoted" <b>title</b> & \'more\''
+    title = "a \"quoted\" <b>title</b> & 'more'"
     plots.bars({"x": 1.0}, title=title, ylabel="y")
     assert "<b>" not in shown[0]["text/html"] and alt(shown).startswith(title)
 

@@ -4,10 +4,13 @@ Only what ipywidgets 7.7 and 8 both have is used, because Colab has 7.7. The cel
 default settings, so nothing is lost where the controls do not show.
 """
 
+import html
 import inspect
+import math
+import operator
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 
 def headless() -> bool:
@@ -96,6 +99,153 @@ def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None
 
     button.on_click(pressed)
     display(ipywidgets.VBox([ipywidgets.HBox([menu, button]), output]))
+
+
+class Game:
+    """The score of a guessing game between a reader and a rival; the widget `guessing_game` shows it.
+
+    truths and rival: for each picture the index of the right choice and of the rival's answer.
+    """
+
+    def __init__(self, truths: Sequence[int], choices: Sequence[str], rival: Sequence[int], rival_name: str = "the network"):
+        self.choices, self.rival_name = list(choices), rival_name
+        if len(set(self.choices)) < 2 or len(set(self.choices)) < len(self.choices):
+            raise ValueError(f"A guessing game needs two or more different choices, not {self.choices}.")
+        self.truths, self.rival = (_indices(name, values, len(self.choices)) for name, values in (("truths", truths), ("rival", rival)))
+        if not self.truths or len(self.truths) != len(self.rival):
+            raise ValueError(
+                f"Each picture needs a truth and an answer of the rival: {len(self.truths)} truths, {len(self.rival)} answers."
+            )
+        self.answers: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.truths)
+
+    @property
+    def over(self) -> bool:
+        return len(self.answers) == len(self)
+
+    @property
+    def scores(self) -> tuple[int, int]:
+        """How many of the pictures so far the reader and the rival had right."""
+        played = list(zip(self.answers, self.truths, self.rival, strict=False))
+        return sum(said == truth for said, truth, _ in played), sum(theirs == truth for _, truth, theirs in played)
+
+    def answer(self, choice: int) -> str:
+        """Take the reader's answer to the next picture; returns what is to be said about it."""
+        if self.over:
+            raise ValueError("All pictures have been answered.")
+        number = len(self.answers)
+        truth, theirs = self.truths[number], self.rival[number]
+        self.answers.append(choice)
+        right = "right" if choice == truth else f"wrong: it is {self.choices[truth]}"
+        rival = f"{self.rival_name} said {self.choices[theirs]}, {'right' if theirs == truth else 'wrong'}"
+        mine, its = self.scores
+        score = f"You have {mine} of {number + 1}, {self.rival_name} {its}."
+        return f"Picture {number + 1}: you said {self.choices[choice]}, {right}; {rival}. {score}"
+
+    def verdict(self) -> str:
+        """The final score, and a sentence on whether chance could have made the difference (a sign test over the pictures)."""
+        n, (mine, its) = len(self), self.scores
+        score = f"The end: of {n} pictures you had {mine} right and {self.rival_name} {its}."
+        if mine == its:
+            return f"{score} Nobody won."
+        only_mine = sum(a == t != r for a, t, r in zip(self.answers, self.truths, self.rival, strict=True))
+        only_its = only_mine + its - mine
+        # how often fair coins, one for each picture that only one of the two had right, would fall as unevenly as this
+        pictures = only_mine + only_its
+        luck = 2 * sum(math.comb(pictures, i) for i in range(min(only_mine, only_its) + 1)) / 2**pictures
+        winner = "You are" if mine > its else f"{self.rival_name[:1].upper()}{self.rival_name[1:]} is"
+        meaning = "more than luck would easily give" if luck < 0.05 else "a difference that luck alone could give"
+        return f"{score} {winner} ahead by {abs(mine - its)}, {meaning} with {n} pictures."
+
+    def restart(self) -> None:
+        self.answers.clear()
+
+
+def _indices(name: str, values: Sequence[int], number: int) -> list[int]:
+    try:
+        indices = [operator.index(value) for value in values]
+    except TypeError as error:
+        raise ValueError(f"{name} of a guessing game are whole numbers, indices into the choices.") from error
+    if any(index not in range(number) for index in indices):
+        raise ValueError(f"{name} of a guessing game lie between 0 and {number - 1}, as there are {number} choices.")
+    return indices
+
+
+def guessing_game(
+    pictures,
+    truths: Sequence[int],
+    choices: Sequence[str],
+    rival: Sequence[int],
+    rival_name: str = "the network",
+    show: Callable | None = None,
+) -> None:
+    """A game: the reader names what each picture shows, one button a choice, and is compared with a rival's answers.
+
+    pictures: uint8 (n, 3, H, W). truths and rival: n indices into choices. show(picture, text) draws a picture in another way than
+    enlarged; the text says which of how many it is. Without a live front end the first picture is drawn and judged out of sight.
+    """
+    if getattr(pictures, "ndim", 0) != 4 or pictures.shape[1] != 3 or "uint8" not in str(pictures.dtype):
+        raise ValueError("The pictures of a guessing game are a uint8 tensor of shape (n, 3, height, width).")
+    game, show = Game(truths, choices, rival, rival_name), show or _enlarged
+    if len(game) != len(pictures):
+        raise ValueError(f"Each picture of a guessing game needs a truth: {len(pictures)} pictures, {len(game)} truths.")
+
+    def draw():
+        show(pictures[len(game.answers)], f"Picture {len(game.answers) + 1} of {len(game)}")
+
+    if headless():
+        _rehearse(draw)
+        game.answer(0)
+        right = sum(a == b for a, b in zip(game.rival, game.truths, strict=True))
+        works = f"This guessing game ({len(game)} pictures, {len(choices)} choices) works in JupyterLab and Colab"
+        print(f"{works}; {rival_name} has {right} of {len(game)} right.")
+        return
+    import ipywidgets
+    from IPython.display import display
+
+    wide = {"layout": ipywidgets.Layout(width="auto")}
+    buttons = [ipywidgets.Button(description=str(choice), **wide) for choice in game.choices]
+    again, said, output = ipywidgets.Button(description="start again", **wide), ipywidgets.HTML(), ipywidgets.Output()
+
+    def turn(text: str):
+        for button in buttons:
+            button.disabled = True  # a second press while the next picture is drawn would answer it unseen
+        said.value = html.escape(text)
+        with output:
+            output.clear_output(wait=True)
+            _guarded(draw)() if not game.over else print("No pictures are left.")
+        for button in buttons:
+            button.disabled = game.over
+
+    def pressed(button):
+        if not game.over:
+            text = game.answer(buttons.index(button))
+            turn(f"{text} {game.verdict()}" if game.over else text)
+
+    def restarted(_):
+        game.restart()
+        turn("What is it?")
+
+    for button in buttons:
+        button.on_click(pressed)
+    again.on_click(restarted)
+    row = ipywidgets.Layout(display="flex", flex_flow="row wrap")
+    display(ipywidgets.VBox([output, ipywidgets.Box(buttons, layout=row), said, again]))
+    restarted(again)
+
+
+def _enlarged(picture, text: str) -> None:
+    import matplotlib.pyplot as plt
+
+    from sslcourse import plots
+
+    figure, axis = plt.subplots(figsize=(2.2, 2.2))
+    axis.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    axis.axis("off")
+    axis.set_title(text)
+    plots.show(figure, f"{text}, to be named by one of the buttons.")
 
 
 def _control(ipywidgets, name: str, spec):

@@ -5,6 +5,7 @@ matplotlib.use("Agg")
 import ipywidgets
 import matplotlib.pyplot as plt
 import pytest
+import torch
 
 from sslcourse.course import widgets
 
@@ -14,7 +15,7 @@ def live(monkeypatch):
     """As in a live front end: what is displayed is collected."""
     shown = []
     monkeypatch.setattr(widgets, "headless", lambda: False)
-    monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setattr("IPython.display.display", lambda data, raw=False: shown.append(data))
     return shown
 
 
@@ -110,6 +111,101 @@ def test_switchboard_live_runs_the_chosen_fault(live):
     menu.value = "nan"
     button.click()
     assert calls == ["nan"] and not button.disabled
+
+
+PICTURES = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+TRUTHS, RIVAL, CHOICES = torch.tensor([0, 1, 1]), [0, 0, 1], ["cat", "<dog>"]
+
+
+def test_the_score_of_a_game():
+    game = widgets.Game(TRUTHS, CHOICES, RIVAL)
+    assert len(game) == 3 and game.scores == (0, 0)
+    assert game.answer(0) == "Picture 1: you said cat, right; the network said cat, right. You have 1 of 1, the network 1."
+    assert game.answer(0) == "Picture 2: you said cat, wrong: it is <dog>; the network said cat, wrong. You have 1 of 2, the network 1."
+    assert not game.over
+    game.answer(0)
+    assert game.over and game.scores == (1, 2)
+    text = game.verdict()
+    assert text.startswith("The end: of 3 pictures you had 1 right and the network 2. The network is ahead by 1, a difference that luck")
+    with pytest.raises(ValueError, match="have been answered"):
+        game.answer(0)
+    game.restart()
+    assert not game.over and game.scores == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("mine", "told"),
+    [
+        ([0] * 6 + [1] * 4, "You are ahead by 6, more than luck would easily give with 10 pictures."),
+        ([0] * 5 + [1] * 5, "You are ahead by 5, a difference that luck alone could give with 10 pictures."),
+        ([1] * 10, "Nobody won."),
+    ],
+)
+def test_the_verdict_knows_what_luck_can_do(mine, told):
+    game = widgets.Game([0] * 10, CHOICES, [1] * 10)
+    for choice in mine:
+        game.answer(choice)
+    assert game.verdict().endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"pictures": PICTURES.float()}, "uint8"),
+        ({"pictures": PICTURES[0]}, "uint8"),
+        ({"pictures": PICTURES[:2]}, "2 pictures, 3 truths"),
+        ({"pictures": PICTURES[:0], "truths": [], "rival": []}, "0 truths"),
+        ({"rival": [0]}, "3 truths, 1 answers"),
+        ({"truths": [0, 1, 2]}, "truths of a guessing game lie between 0 and 1"),
+        ({"rival": [0, 1, 0.5]}, "rival of a guessing game are whole numbers"),
+        ({"choices": ["cat"]}, "two or more"),
+        ({"choices": ["cat", "cat"]}, "different choices"),
+    ],
+)
+def test_games_that_cannot_be_played_are_refused(change, told):
+    with pytest.raises(ValueError, match=told):
+        widgets.guessing_game(**({"pictures": PICTURES, "truths": TRUTHS, "choices": CHOICES, "rival": RIVAL} | change))
+
+
+def test_guessing_game_headless_rehearses_the_first_picture(capsys):
+    drawn = []
+    widgets.guessing_game(PICTURES, TRUTHS, CHOICES, RIVAL, show=lambda picture, text: drawn.append(text))
+    assert drawn == ["Picture 1 of 3"]
+    assert capsys.readouterr().out == (
+        "This guessing game (3 pictures, 2 choices) works in JupyterLab and Colab; the network has 2 of 3 right.\n"
+    )
+    widgets.guessing_game(PICTURES, TRUTHS, CHOICES, RIVAL, "a cat")
+    out = capsys.readouterr().out
+    assert "a cat has 2 of 3 right" in out and out.count("\n") == 1 and plt.get_fignums() == []
+    with pytest.raises(ZeroDivisionError):
+        widgets.guessing_game(PICTURES, TRUTHS, CHOICES, RIVAL, show=lambda picture, text: 1 / 0)
+
+
+def test_guessing_game_live(live, capsys):
+    drawn = []
+    widgets.guessing_game(PICTURES, TRUTHS, CHOICES, RIVAL, show=lambda picture, text: drawn.append(text))
+    output, row, said, again = live[0].children
+    cat, dog = row.children
+    assert (cat.description, dog.description) == tuple(CHOICES) and drawn == ["Picture 1 of 3"] and not cat.disabled
+    cat.click()
+    assert "Picture 1: you said cat, right" in said.value and drawn[-1] == "Picture 2 of 3"
+    dog.click()
+    assert "you said &lt;dog&gt;, right; the network said cat, wrong. You have 2 of 2, the network 1." in said.value
+    dog.click()
+    assert "You have 3 of 3, the network 2. The end: of 3 pictures you had 3 right" in said.value
+    assert cat.disabled and dog.disabled and drawn[-1] == "Picture 3 of 3" and "No pictures are left." in capsys.readouterr().out
+    dog.click()  # a press that was on its way
+    assert len(drawn) == 3
+    again.click()
+    assert not cat.disabled and drawn[-1] == "Picture 1 of 3" and said.value == "What is it?"
+    dog.click()
+    assert "wrong: it is cat" in said.value and "You have 0 of 1" in said.value
+
+
+def test_the_picture_of_a_guessing_game_does_not_tell_what_it_is(live):
+    widgets.guessing_game(PICTURES, TRUTHS, CHOICES, RIVAL)
+    assert len(live) == 2 and plt.get_fignums() == []
+    assert live[1]["text/plain"] == "[figure: Picture 1 of 3, to be named by one of the buttons.]"
 
 
 def test_headless_follows_the_environment_and_the_kernel(monkeypatch):

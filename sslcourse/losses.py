@@ -1,0 +1,71 @@
+"""The loss functions, each short enough to read aloud.
+
+Rows come in as a network makes them, (N, D), row i of both tensors from image i; the loss goes out as a scalar, averaged so that it does
+not grow with N. The similarities are computed in float64 whatever the precision of the rows, inside autocast too (which leaves float64
+alone): a similarity divided by a small temperature has few digits left in float32, and none in half precision. Beside an encoder's pass
+the few milliseconds are not felt. The scalar is float32, or float64 for float64 rows.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
+    """NT-Xent, the loss of SimCLR: among the 2N − 1 other views of a batch, find the one that shows the same image.
+
+    z0, z1: projections (N, D) of the two views of N images, N >= 2, not normalised; the loss sees only their directions.
+    temperature: a cosine similarity is divided by it. Returns a scalar, the mean over the 2N anchors; ln(2N − 1) when all rows are equal.
+    Chen et al. 2020 (arXiv 2002.05709), section 2.1, equation 1; the authors' code sums its two halves, so its number is twice this one.
+
+    Raises ValueError or TypeError, in a sentence, when the input cannot be meant, and on the CPU when a row is all zeros, because it has
+    no direction. Looking for such a row would make a GPU wait, so there the loss is NaN; it is NaN too where the rows hold NaN or inf.
+    Rows may be as long or as short as their precision can hold.
+    """
+    _check_pair("nt_xent", z0=z0, z1=z1)
+    if len(z0) < 2:
+        raise ValueError("nt_xent needs at least 2 images, because the other images of the batch are its negatives: z0 and z1 have 1 row.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive number such as 0.5, not {temperature}.")
+    n = len(z0)
+    z = _unit_rows("nt_xent", torch.cat([z0, z1]))  # (2N, D)
+    similarity = z @ z.T / temperature  # (2N, 2N): each view with each other
+    similarity.fill_diagonal_(-math.inf)  # no view is a candidate for itself
+    partner = torch.arange(2 * n, device=z.device).roll(n)  # (2N,): row i belongs to row i + N, and row i + N to row i
+    return F.cross_entropy(similarity, partner).to(_result_dtype(z0, z1))
+
+
+# --- what the losses share --------------------------------------------------------------------------------------------------------------
+
+
+def _check_pair(function: str, **tensors: Tensor) -> None:
+    """Raise, in a sentence, unless the two named tensors are floating-point (N, D) of one shape on one device, and not empty."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{function} needs tensors: {name} is a {type(tensor).__name__}; convert it with torch.as_tensor.")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{function} needs floating-point numbers: {name} is {tensor.dtype}; convert it with .float().")
+        if tensor.ndim != 2 or not tensor.numel():
+            raise ValueError(f"{function} needs (N, D) tensors, one row an image: {name} has shape {tuple(tensor.shape)}.")
+    (name, first), (other, second) = tensors.items()
+    if first.shape != second.shape:
+        shapes = f"{name} has {tuple(first.shape)} and {other} {tuple(second.shape)}"
+        raise ValueError(f"{function} needs row i of both tensors from image i, so one shape: {shapes}.")
+    if first.device != second.device:
+        raise ValueError(f"{function} needs both tensors on one device: {name} is on {first.device} and {other} on {second.device}.")
+
+
+def _unit_rows(function: str, z: Tensor) -> Tensor:
+    """Rows (M, D) divided by their lengths, in float64. Rows of zeros: an error on the CPU, else NaN."""
+    if z.device.type == "cpu" and (zero := (z == 0).all(1)).any():
+        where = f"{int(zero.sum())} of the {len(z)} rows of both tensors"
+        raise ValueError(f"{function} compares directions, and a row of zeros has none ({where}): look at the layer that made it.")
+    z = z.double() if z.device.type != "mps" else z.float()  # Apple's GPUs have no float64
+    z = z / z.detach().abs().amax(1, keepdim=True)  # the largest number is 1 now, so that no square overflows or vanishes
+    return z / torch.linalg.vector_norm(z, dim=1, keepdim=True)  # no epsilon: 0/0 is NaN, which is seen; 0 would be silently wrong
+
+
+def _result_dtype(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

@@ -1,0 +1,408 @@
+"""Losses against loops, closed forms, invariances and lightly; their memory; and the sentences for input that cannot be meant."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sslcourse.losses import nt_xent
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+EPS64, EPS32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
+TEMPERATURES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0, 10.0]
+
+
+def views(n, d, seed=0, dtype=torch.float64, noise=None):
+    """Two views (n, d): independent rows, or with `noise` the second is the first and a little."""
+    generator = torch.Generator().manual_seed(seed)
+    z0, z1 = torch.randn(2, n, d, generator=generator, dtype=torch.float64) * 3
+    return z0.to(dtype), (z1 if noise is None else z0 + noise * z1).to(dtype)
+
+
+def by_loops(z0, z1, temperature):
+    """The paper's equation 1 word for word, in float64 with math.exp and math.log, and its gradient worked out by hand.
+
+    Anchor i with partner p has the loss −s_ip/τ + ln Σ_j exp(s_ij/τ), so its derivative by s_ij is (q_ij − [j = p])/τ, with q_ij the
+    softmax; and by z, what is left of the derivative by the direction u = z/|z| across u, divided by |z|.
+    """
+    n = len(z0)
+    rows = [row for z in (z0, z1) for row in z.detach().double().numpy()]
+    lengths = [math.sqrt(math.fsum(float(x) ** 2 for x in row)) for row in rows]
+    u = [row / length for row, length in zip(rows, lengths, strict=True)]
+    toward, losses = [np.zeros_like(row) for row in rows], []
+    for i in range(2 * n):
+        partner = i + n if i < n else i - n
+        exps = {j: math.exp(math.fsum(u[i] * u[j]) / temperature) for j in range(2 * n) if j != i}
+        total = math.fsum(exps.values())
+        losses.append(-math.log(exps[partner] / total))
+        for j, e in exps.items():
+            slope = (e / total if j != partner else -math.fsum(exps[k] for k in exps if k != partner) / total) / (2 * n * temperature)
+            toward[i] += slope * u[j]
+            toward[j] += slope * u[i]
+    gradient = [(g - (g @ x) * x) / length for g, x, length in zip(toward, u, lengths, strict=True)]
+    return math.fsum(losses) / (2 * n), np.stack(gradient)
+
+
+def value_and_gradient(loss, z0, z1, temperature):
+    """Loss, and gradients (2N, D) of both views one above the other, in float64."""
+    z0, z1 = z0.clone().requires_grad_(), z1.clone().requires_grad_()
+    value = loss(z0, z1, temperature)
+    (value * 1024).backward()  # as a gradient scaler does, so that none is lost below what float16 can hold; an exact factor
+    return value.item(), torch.cat([z0.grad, z1.grad]).double().cpu().numpy() / 1024
+
+
+def errors(got, expected):
+    """Relative error of the value, and of the gradient as a vector."""
+    difference = np.linalg.norm(got[1] - expected[1])
+    return abs(got[0] - expected[0]) / expected[0], difference / np.linalg.norm(expected[1])
+
+
+# --- nt_xent against other ways to compute it -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(("n", "d"), [(2, 2), (2, 7), (3, 2), (3, 16), (5, 1000), (8, 3), (16, 8), (33, 20)])
+def test_nt_xent_in_float64_against_loops(n, d, temperature):
+    z0, z1 = views(n, d, seed=n)
+    value, gradient = errors(value_and_gradient(nt_xent, z0, z1, temperature), by_loops(z0, z1, temperature))
+    assert value < 16 * EPS64  # 3.6e-15; measured 3 eps
+    assert gradient < 128 * EPS64  # 2.8e-14; measured 23 eps
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(("n", "d"), [(2, 5), (16, 64), (40, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_nt_xent_of_less_precise_rows_is_rounded_only_once(dtype, n, d, temperature):
+    z0, z1 = views(n, d, seed=n, dtype=dtype)  # the loops get the same rounded rows
+    loss = nt_xent(z0, z1, temperature)
+    assert loss.dtype == torch.float32 and loss.shape == ()
+    value, gradient = errors(value_and_gradient(nt_xent, z0, z1, temperature), by_loops(z0, z1, temperature))
+    assert value < 0.501 * EPS32  # 6e-8: the value is rounded to float32, the gradient to the precision of the rows, and nothing else is
+    assert gradient < 0.501 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(("temperature", "below"), [(0.05, 1e-3), (0.1, 0.1), (0.5, 4)])
+def test_nt_xent_near_its_minimum_where_float32_has_few_digits_left(temperature, below):
+    z0, z1 = views(48, 64, dtype=torch.float32, noise=0.3)
+    expected = by_loops(z0, z1, temperature)
+    assert expected[0] < below
+    value, gradient = errors(value_and_gradient(nt_xent, z0, z1, temperature), expected)
+    assert value < 0.501 * EPS32 and gradient < 0.501 * EPS32
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_nt_xent_in_one_dimension(temperature):
+    z0, z1 = views(4, 1)  # directions are only a sign, which no small step changes
+    value, gradient = value_and_gradient(nt_xent, z0, z1, temperature)
+    assert value == pytest.approx(by_loops(z0, z1, temperature)[0], rel=1e-14)
+    assert np.abs(gradient).max() < 1e-14 / temperature
+
+
+def closed_form_views(n, d):
+    return torch.sin(torch.arange(2 * n * d, dtype=torch.float64) ** 2).view(2, n, d)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "temperature", "loss", "gradient_norm"),
+    # from NTXentLoss of lightly 1.6.0 in float64
+    [
+        (4, 8, 0.5, 2.1030132471763174, 0.623939078224468),
+        (16, 32, 0.1, 4.8034086455660825, 0.8727636499711744),
+        (6, 3, 0.07, 12.490964047761011, 7.823838875922908),
+    ],
+)
+def test_nt_xent_equals_stored_values_of_lightly(n, d, temperature, loss, gradient_norm):
+    value, gradient = value_and_gradient(nt_xent, *closed_form_views(n, d), temperature)
+    assert value == pytest.approx(loss, rel=1e-12)
+    assert np.linalg.norm(gradient) == pytest.approx(gradient_norm, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(("n", "d"), [(2, 3), (16, 8), (128, 64)])
+def test_nt_xent_equals_lightly(n, d, temperature):
+    lightly_loss = pytest.importorskip("lightly.loss").NTXentLoss
+    z0, z1 = views(n, d, seed=1)
+    expected = value_and_gradient(lambda z0, z1, temperature: lightly_loss(temperature=temperature)(z0, z1), z0, z1, temperature)
+    value, gradient = errors(value_and_gradient(nt_xent, z0, z1, temperature), expected)
+    assert value < 1e-13 and gradient < 1e-12
+
+
+def test_nt_xent_gradient_against_finite_differences():
+    z0, z1 = (z.requires_grad_() for z in views(4, 3))
+    for temperature in (0.1, 0.5, 2.0):
+        assert torch.autograd.gradcheck(lambda z0, z1, t=temperature: nt_xent(z0, z1, t), (z0, z1), rtol=1e-5, atol=1e-8)
+
+
+# --- what nt_xent does not see ----------------------------------------------------------------------------------------------------------
+
+
+def rotation(d):
+    q, _ = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(5), dtype=torch.float64))
+    return q
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z0, z1: (z1, z0),
+        lambda z0, z1: (z0[[3, 1, 0, 5, 4, 2]], z1[[3, 1, 0, 5, 4, 2]]),
+        lambda z0, z1: (z0 * torch.logspace(-3, 4, 6, dtype=torch.float64)[:, None], z1 * 7),
+        lambda z0, z1: (z0 @ rotation(4), z1 @ rotation(4)),
+    ],
+    ids=["views swapped", "images in another order", "rows longer and shorter", "space rotated"],
+)
+def test_nt_xent_does_not_change(change, temperature):
+    z0, z1 = views(6, 4)
+    changed = change(z0, z1)
+    assert not torch.equal(changed[0], z0)
+    assert nt_xent(*changed, temperature).item() == pytest.approx(nt_xent(z0, z1, temperature).item(), rel=1e-13)
+
+
+def test_nt_xent_does_change_when_only_one_view_is_reordered_turned_or_flipped():
+    z0, z1 = views(6, 4, noise=0.3)
+    loss = nt_xent(z0, z1).item()
+    for other in (z1[[3, 1, 0, 5, 4, 2]], z1 @ rotation(4), -z1):
+        assert nt_xent(z0, other).item() > loss + 0.1
+
+
+def test_nt_xent_gradient_lies_across_each_row():
+    z0, z1 = views(6, 4)
+    _, gradient = value_and_gradient(nt_xent, z0, z1, 0.5)
+    rows = torch.cat([z0, z1]).numpy()
+    assert np.abs((gradient * rows).sum(1)).max() < 1e-15 < 1e-3 < np.linalg.norm(gradient, axis=1).min()
+
+
+# --- closed forms -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.5, 10.0])
+@pytest.mark.parametrize("n", [2, 3, 64])
+def test_nt_xent_of_equal_rows_is_chance(n, temperature):
+    z = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64).expand(n, 3)
+    assert nt_xent(z, z, temperature).item() == pytest.approx(math.log(2 * n - 1), rel=1e-14)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 10.0])
+@pytest.mark.parametrize("n", [2, 5, 32])
+def test_nt_xent_of_equal_pairs_orthogonal_to_all_others(n, temperature):
+    z = torch.eye(n, dtype=torch.float64)  # one candidate of similarity 1 and 2N − 2 of 0
+    expected = math.log1p((2 * n - 2) * math.exp(-1 / temperature))
+    assert nt_xent(z, 2 * z, temperature).item() == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_nt_xent_of_two_opposite_images_and_of_opposite_views():
+    z = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
+    e = math.exp
+    assert nt_xent(z, z, 0.5).item() == pytest.approx(-math.log(e(2) / (e(2) + 2 * e(-2))), rel=1e-14)
+    assert nt_xent(z, -z, 0.5).item() == pytest.approx(-math.log(e(-2) / (e(2) + 2 * e(-2))), rel=1e-14)
+
+
+def test_nt_xent_has_a_temperature_of_one_half_by_default():
+    z0, z1 = views(4, 3)
+    assert nt_xent(z0, z1) == nt_xent(z0, z1, temperature=0.5) != nt_xent(z0, z1, temperature=0.4)
+
+
+# --- precision --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [
+        (torch.float64, 1e-200),
+        (torch.float64, 1e200),
+        (torch.float32, 1e-30),
+        (torch.float32, 1e30),
+        (torch.float16, 2e-5),
+        (torch.float16, 1e4),
+        (torch.bfloat16, 1e30),
+    ],
+)
+def test_rows_whose_squares_the_precision_cannot_hold(dtype, scale):
+    z0, z1 = ((z.clamp(-6, 6) * scale).to(dtype) for z in views(8, 16))
+    assert torch.isin(z0.square().sum(1), torch.tensor([0, math.inf], dtype=dtype)).any()
+    # the loops would lose float64 squares too, so they get the rows at a length that suits them
+    expected, _ = by_loops(z0.double() / scale, z1.double() / scale, 0.1)
+    assert nt_xent(z0, z1, 0.1).item() == pytest.approx(expected, rel=EPS32)
+
+
+def test_short_rows_have_long_gradients():
+    z0, z1 = views(8, 16, dtype=torch.float32)
+    _, gradient = value_and_gradient(nt_xent, z0, z1, 0.5)
+    _, longer = value_and_gradient(nt_xent, z0 * 2**-90, z1 * 2**-90, 0.5)
+    np.testing.assert_allclose(longer, gradient * 2.0**90, rtol=2 * EPS32)
+
+
+def test_rows_in_different_precisions():
+    z0, z1 = views(8, 16, dtype=torch.float32)
+    assert nt_xent(z0, z1.half()).item() == nt_xent(z0, z1.half().float()).item()
+    mixed = nt_xent(z0, z1.double())
+    assert mixed.dtype == torch.float64 and mixed == nt_xent(z0.double(), z1.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_no_bit(dtype):
+    z0, z1 = views(16, 32, dtype=torch.float32)
+    expected = value_and_gradient(nt_xent, z0, z1, 0.1)
+    with torch.autocast("cpu", dtype=dtype):
+        assert (z0 @ z1.T).dtype == dtype  # autocast is at work
+        got = value_and_gradient(nt_xent, z0, z1, 0.1)
+        assert nt_xent(z0, z1).dtype == torch.float32
+    assert got[0] == expected[0] and (got[1] == expected[1]).all()
+
+
+def test_rows_made_inside_autocast_learn():
+    layer, images = torch.nn.Linear(10, 6), torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z0, z1 = layer(images), layer(images * 1.1)
+        loss = nt_xent(z0, z1, 0.1)
+    loss.backward()
+    assert z0.dtype == torch.bfloat16
+    assert loss.item() == pytest.approx(by_loops(z0, z1, 0.1)[0], rel=EPS32)
+    assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.norm() > 0
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------------------------
+
+
+class LargestTensor(TorchDispatchMode):
+    """The bytes of the largest memory behind any tensor that an operation returns, forwards and backwards."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+def largest(loss, n, d):
+    z0, z1 = (z.requires_grad_() for z in views(n, d, dtype=torch.float32))
+    with LargestTensor() as mode:
+        loss(z0, z1).backward()
+    assert z0.grad is not None
+    return mode.bytes
+
+
+def naive_nt_xent(z0, z1, temperature=0.5):
+    """As one would write it first: every pair of rows side by side, (2N, 2N, D)."""
+    z = torch.cat([z0, z1]).double()
+    similarity = torch.cosine_similarity(z[:, None], z[None], dim=2) / temperature
+    similarity = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool), -math.inf)
+    return torch.nn.functional.cross_entropy(similarity, torch.arange(len(z)).roll(len(z0))).float()
+
+
+@pytest.mark.parametrize(("n", "d"), [(32, 8), (32, 64), (64, 64), (128, 64), (16, 1000)])
+def test_nt_xent_needs_memory_for_the_pairs_not_for_pairs_times_dimensions(n, d):
+    assert largest(nt_xent, n, d) == 8 * max((2 * n) ** 2, 2 * n * d)  # float64
+
+
+def test_the_measure_of_memory_catches_the_naive_loss():
+    z0, z1 = views(16, 32)
+    assert naive_nt_xent(z0, z1).item() == pytest.approx(nt_xent(z0, z1).item(), rel=1e-6)
+    assert largest(naive_nt_xent, 16, 32) >= 8 * 32**2 * 32 > 8 * largest(nt_xent, 16, 32)
+
+
+# --- input that cannot be meant ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("z0", "z1", "sentence"),
+    [
+        (torch.ones(4), torch.ones(4), r"nt_xent needs \(N, D\) tensors, one row an image: z0 has shape \(4,\)\."),
+        (torch.ones(4, 3), torch.ones(4, 3, 1), r"nt_xent needs \(N, D\) tensors, one row an image: z1 has shape \(4, 3, 1\)\."),
+        (torch.ones(0, 3), torch.ones(0, 3), r"nt_xent needs \(N, D\) tensors, one row an image: z0 has shape \(0, 3\)\."),
+        (torch.ones(4, 0), torch.ones(4, 0), r"nt_xent needs \(N, D\) tensors, one row an image: z0 has shape \(4, 0\)\."),
+        (torch.ones(4, 3), torch.ones(5, 3), r"row i of both tensors from image i, so one shape: z0 has \(4, 3\) and z1 \(5, 3\)\."),
+        (torch.ones(4, 3), torch.ones(4, 2), r"row i of both tensors from image i, so one shape: z0 has \(4, 3\) and z1 \(4, 2\)\."),
+        (torch.ones(1, 3), torch.ones(1, 3), r"nt_xent needs at least 2 images, .* negatives: z0 and z1 have 1 row\."),
+        (torch.ones(4, 3), torch.ones(4, 3, device="meta"), r"nt_xent needs both tensors on one device: z0 is on cpu and z1 on meta\."),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_with_a_sentence(z0, z1, sentence):
+    with pytest.raises(ValueError, match=sentence + "$"):
+        nt_xent(z0, z1)
+
+
+@pytest.mark.parametrize(
+    ("z0", "z1", "sentence"),
+    [
+        (
+            torch.ones(4, 3),
+            torch.ones(4, 3).long(),
+            r"nt_xent needs floating-point numbers: z1 is torch.int64; convert it with .float",
+        ),
+        (
+            torch.ones(4, 3).bool(),
+            torch.ones(4, 3),
+            r"nt_xent needs floating-point numbers: z0 is torch.bool; convert it with .float",
+        ),
+        (np.ones((4, 3)), torch.ones(4, 3), r"nt_xent needs tensors: z0 is a ndarray; convert it with torch.as_tensor\."),
+        (torch.ones(4, 3), None, r"nt_xent needs tensors: z1 is a NoneType; convert it with torch.as_tensor\."),
+    ],
+)
+def test_other_kinds_of_numbers_are_refused_with_a_sentence(z0, z1, sentence):
+    with pytest.raises(TypeError, match="^" + sentence):
+        nt_xent(z0, z1)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -0.5, math.inf, math.nan])
+def test_an_impossible_temperature_is_refused_with_a_sentence(temperature):
+    with pytest.raises(ValueError, match=f"^temperature must be a positive number such as 0.5, not {temperature}.$"):
+        nt_xent(*views(4, 3), temperature)
+
+
+def test_rows_of_zeros_are_refused_with_a_sentence():
+    z0, z1 = views(4, 3)
+    z0[2] = z1[0] = z1[3] = 0
+    sentence = (
+        r"^nt_xent compares directions, and a row of zeros has none \(3 of the 8 rows of both tensors\): look at the layer that made it\.$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        nt_xent(z0, z1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_makes_the_loss_nan(bad):
+    for whole_row in (False, True):
+        z0, z1 = views(4, 3)
+        z1[2, 0 if not whole_row else slice(None)] = bad
+        assert nt_xent(z0, z1).isnan()
+    z1[2] = torch.tensor([bad, 0, 0])  # zeros beside it do not make it a row of zeros
+    assert nt_xent(z0, z1).isnan()
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------------------------
+
+
+@CUDA
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpu_finds_the_same(dtype):
+    z0, z1 = views(64, 32, dtype=dtype)
+    for temperature in (0.01, 0.5):
+        value, gradient = errors(
+            value_and_gradient(nt_xent, z0.cuda(), z1.cuda(), temperature), value_and_gradient(nt_xent, z0, z1, temperature)
+        )
+        assert value <= (1e-13 if dtype == torch.float64 else EPS32)
+        assert gradient <= (1e-12 if dtype == torch.float64 else torch.finfo(dtype).eps)
+
+
+@CUDA
+def test_on_a_gpu_nothing_waits_and_a_row_of_zeros_gives_nan():
+    z0, z1 = (z.cuda().requires_grad_() for z in views(8, 4, dtype=torch.float32))
+    zero = z0.detach().clone()
+    zero[3] = 0
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss, without_direction = nt_xent(z0, z1), nt_xent(zero, z1)
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite() and z0.grad.isfinite().all() and without_direction.isnan()
