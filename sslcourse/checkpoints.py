@@ -3,6 +3,7 @@
 import io
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,13 @@ from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically, write_json
 
 CHECKPOINT_FORMAT = 1
+
+
+def plain(value):
+    """NumPy's and torch's scalars as Python's own, inside dictionaries too: what checkpoints and JSON can hold."""
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
+    return value.item() if hasattr(value, "item") else value
 
 
 @dataclass
@@ -44,7 +52,7 @@ def save_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, ob
         "settings": settings,
         "parts": {name: part.state_dict() for name, part in parts.items()},
         "history": {"rows": history.rows, "stopped": history.stopped},
-        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
+        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []},
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -76,7 +84,7 @@ def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, ob
             part.load_state_dict(state["parts"][name])
         history.rows[:], history.stopped = state["history"]["rows"], state["history"]["stopped"]
         torch.set_rng_state(state["rng"]["cpu"])
-        if state["rng"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        if torch.cuda.is_initialized():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"][: torch.cuda.device_count()])  # it may have run where there are more
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CourseError(f"{path} does not fit this model or optimizer ({str(error).splitlines()[0]}). {way_out}") from error

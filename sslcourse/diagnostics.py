@@ -6,6 +6,8 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # --- chance -----------------------------------------------------------------------------------------------------------------------------
 
@@ -174,3 +176,29 @@ def _directions(function: str, z: Tensor) -> Tensor:
             f"{function} compares directions, and a row of zeros has none ({zero} of {len(z)} rows): look at the layer that made it."
         )
     return z / norm
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------------------------
+
+
+class LargestTensor(TorchDispatchMode):
+    """While it is entered, notes the size of the largest tensor that any operation makes, backward passes included.
+
+    >>> with LargestTensor() as largest:
+    ...     product = torch.ones(100, 10) @ torch.ones(10, 100)
+    >>> largest.bytes, largest.shape
+    (40000, (100, 100))
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes, self.shape = 0, ()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                size = tensor.untyped_storage().nbytes()  # a view that is only broadcast makes nothing
+                if size > self.bytes:
+                    self.bytes, self.shape = size, tuple(tensor.shape)
+        return made

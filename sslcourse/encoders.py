@@ -6,7 +6,6 @@ Each says its `feature_dim`, and `feature_maps(x)` gives what every block on the
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet
 
 
 def conv_block(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
@@ -35,11 +34,11 @@ class Encoder(nn.Module):
     feature_dim: int
     smallest = 8  # pixels a side
 
-    def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """What each block makes of normalised images (N, 3, H, W): a list of (N, channels, h, w), the last block's at the end."""
+    def feature_maps(self, x: Tensor, blocks: int | None = None) -> list[Tensor]:
+        """What each of the first `blocks` blocks (None: all) makes of normalised images (N, 3, H, W): a list of (N, channels, h, w)."""
         self._check(x)
         maps = []
-        for block in self.blocks:
+        for block in self.blocks[:blocks]:
             x = block(x)
             maps.append(x)
         return maps
@@ -94,7 +93,7 @@ def resnet9(width: int = 64) -> ResNet9:
 class ResNet(Encoder):
     """torchvision's residual network without its classifier: a stem and four stages. See `resnet18` and `resnet50`."""
 
-    def __init__(self, network: resnet.ResNet, small_images: bool, max_pool: bool):
+    def __init__(self, network: nn.Module, small_images: bool, max_pool: bool):
         super().__init__()
         self.feature_dim = network.fc.in_features
         if small_images:  # the large stem would shrink 32 pixels to 8 before the first block sees them
@@ -114,12 +113,16 @@ def resnet18(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
     the sides follows; None means the usual pairing: none with small_images (32 pixels: SimCLR, appendix B.9), one with the large stem
     (96 pixels and more). For 64 pixels take small_images=True, max_pool=True.
     """
-    return ResNet(resnet.resnet18(weights=None), small_images, not small_images if max_pool is None else max_pool)
+    from torchvision.models import resnet18 as network  # here, because the import takes more than a second
+
+    return ResNet(network(weights=None), small_images, not small_images if max_pool is None else max_pool)
 
 
 def resnet50(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
     """ResNet-50 (He et al. 2016): normalised images (N, 3, H, W) -> (N, 2048), 23.5 million parameters. Stems as in `resnet18`."""
-    return ResNet(resnet.resnet50(weights=None), small_images, not small_images if max_pool is None else max_pool)
+    from torchvision.models import resnet50 as network
+
+    return ResNet(network(weights=None), small_images, not small_images if max_pool is None else max_pool)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -5,7 +5,7 @@ Everything that chooses, chooses on the validation split. The test split is meas
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,8 +15,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
-from sslcourse.features import FeatureSet, feature_set, features, knn_scores, neighbours, predict  # noqa: F401  (public here)
-from sslcourse.models import Classifier
+from sslcourse import storage
+from sslcourse.features import (  # noqa: F401  (public here too)
+    FeatureSet,
+    evaluation_view,
+    feature_set,
+    features,
+    knn_scores,
+    neighbours,
+    predict,
+)
+from sslcourse.models import Classifier, fresh_copy
+from sslcourse.precision import seeded
 from sslcourse.training import History, fit_classifier
 from sslcourse.uncertainty import mean_and_error, standard_error, wilson_interval  # noqa: F401  (public here)
 
@@ -106,24 +116,22 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}.")
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (best == labels.unsqueeze(1)).any(1).float().mean().item()
+    return (best == labels.unsqueeze(1)).any(1).double().mean().item()
 
 
 # --- measuring an encoder -------------------------------------------------------------------------------------------------------------
 
 
-def _check_features(found) -> None:
+def _check_features(found, split: str) -> None:
     if not isinstance(found, FeatureSet):
         raise TypeError(f"This needs a FeatureSet, from evaluation.feature_set(encoder, images), not {type(found).__name__}.")
     if not len(found.train):
         raise ValueError("There are no labelled training rows: use an ImageSet with train_images.")
-
-
-def _result(logits: Tensor, found: FeatureSet, split: str, settings: dict) -> Result:
-    _, labels = found.split(split)
-    if not len(labels):
-        raise ValueError(f"The {split} split is empty, so nothing can be measured on it.")
-    return Result(logits, labels, found.class_names, settings)
+    for name in ("train", split):
+        if not found.split(name)[0].isfinite().all():
+            raise ValueError(f"The features of the {name} split hold NaN or inf: the encoder that made them is broken, so train it anew.")
+    if not len(found.split(split)[1]):
+        raise ValueError(f"The {split} split is empty, so nothing can be measured on it: name another split.")
 
 
 def knn_accuracy(found: FeatureSet, *, k: int = 20, temperature: float = 0.1, split: str = "validation") -> Result:
@@ -131,10 +139,11 @@ def knn_accuracy(found: FeatureSet, *, k: int = 20, temperature: float = 0.1, sp
 
     found: from `feature_set`; its train rows are the bank. k is cut to their number.
     """
-    _check_features(found)
-    rows, _ = found.split(split)
+    _check_features(found, split)
+    rows, labels = found.split(split)
     scores = knn_scores(found.train, found.train_labels, rows, len(found.class_names), k, temperature)
-    return _result(scores.clamp_min(1e-12).log(), found, split, {"k": min(k, len(found.train)), "temperature": temperature})
+    settings = {"k": min(k, len(found.train)), "temperature": temperature}
+    return Result(scores.clamp_min(1e-12).log(), labels, found.class_names, settings)
 
 
 def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Sequence[float] = PENALTIES) -> Result:
@@ -144,33 +153,44 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     validation split is taken, the stronger of equals, and noted in `.settings`. Without validation rows there has to be one value only.
     split: where the chosen probe is then measured.
     Protocol: Zhang et al. 2016 and Chen et al. 2020, section 2.3.
+
+    The four penalties take 0.05 s for 100 rows of 128 features, 0.6 s for 5,000 × 128, 4.5 s for 5,000 × 512 and 15–20 s for 45,000 × 512
+    (ten classes, ResNet-9 features, one core, scikit-learn 1.9). In float64 and each penalty from zero it is 83 s for the last, and the
+    same optimum to five digits. torch's L-BFGS in float32 is as good, slower for few rows, and at most 1.4 times faster for 45,000.
     """
-    _check_features(found)
-    penalties = sorted(penalties)
-    if not penalties or penalties[0] <= 0:
+    _check_features(found, split)
+    penalties = sorted(float(c) for c in penalties)
+    if not penalties or not all(0 < c < math.inf for c in penalties):
         raise ValueError(f"penalties must be positive numbers, at least one, not {penalties}.")
     if len(penalties) > 1 and not len(found.validation):
         raise ValueError("Choosing among penalties needs validation rows, and there are none; give one value, such as penalties=(0.1,).")
     classes, labels = len(found.class_names), found.train_labels.numpy()
     if len(np.unique(labels)) < 2:
-        raise ValueError("A probe needs labelled rows of at least two classes.")
-    mean, std = found.train.mean(0), found.train.std(0, correction=0)
-    std = torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0)  # a feature that never changes stays at 0
-
-    def scaled(rows: Tensor) -> np.ndarray:
-        return ((rows - mean) / std).double().numpy()
-
-    train, best = scaled(found.train), None
+        raise ValueError("A probe needs labelled rows of at least two classes: take more of them.")
+    scaled = _scaling(found.train)
+    train, validation, best = scaled(found.train), scaled(found.validation), None
+    probe = LogisticRegression(max_iter=1000, warm_start=True)  # each penalty begins where the one before ended
     for c in penalties:
-        probe = LogisticRegression(C=c, max_iter=1000).fit(train, labels)
-        accuracy = probe.score(scaled(found.validation), found.validation_labels.numpy()) if len(penalties) > 1 else 0.0
+        probe.set_params(C=c).fit(train, labels)
+        accuracy = probe.score(validation, found.validation_labels.numpy()) if len(penalties) > 1 else 0.0
         if best is None or accuracy > best[0]:
-            best = accuracy, c, probe
+            best = accuracy, c, copy.deepcopy(probe)
     _, c, probe = best
-    rows, _ = found.split(split)
-    logits = torch.full((len(rows), classes), -math.inf)
-    logits[:, torch.from_numpy(probe.classes_)] = torch.from_numpy(probe.predict_log_proba(scaled(rows))).float().clamp_min(-100)
-    return _result(logits, found, split, {"C": c, "features": found.dim})
+    rows, truth = found.split(split)
+    scores = torch.from_numpy(probe.decision_function(scaled(rows))).double()
+    if scores.dim() == 1:  # of two classes scikit-learn scores the second against the first
+        scores = torch.stack([torch.zeros_like(scores), scores], 1)
+    logits = torch.full((len(rows), classes), -200.0)  # less than any class that the probe has seen
+    logits[:, torch.from_numpy(probe.classes_)] = scores.log_softmax(1).clamp_min(-100).float()
+    return Result(logits, truth, found.class_names, {"C": c, "features": found.dim})
+
+
+def _scaling(train: Tensor) -> Callable[[Tensor], np.ndarray]:
+    """What brings each feature to mean 0 and deviation 1 over these rows (N, D); one that does not change there becomes 0."""
+    train = train.double()  # means of large numbers lose their digits in float32
+    mean, std = train.mean(0), train.std(0, correction=0)
+    std = torch.where(std > 1e-6 * mean.abs(), std, math.inf)  # differences below float32's own are noise
+    return lambda rows: ((rows.double() - mean) / std).float().numpy()
 
 
 @dataclass
@@ -190,13 +210,15 @@ def fine_tune(
     options: those of `training.fit_classifier`.
     Protocol: Chen et al. 2020, section 4.2 (semi-supervised).
     """
-    if split not in ("train", "validation", "test"):
-        raise ValueError(f"split is one of train, validation, test, not {split!r}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.get("seed", 0))
-        model = Classifier(copy.deepcopy(encoder).requires_grad_(True), len(images.class_names)).to(next(encoder.parameters()).device)
+    if split not in storage.SPLITS:
+        raise ValueError(f"split is one of {', '.join(storage.SPLITS)}, not {split!r}.")
+    if not len(getattr(images, f"{split}_labels")):
+        raise ValueError(f"The {split} split is empty, so nothing can be measured on it: name another split.")
+    with seeded(int(options.get("seed", 0))):
+        model = Classifier(fresh_copy(encoder).requires_grad_(True), len(images.class_names)).to(next(encoder.parameters()).device)
     history = fit_classifier(model, images, epochs, lr=lr, lr_scales={"encoder": encoder_lr_scale}, **options)
-    measured = evaluate(model, getattr(images, f"{split}_images"), getattr(images, f"{split}_labels"), images.class_names)
+    view = evaluation_view(options.get("augmentation"), images.size)
+    measured = evaluate(model, getattr(images, f"{split}_images"), getattr(images, f"{split}_labels"), images.class_names, transform=view)
     return FineTuned(measured.logits, measured.labels, measured.class_names, history.settings, model, history)
 
 
@@ -211,12 +233,12 @@ class Retrieval:
     @property
     def precision(self) -> float:
         """Part of the neighbours that show the query's class."""
-        return self.right.float().mean().item()
+        return self.right.double().mean().item()
 
 
 def retrieve(found: FeatureSet, *, k: int = 8, split: str = "validation") -> Retrieval:
     """The k training images most alike to each image of a split, by the cosine of their features, the most alike first."""
-    _check_features(found)
+    _check_features(found, split)
     rows, labels = found.split(split)
     similarities, indices = neighbours(found.train, rows, k)
     return Retrieval(indices, similarities, found.train_labels[indices] == labels.unsqueeze(1))

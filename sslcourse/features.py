@@ -11,6 +11,17 @@ from sslcourse.loaders import TensorLoader
 from sslcourse.precision import autocast, choose_precision, evaluation_mode
 
 
+def evaluation_view(augmentation: nn.Module | None, size: int) -> augment.Augmentation:
+    """No randomness, at the size and with the normalisation of this augmentation: what an encoder that was trained with it should see.
+
+    size: pixels a side of the images, which counts where the augmentation is none of `augment`'s and does not tell its own.
+    """
+    augmentation = getattr(augmentation, "first", augmentation)  # of two views
+    if not isinstance(augmentation, augment.Augmentation):
+        return augment.evaluation(getattr(augmentation, "size", size))
+    return augment.evaluation(augmentation.size, mean=augmentation.mean.flatten().tolist(), std=augmentation.std.flatten().tolist())
+
+
 @torch.no_grad()
 def _in_batches(model: nn.Module, compute, images: Tensor, size, transform, batch_size: int, precision: str) -> Tensor:
     """compute(normalised batch), for all images, with the model in evaluation mode; float32 on the CPU."""
@@ -70,10 +81,10 @@ def features(
         raise ValueError(f"block is {block}; this encoder has blocks 1 to {blocks}, or -1 for the last.")
     if grid < 1:
         raise ValueError(f"grid is the number of cells a side and must be at least 1, not {grid}.")
-    index = block - 1 if block > 0 else block
+    upto = block if block > 0 else blocks + 1 + block
 
     def compute(x: Tensor) -> Tensor:
-        return F.adaptive_max_pool2d(encoder.feature_maps(x)[index], grid).flatten(1)
+        return F.adaptive_max_pool2d(encoder.feature_maps(x, upto)[-1], grid).flatten(1)
 
     return _in_batches(encoder, compute, images, size, transform, batch_size, precision)
 
@@ -110,9 +121,11 @@ def feature_set(encoder: nn.Module, images, **options) -> FeatureSet:
     """Features of all three splits of an ImageSet. options: those of `features`."""
     fields = {}
     for name in storage.SPLITS:
-        pictures, labels = getattr(images, f"{name}_images"), getattr(images, f"{name}_labels")
-        fields[name] = features(encoder, pictures, **options) if len(pictures) else torch.zeros(0, 1)
-        fields[f"{name}_labels"] = labels.cpu()
+        pictures = getattr(images, f"{name}_images")
+        fields[name] = features(encoder, pictures, **options) if len(pictures) else torch.zeros(0, 0)
+        fields[f"{name}_labels"] = getattr(images, f"{name}_labels").cpu()
+    dim = max(fields[name].shape[1] for name in storage.SPLITS)
+    fields |= {name: torch.zeros(0, dim) for name in storage.SPLITS if not len(fields[name])}
     return FeatureSet(**fields, class_names=list(images.class_names))
 
 
@@ -141,5 +154,5 @@ def knn_scores(bank: Tensor, labels: Tensor, queries: Tensor, num_classes: int, 
     if len(labels) != len(bank):
         raise ValueError(f"Each row of the bank needs its label: {len(bank)} rows, {len(labels)} labels.")
     similarity, index = neighbours(bank, queries, min(k, len(bank)))
-    weight = (similarity / temperature).softmax(1)  # the same vote as with exp, and cannot overflow
-    return torch.zeros(len(queries), num_classes).scatter_add_(1, labels[index], weight)
+    weight = ((similarity - similarity[:, :1]).double() / temperature).softmax(1).float()  # the same vote as with exp, cannot overflow
+    return weight.new_zeros(len(queries), num_classes).scatter_add_(1, labels.to(bank.device)[index], weight)

@@ -22,9 +22,7 @@ class TensorLoader:
     [[0, 1], [2, 3], [4]]
     """
 
-    def __init__(
-        self, *tensors: Tensor, batch_size: int, shuffle: bool = False, drop_last: bool = False, seed: int = 0, device=None
-    ):
+    def __init__(self, *tensors: Tensor, batch_size: int, shuffle: bool = False, drop_last: bool = False, seed: int = 0, device=None):
         if not tensors:
             raise ValueError("TensorLoader needs at least one tensor to take rows from.")
         lengths = [len(t) for t in tensors]

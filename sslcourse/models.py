@@ -109,17 +109,23 @@ class Method(nn.Module):
         """The loss when nothing has been learned, for batches of this many images."""
         raise NotImplementedError
 
+    def prepare(self, size: int) -> None:
+        """Settle on the method's own augmentation, for images of this many pixels a side, where none was given."""
+        if self.augmentation is None:
+            device = next((p.device for p in self.parameters()), None)
+            self.augmentation = self.default_augmentation(size).to(device)
+
     def augment(self, images: Tensor) -> Tensor | list[Tensor]:
         """The augmentation's views of uint8 images, on their device."""
-        if self.augmentation is None:
-            self.augmentation = self.default_augmentation(images.shape[-1]).to(images.device)
+        self.prepare(images.shape[-1])
         return self.augmentation(images)
 
     def two_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Two views of every image, each (N, 3, size, size)."""
+        self.prepare(images.shape[-1])
         if isinstance(self.augmentation, augment.TwoViews):
-            return tuple(self.augment(images))
-        return tuple(self.augment(torch.cat([images, images])).chunk(2))
+            return tuple(self.augmentation(images))
+        return tuple(self.augmentation(torch.cat([images, images])).chunk(2))
 
     def encode(self, views: Tensor) -> Tensor:
         """Normalised views (N, 3, H, W) -> features (N, feature_dim)."""
@@ -132,8 +138,9 @@ def four_rotations(x: Tensor) -> tuple[Tensor, Tensor]:
     All images unturned first, then all by one turn, and so on. A quarter turn moves pixels and computes nothing, so it leaves no trace
     of interpolation by which a network could tell it (Gidaris et al. 2018, section 2.2).
     """
-    if x.dim() != 4 or x.shape[2] != x.shape[3]:
-        raise ValueError(f"Quarter turns need square images (N, 3, H, H), not {tuple(x.shape)}.")
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[2] != x.shape[3]:
+        kind = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__} (of two views?)"
+        raise ValueError(f"Quarter turns need one tensor of square images (N, 3, H, H), not {kind}.")
     turned = torch.cat([torch.rot90(x, k, dims=(2, 3)) for k in range(4)])
     return turned, torch.arange(4, device=x.device).repeat_interleave(len(x))
 
@@ -154,6 +161,9 @@ class Rotation(Method):
 
     def default_augmentation(self, size: int) -> nn.Module:
         return augment.weak(size)
+
+    def extra_repr(self) -> str:
+        return f"all_rotations={self.all_rotations}"
 
     def chance_loss(self, batch_size: int) -> float:
         return diagnostics.chance_loss("rotation")
@@ -199,6 +209,9 @@ class SimCLR(Method):
 
     def default_augmentation(self, size: int) -> nn.Module:
         return augment.simclr(size)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, views_together={self.views_together}"
 
     def chance_loss(self, batch_size: int) -> float:
         return diagnostics.chance_loss("simclr", batch_size=batch_size)

@@ -10,23 +10,28 @@ from torch import nn
 def decayed_and_not(module: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None) -> list[dict]:
     """Parameter groups: weight decay on matrices and kernels, none on biases and normalisation (Goyal et al. 2017, section 5.3).
 
-    lr_scales: a part's name (the beginning of its parameters' names, such as "encoder") -> factor on its learning rate.
-    Raises ValueError for a name that no parameter has.
+    lr_scales: a part's name (the beginning of its parameters' names, such as "encoder") -> factor on its learning rate. Where several
+    names fit, the longest decides. Raises ValueError for a name that no parameter has, and when there is nothing to train.
     """
     scales = dict(lr_scales or {})
+    if scales and not min(scales.values()) >= 0:
+        raise ValueError(f"lr_scales are factors on the learning rate and must not be negative: {scales}.")
     groups: dict[tuple[float, bool], list] = {}
     met = set()
     for name, p in module.named_parameters():
         if not p.requires_grad:
             continue
-        part = next((part for part in scales if name == part or name.startswith(part + ".")), None)
-        met.add(part)
-        groups.setdefault((scales.get(part, 1.0), p.dim() > 1), []).append(p)
+        parts = [part for part in scales if name == part or name.startswith(part + ".")]
+        met.update(parts)
+        scale = float(scales[max(parts, key=len)]) if parts else 1.0
+        groups.setdefault((scale, p.dim() > 1), []).append(p)
+    if not groups:
+        raise ValueError(f"No parameter of {type(module).__name__} is trained: set requires_grad on those that shall be.")
     missing = set(scales) - met
     if missing:
         raise ValueError(f"lr_scales names {', '.join(sorted(missing))}, and no trained parameter of {type(module).__name__} is called so.")
-    order = sorted(groups, reverse=True)  # matrices first
-    return [{"params": groups[key], "weight_decay": weight_decay if key[1] else 0.0, "lr_scale": key[0]} for key in order]
+    order = sorted(groups, reverse=True)  # of each scale the matrices first
+    return [{"params": groups[key], "weight_decay": float(weight_decay) if key[1] else 0.0, "lr_scale": key[0]} for key in order]
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: float = 0.2) -> torch.optim.lr_scheduler.LambdaLR:
@@ -36,7 +41,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: f
     """
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup is a part of the steps and must be at least 0 and below 1, not {warmup}.")
-    rise = max(1, round(warmup * steps))
+    rise = round(warmup * steps)
 
     def factor(step: int) -> float:
         if step < rise:
@@ -51,7 +56,8 @@ def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: f
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step on each matrix is a fixed part of that matrix's length (You, Gitman, Ginsburg 2017, algorithm 1).
 
-    trust: that part. Parameters with one dimension (biases, normalisation) get plain SGD, as in SimCLR and BYOL. For large batches.
+    trust: that part. Parameters with one dimension (biases, normalisation) get plain SGD with momentum and without weight decay, as in
+    SimCLR and BYOL; so does a matrix of zeros. For large batches.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3):
@@ -77,8 +83,9 @@ class LARS(torch.optim.Optimizer):
                     fits = (length > 0) & (gradient > 0)  # stays on the device
                     step = step * torch.where(fits, group["trust"] * length / gradient, 1.0)
                 state = self.state[p]
-                velocity = state.setdefault("velocity", torch.zeros_like(p))
-                velocity.mul_(group["momentum"]).add_(step)
+                if "velocity" not in state:
+                    state["velocity"] = torch.zeros_like(p)
+                velocity = state["velocity"].mul_(group["momentum"]).add_(step)
                 p.add_(velocity, alpha=-group["lr"])
         return loss
 

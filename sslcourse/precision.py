@@ -1,4 +1,4 @@
-"""The arithmetic of a forward pass, and the mode that a network is in: what training and evaluation share."""
+"""The arithmetic of a forward pass, the mode that a network is in, and a random state of one's own: what training and evaluation share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,6 +32,14 @@ def autocast(device: torch.device, precision: str):
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's random numbers begin at this seed, on every device; afterwards the caller's go on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from sslcourse import augment, diagnostics
-from sslcourse.checkpoints import CHECKPOINT_FORMAT, History, load_checkpoint, save_checkpoint  # noqa: F401  (public here too)
-from sslcourse.features import features, knn_scores
+from sslcourse.checkpoints import CHECKPOINT_FORMAT, History, load_checkpoint, plain, save_checkpoint  # noqa: F401  (public here too)
+from sslcourse.features import evaluation_view, features, knn_scores
 from sslcourse.loaders import TensorLoader
 from sslcourse.models import to_channels_last
 from sslcourse.optimizers import decayed_and_not, make_optimizer, one_cycle  # noqa: F401  (public here too)
-from sslcourse.precision import PRECISIONS, autocast, choose_precision, evaluation_mode  # noqa: F401  (public here too)
+from sslcourse.precision import PRECISIONS, autocast, choose_precision, evaluation_mode, seeded  # noqa: F401  (public here too)
 
 WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1e-6}
 LOOK_IMAGES = 5_000  # labelled images that the kNN of a look searches, at most
@@ -50,6 +50,7 @@ def _run(
     stacklevel: int = 3,
 ) -> History:
     """The loop. loss_of(*batch) -> loss and further scalars; look(epoch, last) -> further columns, or None for no row at this epoch."""
+    settings = plain(settings)
     schedule = one_cycle(optimizer, lr, epochs * len(loader), warmup)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "loader": loader}
@@ -57,8 +58,7 @@ def _run(
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     after_step = getattr(model, "after_step", None)  # a moving average, where a method keeps one
     steps = epochs * len(loader)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if checkpoint and Path(checkpoint).exists():
             load_checkpoint(checkpoint, settings, parts, history)
         quiet = {} if progress else {"disable": True}  # not disable=False: that would overrule the environment's TQDM_DISABLE
@@ -77,7 +77,7 @@ def _run(
                     nn.utils.clip_grad_norm_(trained, clip_norm)
                 scaler.step(optimizer)
                 scaler.update()
-                schedule.step()
+                _step(schedule, scaler)
                 if after_step is not None:
                     after_step((loader.epoch - 1) * len(loader) + number + 1, steps)
                 for key, value in {"loss": loss.detach(), **others}.items():
@@ -90,7 +90,8 @@ def _run(
                 warnings.warn(history.stopped, stacklevel=stacklevel)
             more = look(epoch, epoch == last or bool(history.stopped))
             if more is not None:
-                row = {"epoch": epoch, "step": epoch * len(loader), "lr": schedule.get_last_lr()[0], **means, **more}
+                rate = lr * schedule.lr_lambdas[0](schedule.last_epoch)  # before any factor of lr_scales
+                row = {"epoch": epoch, "step": epoch * len(loader), "lr": rate, **means, **more}
                 row["seconds"] = time.perf_counter() - started
                 history.rows.append(row)
                 bar.set_postfix_str(_in_short(row))
@@ -99,6 +100,15 @@ def _run(
         bar.close()
     model.eval()
     return history
+
+
+def _step(schedule: torch.optim.lr_scheduler.LambdaLR, scaler: torch.amp.GradScaler) -> None:
+    if scaler.is_enabled() and schedule.last_epoch == 0:
+        with warnings.catch_warnings():  # in fp16 the scaler leaves out first steps until its scale fits; torch takes that for a mistake
+            warnings.filterwarnings("ignore", message=".*lr_scheduler")
+            schedule.step()
+    else:
+        schedule.step()
 
 
 def _in_short(row: Mapping[str, float]) -> str:
@@ -111,11 +121,15 @@ def _in_short(row: Mapping[str, float]) -> str:
     return ", ".join(texts)
 
 
-def _check_budget(epochs: int, lr: float, what: str) -> None:
-    if epochs < 1:
-        raise ValueError(f"epochs is the number of passes over the {what} images and must be at least 1, not {epochs}.")
+def _check_budget(images, part: str, epochs: int, lr: float, seed: int) -> tuple[int, float, int]:
+    """Epochs, rate and seed as Python's own numbers, which checkpoints can hold; or a sentence on what is wrong. part: learned from."""
+    if not hasattr(images, part) or not hasattr(images, "validation_images"):
+        raise TypeError(f"images must be a datasets.ImageSet, such as datasets.load gives, not {type(images).__name__}.")
+    if int(epochs) != epochs or epochs < 1:
+        raise ValueError(f"epochs is the number of passes over {part} and must be a whole number of at least 1, not {epochs}.")
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr must be positive, not {lr}.")
+    return int(epochs), float(lr), int(seed)
 
 
 @torch.no_grad()
@@ -166,13 +180,13 @@ def fit_classifier(
     A loss that is not finite ends the run at the end of that epoch, with a warning.
     Loss and schedule: Müller et al. 2019 (label smoothing), Loshchilov and Hutter 2019 (AdamW), Smith 2018 (one cycle).
     """
-    _check_budget(epochs, lr, "labelled")
+    epochs, lr, seed = _check_budget(images, "train_images", epochs, lr, seed)
     device = torch.device(device) if device is not None else next(model.parameters()).device
     precision = choose_precision(device, precision)
     to_channels_last(model.to(device))
     size = images.size
     augmentation = (augmentation if augmentation is not None else augment.weak(size)).to(device)
-    plain = augment.evaluation(getattr(augmentation, "size", size)).to(device)
+    view = evaluation_view(augmentation, size).to(device)
     batch_size = min(batch_size, len(images.train_labels))
     loader = TensorLoader(
         images.train_images, images.train_labels, batch_size=batch_size, shuffle=True, drop_last=True, seed=seed, device=device
@@ -195,7 +209,7 @@ def fit_classifier(
             return None
         if not len(images.validation_labels):
             return {}
-        seen = _loss_and_accuracy(model, images.validation_images, images.validation_labels, plain, device, precision)
+        seen = _loss_and_accuracy(model, images.validation_images, images.validation_labels, view, device, precision)
         return dict(zip(("validation_loss", "validation_accuracy"), seen, strict=True))
 
     optimizer = torch.optim.AdamW(decayed_and_not(model, weight_decay, lr_scales), lr=lr)
@@ -237,26 +251,31 @@ def pretrain(
     the features of the validation images are (`diagnostics.collapse`), and how many of them the nearest labelled training images (5,000 at
     most) classify rightly. Labels are used for this measuring only. The test split is never touched.
     device, precision, seed, checkpoint, stop_after: as in `fit_classifier`; the checkpoint is written after every epoch.
+    A method may have after_step(step, steps): called after each of the optimizer's steps, with their number counted from 1.
 
     Returns the History, a row an epoch: epoch, step, lr, loss, chance_loss, the method's own metrics, seconds; at looks also feature_std,
     healthy_std, feature_rank, knn_accuracy. A loss that is not finite ends the run at the end of that epoch, with a warning.
     Schedule: Loshchilov and Hutter 2017, as in SimCLR (Chen et al. 2020, section 2.2).
     """
-    _check_budget(epochs, lr, "unlabelled")
+    epochs, lr, seed = _check_budget(images, "unlabeled", epochs, lr, seed)
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm is the largest norm that a gradient may have and must be positive, or None, not {clip_norm}.")
     device = torch.device(device) if device is not None else next(method.parameters()).device
     precision = choose_precision(device, precision)
-    if getattr(method, "augmentation", method) is None:
-        method.augmentation = method.default_augmentation(images.size)
+    if hasattr(method, "prepare"):
+        method.prepare(images.size)
     to_channels_last(method.to(device))
     if weight_decay is None:
         weight_decay = WEIGHT_DECAY.get(optimizer, 0.0)
     loader = TensorLoader(images.unlabeled, batch_size=batch_size, shuffle=True, drop_last=True, seed=seed, device=device)
     chance = method.chance_loss(batch_size) if hasattr(method, "chance_loss") else None
     augmentation = getattr(method, "augmentation", None)
+    view = evaluation_view(augmentation, images.size)
     settings = {
         "task": "pretrain", "method": type(method).__name__, "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
         "weight_decay": weight_decay, "warmup": warmup, "clip_norm": clip_norm, "lr_scales": dict(lr_scales or {}), "precision": precision,
         "seed": seed, "images": len(images.unlabeled), "size": images.size, "augmentation": repr(augmentation),
+        "options": method.extra_repr(),
         "parameters": sum(p.numel() for p in method.parameters()),
     }  # fmt: skip
 
@@ -267,9 +286,9 @@ def pretrain(
 
     def look(epoch: int, last: bool) -> dict:
         row = {} if chance is None else {"chance_loss": chance}
-        if not look_every or not (last or epoch % look_every == 0) or not len(images.validation_labels):
+        if not look_every or not (last or epoch % look_every == 0) or len(images.validation_labels) < 2:
             return row
-        return row | _look_at(method.encoder, images, precision)
+        return row | _look_at(method.encoder, images, view, precision)
 
     made = make_optimizer(optimizer, method, lr, weight_decay, lr_scales=lr_scales)
     return _run(
@@ -278,16 +297,20 @@ def pretrain(
     )  # fmt: skip
 
 
-def _look_at(encoder: nn.Module, images, precision: str) -> dict[str, float]:
+def _look_at(encoder: nn.Module, images, view: nn.Module, precision: str) -> dict[str, float]:
     """Spread of the features of the validation images, and the accuracy of their nearest labelled neighbours."""
-    z = features(encoder, images.validation_images, precision=precision)
+    z = features(encoder, images.validation_images, transform=view, precision=precision)
     if not z.isfinite().all():
         return {}  # the loss tells
     spread = diagnostics.collapse(z)
     row = {"feature_std": spread.std, "healthy_std": z.shape[1] ** -0.5, "feature_rank": spread.effective_rank}
-    n = min(LOOK_IMAGES, len(images.train_labels))
-    if n:
-        bank = features(encoder, images.train_images[:n], precision=precision)
-        scores = knn_scores(bank, images.train_labels[:n].cpu(), z, len(images.class_names))
-        row["knn_accuracy"] = (scores.argmax(1) == images.validation_labels.cpu()).float().mean().item()
+    pictures, labels = images.train_images, images.train_labels
+    if len(labels) > LOOK_IMAGES:  # not simply the first, which may all be of one class
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randperm(len(labels), generator=generator)[:LOOK_IMAGES].sort().values.to(labels.device)
+        pictures, labels = pictures[rows], labels[rows]
+    if len(labels):
+        bank = features(encoder, pictures, transform=view, precision=precision)
+        scores = knn_scores(bank, labels.cpu(), z, len(images.class_names))
+        row["knn_accuracy"] = (scores.argmax(1) == images.validation_labels.cpu()).double().mean().item()
     return row

@@ -341,3 +341,20 @@ def test_a_gpu_finds_the_same():
     assert dataclasses.astuple(on_gpu) == pytest.approx(dataclasses.astuple(on_cpu), rel=1e-10)
     assert diagnostics.uniformity(z0.cuda()) == pytest.approx(diagnostics.uniformity(z0), rel=1e-10)
     assert diagnostics.alignment(z0.cuda(), z1.cuda()) == pytest.approx(diagnostics.alignment(z0, z1), rel=1e-10)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_largest_tensor_sees_the_block_of_a_broadcast_and_not_a_view():
+    a = torch.randn(20, 7, requires_grad=True)
+    with diagnostics.LargestTensor() as of_the_product:
+        (a @ a.T).sum().backward()
+    assert of_the_product.bytes == 20 * 20 * 4
+    with diagnostics.LargestTensor() as of_the_broadcast:
+        (a[:, None, :] * a[None, :, :]).sum().backward()
+    assert of_the_broadcast.bytes == 20 * 20 * 7 * 4 and of_the_broadcast.shape == (20, 20, 7)
+    with diagnostics.LargestTensor() as of_a_view:
+        a.detach()[:, None, :].expand(20, 50, 7)
+    assert of_a_view.bytes == 20 * 7 * 4
+

@@ -1,0 +1,79 @@
+"""Data sets and models so small that a run takes a moment, for tests of training and of what it leaves."""
+
+import types
+
+import torch
+
+from sslcourse import models
+
+
+class NeverTouched:
+    """Stands where the test split is, and complains about every use."""
+
+    def __getattribute__(self, name):
+        raise AssertionError(f"the test split was touched ({name})")
+
+    def __len__(self):
+        raise AssertionError("the test split was touched (len)")
+
+    def __getitem__(self, index):
+        raise AssertionError("the test split was touched")
+
+
+class Malicious:
+    """Makes an empty file at this path, if it is ever unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def coloured(n, seed, classes=3, size=8):
+    """Images whose class is the channel that is bright."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 80, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(n) % classes
+    images[torch.arange(n), labels] += 150
+    return images, labels
+
+
+def image_set(n=48, validation=30, **changes):
+    train, validated = coloured(n, 0), coloured(validation, 1)
+    fields = {
+        "name": "coloured", "size": 8, "class_names": ["red", "green", "blue"], "unlabeled": train[0],
+        "train_images": train[0], "train_labels": train[1], "validation_images": validated[0], "validation_labels": validated[1],
+        "test_images": NeverTouched(), "test_labels": NeverTouched(),
+    }  # fmt: skip
+    return types.SimpleNamespace(**{**fields, **changes})
+
+
+def new_model(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.Classifier(models.resnet9(4), 3)
+
+
+def rotation(seed=0, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.Rotation(models.resnet9(4), **options)
+
+
+def simclr(seed=0, width=4, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.SimCLR(models.resnet9(width), **{"hidden_dim": 16, "out_dim": 8, **options})
+
+
+METHODS = {"rotation": rotation, "simclr": simclr}
+
+
+def same_weights(first, second):
+    ours, theirs = first.state_dict(), second.state_dict()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def without_seconds(history):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
