@@ -9,6 +9,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sslcourse.nonfinite import Finding, find_nonfinite  # noqa: F401  (public here)
+from sslcourse.nonfinite_guard import NonFiniteError, NonFiniteGuard, load_bad_batch  # noqa: F401  (public here)
+
 # --- chance -----------------------------------------------------------------------------------------------------------------------------
 
 _NEEDS = {  # what chance_loss must know for each method, and the least it can be

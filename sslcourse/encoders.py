@@ -125,6 +125,44 @@ def resnet50(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
     return ResNet(network(weights=None), small_images, not small_images if max_pool is None else max_pool)
 
 
+class AlexNet(Encoder):
+    """Five convolutions and no batch normalisation: see `alexnet`."""
+
+    def __init__(self, small_images: bool):
+        super().__init__()
+        self.feature_dim = 256
+        first = [nn.Conv2d(3, 64, 3, padding=1)] if small_images else [nn.Conv2d(3, 64, 11, stride=4, padding=2)]
+        window = 2 if small_images else 3
+        self.smallest = 8 if small_images else 63
+
+        def pooled(*layers: nn.Module) -> nn.Sequential:
+            return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.MaxPool2d(window, 2))
+
+        self.blocks = nn.Sequential(
+            pooled(*first),
+            pooled(nn.Conv2d(64, 192, 3 if small_images else 5, padding=1 if small_images else 2)),
+            nn.Sequential(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
+            nn.Sequential(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
+            pooled(nn.Conv2d(256, 256, 3, padding=1)),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # without batch normalisation the default would shrink the signal from layer to layer
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def alexnet(small_images: bool = True) -> AlexNet:
+    """AlexNet's five convolutions (Krizhevsky 2014): normalised images (N, 3, H, W) -> (N, 256), 2.3 or 2.5 million parameters.
+
+    small_images: 3×3 convolutions with stride 1 and 2×2 pools, for 8 to 64 pixels; otherwise the first has 11×11 with stride 4, for 63
+    pixels and more. There is no batch normalisation anywhere in it: what a network without it does to a loss can be seen with this one.
+    """
+    return AlexNet(small_images)
+
+
 def count_parameters(module: nn.Module) -> int:
     """How many numbers are trained."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -11,8 +11,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from sslcourse import storage
@@ -25,7 +28,7 @@ from sslcourse.features import (  # noqa: F401  (public here too)
     neighbours,
     predict,
 )
-from sslcourse.models import Classifier, fresh_copy
+from sslcourse.models import Classifier
 from sslcourse.precision import seeded
 from sslcourse.training import History, fit_classifier
 from sslcourse.uncertainty import mean_and_error, standard_error, wilson_interval  # noqa: F401  (public here)
@@ -215,7 +218,7 @@ def fine_tune(
     if not len(getattr(images, f"{split}_labels")):
         raise ValueError(f"The {split} split is empty, so nothing can be measured on it: name another split.")
     with seeded(int(options.get("seed", 0))):
-        model = Classifier(fresh_copy(encoder).requires_grad_(True), len(images.class_names)).to(next(encoder.parameters()).device)
+        model = Classifier(copy.deepcopy(encoder).requires_grad_(True), len(images.class_names)).to(next(encoder.parameters()).device)
     history = fit_classifier(model, images, epochs, lr=lr, lr_scales={"encoder": encoder_lr_scale}, **options)
     view = evaluation_view(options.get("augmentation"), images.size)
     measured = evaluate(model, getattr(images, f"{split}_images"), getattr(images, f"{split}_labels"), images.class_names, transform=view)
@@ -242,6 +245,25 @@ def retrieve(found: FeatureSet, *, k: int = 8, split: str = "validation") -> Ret
     rows, labels = found.split(split)
     similarities, indices = neighbours(found.train, rows, k)
     return Retrieval(indices, similarities, found.train_labels[indices] == labels.unsqueeze(1))
+
+
+# --- maps -----------------------------------------------------------------------------------------------------------------------------
+
+
+def pca(rows: Tensor, dims: int = 2) -> Tensor:
+    """Coordinates along the directions in which rows vary most: float (N, D) -> (N, dims). Distances are real, with much left out."""
+    return torch.from_numpy(PCA(dims, random_state=0).fit_transform(rows.numpy()))
+
+
+def tsne(rows: Tensor, perplexity: float = 30, seed: int = 0) -> Tensor:
+    """t-SNE (van der Maaten and Hinton 2008): float (N, D) -> (N, 2). Neighbours lie together; sizes and distances of clumps mean nothing.
+
+    perplexity: about how many neighbours count, below N.
+    """
+    if not 0 < perplexity < len(rows):
+        raise ValueError(f"perplexity is about a number of neighbours and must lie between 0 and the {len(rows)} rows, not {perplexity}.")
+    with threadpool_limits(1):  # its threads beside PyTorch's, more than there are cores, wait for each other far longer than they work
+        return torch.from_numpy(TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(rows.numpy()))
 
 
 # --- comparing ------------------------------------------------------------------------------------------------------------------------

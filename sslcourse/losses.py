@@ -37,6 +37,56 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
     return F.cross_entropy(similarity, partner).to(_result_dtype(z0, z1))
 
 
+def byol_loss(p: Tensor, z: Tensor, stop_gradient: bool = True) -> Tensor:
+    """BYOL's loss: 2 − 2·cosine of prediction and target, averaged over the rows; 0 when they agree, 2 at chance, 4 when opposite.
+
+    p: predictions (N, D) of the online network; z: projections (N, D) of the target. z gets no gradient (stop_gradient=False lets it
+    through, to show what that does). Returns a scalar. Grill et al. 2020 (arXiv 2006.07733), section 3.1, equation 2; the authors add
+    up the two directions, so their number is twice the mean over both.
+
+    Raises ValueError or TypeError as `nt_xent` does; one row is enough.
+    """
+    _check_pair("byol_loss", p=p, z=z)
+    aim = z.detach() if stop_gradient else z
+    cosine = (_unit_rows("byol_loss", p) * _unit_rows("byol_loss", aim)).sum(1)  # (N,)
+    return (2 - 2 * cosine).mean().to(_result_dtype(p, z))
+
+
+def cross_correlation(z0: Tensor, z1: Tensor, eps: float = 1e-5) -> Tensor:
+    """The correlation of each dimension of one view with each of the other, over the batch: (N, D), (N, D) -> (D, D), within -1..1.
+
+    Each view is normalised by its own mean and variance (over N, so that the diagonal reaches 1), with eps inside the root, as batch
+    normalisation has it: a dimension that is the same for all images has correlation 0, and finite gradients; one whose standard deviation
+    is not well above sqrt(eps) = 0.003 comes out with correlations that are too small. Zbontar et al. 2021 (arXiv 2103.03230), equation 2.
+    Raises ValueError for a batch of one, which has no variance.
+    """
+    _check_pair("cross_correlation", z0=z0, z1=z1)
+    n = len(z0)
+    if n < 2:
+        raise ValueError("A correlation needs at least 2 images, and z0 and z1 have 1 row: use a larger batch_size, and drop_last.")
+    first, second = (_standardised(z, eps) for z in (z0, z1))
+    return first.T @ second / n
+
+
+def barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float = 5e-3) -> Tensor:
+    """Barlow Twins: pull the cross-correlation matrix of the two views to the identity.
+
+    z0, z1: projections (N, D), N >= 2. The squared distance of the diagonal from 1 (views agree: invariance), plus lambda_param times the
+    squares beside the diagonal (dimensions say different things: redundancy reduction). A sum, so it grows with D; chance is about
+    D + lambda_param·D²/N (`diagnostics.chance_loss`). Returns a scalar. Zbontar et al. 2021 (arXiv 2103.03230), equation 1.
+
+    Computed in float64, inside autocast too. Raises ValueError or TypeError for shapes that cannot be meant, a batch of one, and a
+    lambda_param that is negative or not finite. Constant dimensions and equal rows give finite losses and gradients.
+    """
+    if not 0 <= lambda_param < math.inf:
+        raise ValueError(f"lambda_param must be a number that is not negative, such as 0.005, not {lambda_param}.")
+    c = cross_correlation(z0, z1)  # (D, D)
+    on_diagonal = c.diagonal()
+    invariance = (on_diagonal - 1).square().sum()
+    redundancy = c.square().sum() - on_diagonal.square().sum()
+    return (invariance + lambda_param * redundancy).to(_result_dtype(z0, z1))
+
+
 # --- what the losses share --------------------------------------------------------------------------------------------------------------
 
 
@@ -69,3 +119,10 @@ def _unit_rows(function: str, z: Tensor) -> Tensor:
 
 def _result_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def _standardised(z: Tensor, eps: float) -> Tensor:
+    """Columns (N, D) less their mean, divided by their standard deviation over N, in float64, as batch normalisation does."""
+    z = z.double() if z.device.type != "mps" else z.float()
+    z = z - z.mean(0)
+    return z / (z.square().mean(0) + eps).sqrt()

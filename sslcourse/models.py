@@ -5,6 +5,7 @@ kept. A method is an nn.Module that holds an encoder and its augmentation: forwa
 """
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from sslcourse.encoders import (  # noqa: F401  (public here: models.resnet9, ..
     Residual,
     ResNet,
     ResNet9,
+    alexnet,
     conv_block,
     count_parameters,
     resnet9,
@@ -231,6 +233,131 @@ class SimCLR(Method):
         return losses.nt_xent(z0, z1, self.temperature)
 
 
-def fresh_copy(module: nn.Module) -> nn.Module:
-    """The same network with the same weights, sharing nothing: for training one of the two."""
-    return copy.deepcopy(module)
+class BYOL(Method):
+    """Predict what a slowly moving copy of the network makes of the other view (Grill et al. 2020). No negatives.
+
+    hidden_dim, out_dim: of the projection head and of the prediction head. tau0: where the moving average of the target starts; it rises to
+    1 along a cosine, per step (section 3.1: 0.996 for 1,000 epochs; short runs want less). last_norm: batch normalisation without scale on
+    the projections, which short runs need to leave the ground (the paper has none).
+    predictor, stop_gradient, moving_average: the three parts that can be taken away, to see what each is for. Without the moving average
+    the target is the online network itself; without stop_gradient the loss pulls at both its sides.
+    The target is never trained and stays in training mode; its batch normalisation has running statistics of its own, which nobody uses.
+    metrics: projection_std, the spread of the online projections' directions times the root of their dimension (1 is even, 0 collapsed);
+    target_similarity, the mean cosine of prediction and target.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        augmentation: nn.Module | None = None,
+        *,
+        hidden_dim: int = 256,
+        out_dim: int = 128,
+        tau0: float = 0.98,
+        last_norm: bool = True,
+        predictor: bool = True,
+        stop_gradient: bool = True,
+        moving_average: bool = True,
+    ):
+        super().__init__(encoder, augmentation)
+        if not 0 <= tau0 <= 1:
+            raise ValueError(f"tau0 is the part of the target that a step keeps and must lie between 0 and 1, not {tau0}.")
+        self.projector = ProjectionHead(self.feature_dim, hidden_dim, out_dim, last_norm=last_norm)
+        self.predictor = PredictionHead(out_dim, hidden_dim, out_dim) if predictor else nn.Identity()
+        self.target = copy.deepcopy(nn.Sequential(encoder, self.projector)).requires_grad_(False) if moving_average else None
+        self.tau0, self.stop_gradient = float(tau0), stop_gradient
+
+    def default_augmentation(self, size: int) -> nn.Module:
+        return augment.byol_views(size)
+
+    def extra_repr(self) -> str:
+        return f"tau0={self.tau0}, stop_gradient={self.stop_gradient}, moving_average={self.target is not None}"
+
+    def chance_loss(self, batch_size: int) -> float:
+        return diagnostics.chance_loss("byol")
+
+    def project(self, views: Tensor) -> Tensor:
+        """Normalised views (N, 3, H, W) -> the online network's projections (N, out_dim)."""
+        return self.projector(self.encode(views))
+
+    def forward(self, images: Tensor) -> Tensor:
+        views = torch.cat(self.two_views(images))  # (2N, 3, size, size)
+        z = self.project(views)
+        predicted = self.predictor(z)  # (2N, out_dim)
+        if self.target is None:
+            aim = z
+        else:
+            with torch.no_grad():
+                aim = self.target(views.contiguous(memory_format=torch.channels_last))
+        aim = aim.roll(len(images), dims=0)  # each view predicts the other one
+        with torch.no_grad():
+            spread = F.normalize(z.float(), dim=1).std(0, correction=0).mean() * z.shape[1] ** 0.5
+            alike = F.cosine_similarity(predicted.float(), aim.float()).mean()
+            self.metrics = {"projection_std": spread, "target_similarity": alike}
+        return losses.byol_loss(predicted, aim, stop_gradient=self.stop_gradient)
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        """Move the target's weights towards the online ones: target = tau * target + (1 - tau) * online (equation 1)."""
+        if self.target is None:
+            return
+        tau = ema_tau(step, steps, self.tau0)
+        online = [*self.encoder.parameters(), *self.projector.parameters()]
+        torch._foreach_lerp_(list(self.target.parameters()), online, 1 - tau)
+
+
+def ema_tau(step: int, steps: int, tau0: float) -> float:
+    """The part of the target that step number `step` of `steps` keeps: from tau0 at the first to 1 at the last (Grill et al. 2020, 3.1).
+
+    1 - (1 - tau0) * (cos(pi * step / steps) + 1) / 2.
+    """
+    if steps < 1 or not 0 <= step <= steps:
+        raise ValueError(f"step has to lie between 0 and steps, and steps be at least 1; they are {step} and {steps}.")
+    return 1 - (1 - tau0) * (math.cos(math.pi * step / steps) + 1) / 2
+
+
+class BarlowTwins(Method):
+    """Make the cross-correlation of two views' projections the identity matrix (Zbontar, Jing, Misra, LeCun, Deny 2021).
+
+    hidden_dim, out_dim, layers: the projection head's; wide heads are usual (2,048 on small data, 8,192 in the paper).
+    lambda_param: weight of the elements beside the diagonal. scale: factor on the whole loss (the authors' code has 0.1 on small data).
+    views_together: encode both views in one pass. The correlation itself normalises each view by its own statistics.
+    metrics: diagonal, the mean correlation of a dimension with itself in the other view.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        augmentation: nn.Module | None = None,
+        *,
+        hidden_dim: int = 256,
+        out_dim: int = 256,
+        layers: int = 2,
+        lambda_param: float = 0.02,
+        scale: float = 1.0,
+    ):
+        super().__init__(encoder, augmentation)
+        if not scale > 0:
+            raise ValueError(f"scale is a factor on the loss and must be positive, not {scale}.")
+        self.projector = ProjectionHead(self.feature_dim, hidden_dim, out_dim, layers)
+        self.lambda_param, self.scale, self.out_dim = lambda_param, scale, out_dim
+
+    def default_augmentation(self, size: int) -> nn.Module:
+        return augment.barlow_views(size)
+
+    def extra_repr(self) -> str:
+        return f"lambda_param={self.lambda_param}, scale={self.scale}"
+
+    def chance_loss(self, batch_size: int) -> float:
+        level = diagnostics.chance_loss("barlow_twins", batch_size=batch_size, dim=self.out_dim, lambda_param=self.lambda_param)
+        return self.scale * level
+
+    def project(self, views: Tensor) -> Tensor:
+        """Normalised views (N, 3, H, W) -> projections (N, out_dim)."""
+        return self.projector(self.encode(views))
+
+    def forward(self, images: Tensor) -> Tensor:
+        z0, z1 = self.project(torch.cat(self.two_views(images))).chunk(2)
+        with torch.no_grad():
+            self.metrics = {"diagonal": losses.cross_correlation(z0, z1).diagonal().mean()}
+        return self.scale * losses.barlow_twins_loss(z0, z1, self.lambda_param)

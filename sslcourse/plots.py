@@ -6,7 +6,6 @@ begins with that title. Colours are Okabe and Ito's eight, which survive colour 
 
 import base64
 import html
-import io
 import math
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from sslcourse.figure_files import png
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -35,10 +36,8 @@ def use_style() -> None:
 
 def show(figure: Figure, alt: str) -> None:
     """Show a figure with its alternative text, then close it. In a notebook it is an <img alt=...>; elsewhere the text is printed."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    encoded = base64.b64encode(png(figure)).decode()
     plt.close(figure)
-    encoded = base64.b64encode(picture.getvalue()).decode()
     style = "max-width:100%;height:auto;background:white"
     image = f'<img alt="{html.escape(alt, quote=True)}" style="{style}" src="data:image/png;base64,{encoded}">'
     from IPython.display import display

@@ -21,6 +21,7 @@ from sslcourse.checkpoints import CHECKPOINT_FORMAT, History, load_checkpoint, p
 from sslcourse.features import evaluation_view, features, knn_scores
 from sslcourse.loaders import TensorLoader
 from sslcourse.models import to_channels_last
+from sslcourse.nonfinite_guard import NonFiniteGuard
 from sslcourse.optimizers import decayed_and_not, make_optimizer, one_cycle  # noqa: F401  (public here too)
 from sslcourse.precision import PRECISIONS, autocast, choose_precision, evaluation_mode, seeded  # noqa: F401  (public here too)
 
@@ -39,6 +40,7 @@ def _run(
     lr: float,
     warmup: float,
     clip_norm: float | None,
+    guard: NonFiniteGuard | None,
     device: torch.device,
     precision: str,
     seed: int,
@@ -66,12 +68,18 @@ def _run(
         bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, file=sys.stderr, **quiet)
         model.train()
         last = epochs if stop_after is None else min(epochs, stop_after)
+        step = loader.epoch * len(loader)
         while loader.epoch < last and not history.stopped:
             totals: dict[str, Tensor] = {}
-            for number, batch in enumerate(loader):
+            for batch in loader:
+                step += 1
+                if guard is not None:
+                    guard.before(step, model)
                 loss, others = loss_of(*batch)
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
+                if guard is not None:  # before clipping, which would spread an infinity to all weights
+                    guard.check(step, loss, model, optimizer, batch, forward=lambda batch: loss_of(*batch)[0], scaler=scaler)
                 if clip_norm is not None:
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(trained, clip_norm)
@@ -79,9 +87,11 @@ def _run(
                 scaler.update()
                 _step(schedule, scaler)
                 if after_step is not None:
-                    after_step((loader.epoch - 1) * len(loader) + number + 1, steps)
+                    after_step(step, steps)
                 for key, value in {"loss": loss.detach(), **others}.items():
                     totals[key] = totals[key] + value if key in totals else value.clone()
+            if guard is not None:
+                guard.check_state(step, model, optimizer)
             epoch = loader.epoch
             means = {key: (total / len(loader)).item() for key, total in totals.items()}
             bar.update()
@@ -91,11 +101,11 @@ def _run(
             more = look(epoch, epoch == last or bool(history.stopped))
             if more is not None:
                 rate = lr * schedule.lr_lambdas[0](schedule.last_epoch)  # before any factor of lr_scales
-                row = {"epoch": epoch, "step": epoch * len(loader), "lr": rate, **means, **more}
+                row = {"epoch": epoch, "step": step, "lr": rate, **means, **more}
                 row["seconds"] = time.perf_counter() - started
                 history.rows.append(row)
                 bar.set_postfix_str(_in_short(row))
-                if checkpoint:
+                if checkpoint and not history.stopped:  # the last good one stays
                     save_checkpoint(checkpoint, settings, parts, history)
         bar.close()
     model.eval()
@@ -157,6 +167,7 @@ def fit_classifier(
     lr_scales: Mapping[str, float] | None = None,
     augmentation: nn.Module | None = None,
     validate_every: int = 1,
+    guard: NonFiniteGuard | None = None,
     device: str | torch.device | None = None,
     precision: str = "auto",
     seed: int = 0,
@@ -214,7 +225,7 @@ def fit_classifier(
 
     optimizer = torch.optim.AdamW(decayed_and_not(model, weight_decay, lr_scales), lr=lr)
     return _run(
-        model, loader, loss_of, look, optimizer=optimizer, epochs=epochs, lr=lr, warmup=0.2, clip_norm=None, device=device,
+        model, loader, loss_of, look, optimizer=optimizer, epochs=epochs, lr=lr, warmup=0.2, clip_norm=None, guard=guard, device=device,
         precision=precision, seed=seed, settings=settings, checkpoint=checkpoint, stop_after=stop_after, progress=progress, name=name,
     )  # fmt: skip
 
@@ -230,6 +241,7 @@ def pretrain(
     weight_decay: float | None = None,
     warmup: float = 0.1,
     clip_norm: float | None = None,
+    guard: NonFiniteGuard | None = None,
     lr_scales: Mapping[str, float] | None = None,
     look_every: int = 5,
     device: str | torch.device | None = None,
@@ -246,7 +258,8 @@ def pretrain(
     epochs: passes over the unlabelled images. batch_size: images a step; a last smaller batch is left out. lr: the peak of a cosine
     schedule that rises along a line for the first `warmup` part of the steps. optimizer: adamw, sgd or lars; weight_decay: 0.05, 5e-4 and
     1e-6 for them when None, never on biases and normalisation. clip_norm: largest norm of the whole gradient; None does not clip.
-    lr_scales: part of the method -> factor on its learning rate.
+    guard: a `diagnostics.NonFiniteGuard`, which stops at the first step whose loss, gradients or weights are not finite, names the cause,
+    saves the batch, and leaves the last checkpoint as it was. lr_scales: part of the method -> factor on its learning rate.
     look_every: epochs between two looks at the encoder, and once at the end; 0 never looks. A look measures, in evaluation mode, how spread
     the features of the validation images are (`diagnostics.collapse`), and how many of them the nearest labelled training images (5,000 at
     most) classify rightly. Labels are used for this measuring only. The test split is never touched.
@@ -292,7 +305,7 @@ def pretrain(
 
     made = make_optimizer(optimizer, method, lr, weight_decay, lr_scales=lr_scales)
     return _run(
-        method, loader, loss_of, look, optimizer=made, epochs=epochs, lr=lr, warmup=warmup, clip_norm=clip_norm, device=device,
+        method, loader, loss_of, look, optimizer=made, epochs=epochs, lr=lr, warmup=warmup, clip_norm=clip_norm, guard=guard, device=device,
         precision=precision, seed=seed, settings=settings, checkpoint=checkpoint, stop_after=stop_after, progress=progress, name=name,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Results and comparisons against loops and counting; kNN, probe, fine-tuning and retrieval: what they choose and what they leave alone."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -375,7 +376,7 @@ def test_fine_tuning_leaves_the_encoder_alone():
     network = encoder().eval()
     network.blocks[0].train()
     network.blocks[1].requires_grad_(False)
-    reference = models.fresh_copy(network)
+    reference = copy.deepcopy(network)
     modes, grads = [m.training for m in network.modules()], [p.requires_grad for p in network.parameters()]
     result = tune(network)
     assert same_weights(network, reference)
@@ -459,3 +460,36 @@ def test_from_images_to_every_measure():
         assert result.n == 45 and result.top1 > 0.6  # guessing: 0.33; what is told apart is a colour
     assert 0.4 < evaluation.retrieve(few, k=3, split="test").precision <= 1
     assert tune(network, images.few_labels(5, seed=1), split="test").n == 45
+
+
+# --- maps -----------------------------------------------------------------------------------------------------------------------------
+
+
+def clumps(n=60, dim=12):
+    """Three clumps of rows far apart, and which each row belongs to."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 20 * torch.eye(dim)[:3]
+    which = torch.arange(n) % 3
+    return centres[which] + 0.1 * torch.randn(n, dim, generator=generator), which
+
+
+def test_pca_keeps_the_distances_of_rows_that_lie_in_a_plane():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 2, generator=generator) @ torch.linalg.qr(torch.randn(9, 2, generator=generator)).Q.T
+    flat = evaluation.pca(rows)
+    assert flat.shape == (40, 2)
+    torch.testing.assert_close(torch.pdist(flat), torch.pdist(rows), rtol=1e-4, atol=1e-4)
+
+
+def test_tsne_puts_neighbours_together_and_repeats_itself():
+    rows, which = clumps()
+    flat = evaluation.tsne(rows, perplexity=10)
+    nearest = torch.cdist(flat, flat).fill_diagonal_(math.inf).argmin(1)
+    assert torch.equal(which[nearest], which)
+    assert torch.equal(flat, evaluation.tsne(rows, perplexity=10))
+
+
+@pytest.mark.parametrize("perplexity", [0, -3, 60, math.nan])
+def test_a_perplexity_that_cannot_be_is_refused(perplexity):
+    with pytest.raises(ValueError, match="perplexity is about a number of neighbours"):
+        evaluation.tsne(clumps()[0], perplexity=perplexity)

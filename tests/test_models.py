@@ -202,11 +202,6 @@ def test_a_method_takes_uint8_images(make):
         make()(torch.zeros(4, 3, 16, 16))
 
 
-def test_a_fresh_copy_shares_nothing():
-    encoder = models.resnet9(4)
-    copied = models.fresh_copy(encoder)
-    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(encoder.parameters(), copied.parameters(), strict=True))
-
 
 # --- rotation -------------------------------------------------------------------------------------------------------------------------
 

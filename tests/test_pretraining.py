@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import nn
 
 from sslcourse import augment, datasets, diagnostics, evaluation, models, optimizers, training
 from sslcourse.errors import CourseError
+from sslcourse.nonfinite_guard import NonFiniteError, NonFiniteGuard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -404,10 +404,32 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_warning(make, tmp_path):
     assert math.isfinite(history["loss"][1]) and math.isnan(history["loss"][2]) and not AT_LOOKS & set(history.final)
     history.save(tmp_path / "history.json")
     assert json.loads((tmp_path / "history.json").read_text())["rows"][2]["loss"] is None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        again = pretrain(make(), checkpoint=file)
-    assert again.stopped == history.stopped and len(again.rows) == 3
+    # the last good checkpoint is still there, and a run without the fault goes on from it as if nothing had happened
+    whole, again = make(), make(seed=1)
+    expected = pretrain(whole)
+    assert pretrain(again, checkpoint=file)["loss"] == expected["loss"] and same_weights(again, whole)
+
+
+@EACH
+def test_a_guard_stops_at_the_first_bad_step_and_keeps_the_last_checkpoint(make, tmp_path):
+    method, file = make(), tmp_path / "run.pt"
+    pretrain(method, checkpoint=file, stop_after=2)
+    kept = file.read_bytes()
+    broken = make()
+    broken.after_step = lambda step, steps: step == 8 and nn.init.constant_(broken.encoder.blocks[0][0].weight, math.nan)
+    guard = NonFiniteGuard(tmp_path / "found")
+    with pytest.raises(NonFiniteError, match="step 8|step 9") as caught:
+        pretrain(broken, checkpoint=file, guard=guard)
+    assert "encoder.blocks.0.0.weight" in str(caught.value)
+    assert file.read_bytes() == kept
+
+
+@EACH
+def test_a_guard_changes_nothing_in_a_healthy_run(make, tmp_path):
+    alone, guarded = make(), make()
+    pretrain(alone, clip_norm=0.5)
+    pretrain(guarded, clip_norm=0.5, guard=NonFiniteGuard(tmp_path))
+    assert same_weights(alone, guarded) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

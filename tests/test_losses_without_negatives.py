@@ -1,0 +1,215 @@
+"""BYOL's and Barlow Twins' losses: against loops and lightly, their invariances, hostile input, and sentences."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sslcourse import diagnostics
+from sslcourse.losses import barlow_twins_loss, byol_loss, cross_correlation
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LOSSES = {"byol": byol_loss, "barlow": barlow_twins_loss}
+SHAPES = [(2, 1), (2, 5), (3, 3), (7, 4), (16, 32), (64, 8)]
+
+
+def pair(n, d, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    z0, z1 = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
+    return (2 * z0 + 1).to(dtype), (z1 + 0.5 * z0 - 3).to(dtype)
+
+
+def byol_by_loops(p, z):
+    total = []
+    for a, b in zip(p.double().tolist(), z.double().tolist(), strict=True):
+        dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
+        total.append(2 - 2 * dot / math.sqrt(math.fsum(x * x for x in a)) / math.sqrt(math.fsum(y * y for y in b)))
+    return math.fsum(total) / len(total)
+
+
+def barlow_by_loops(z0, z1, lambda_param=5e-3, eps=1e-5):
+    n, d = z0.shape
+
+    def standardised(z):
+        columns = z.double().T.tolist()
+        done = []
+        for column in columns:
+            mean = math.fsum(column) / n
+            variance = math.fsum((x - mean) ** 2 for x in column) / n
+            done.append([(x - mean) / math.sqrt(variance + eps) for x in column])
+        return done
+
+    a, b = standardised(z0), standardised(z1)
+    c = [[math.fsum(x * y for x, y in zip(a[i], b[j], strict=True)) / n for j in range(d)] for i in range(d)]
+    on = math.fsum((c[i][i] - 1) ** 2 for i in range(d))
+    off = math.fsum(c[i][j] ** 2 for i in range(d) for j in range(d) if i != j)
+    return on + lambda_param * off
+
+
+def gradients(loss, *tensors):
+    tensors = [t.clone().requires_grad_() for t in tensors]
+    loss(*tensors).backward()
+    return [t.grad for t in tensors]
+
+
+def by_differences(function, z, step=1e-6):
+    """The gradient of function(z) by central differences, in float64."""
+    gradient = torch.zeros_like(z)
+    for index in np.ndindex(*z.shape):
+        up, down = z.clone(), z.clone()
+        up[index] += step
+        down[index] -= step
+        gradient[index] = (function(up) - function(down)) / (2 * step)
+    return gradient
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_byol_loss_equals_loops(shape):
+    p, z = pair(*shape)
+    assert byol_loss(p, z).item() == pytest.approx(byol_by_loops(p, z), rel=1e-12)
+    (gradient, none) = gradients(byol_loss, p, z)
+    assert none is None  # nothing flows into the target
+    if p.numel() < 100:
+        torch.testing.assert_close(gradient, by_differences(lambda x: byol_by_loops(x, z), p), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("lambda_param", [0.0, 5e-3, 1.0])
+def test_barlow_twins_loss_equals_loops(shape, lambda_param):
+    z0, z1 = pair(*shape)
+    assert barlow_twins_loss(z0, z1, lambda_param).item() == pytest.approx(barlow_by_loops(z0, z1, lambda_param), rel=1e-11)
+    if z0.numel() < 100:
+        found = gradients(lambda a, b: barlow_twins_loss(a, b, lambda_param), z0, z1)
+        torch.testing.assert_close(found[0], by_differences(lambda x: barlow_by_loops(x, z1, lambda_param), z0), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found[1], by_differences(lambda x: barlow_by_loops(z0, x, lambda_param), z1), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_lower_precision_equals_the_float64_computation_on_the_same_rows(name, dtype):
+    z0, z1 = pair(32, 16, dtype=dtype)
+    by_loops = {"byol": byol_by_loops, "barlow": barlow_by_loops}[name]
+    value = LOSSES[name](z0, z1)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(by_loops(z0, z1), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_changes_nothing(name, dtype):
+    z0, z1 = pair(16, 8, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        inside = LOSSES[name](z0, z1)
+    assert torch.equal(inside, LOSSES[name](z0, z1))
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (33, 17), (128, 64)])
+def test_both_equal_lightly(shape):
+    lightly = pytest.importorskip("lightly.loss")
+    z0, z1 = pair(*shape)
+    for ours, theirs in (
+        (lambda a, b: barlow_twins_loss(a, b, 5e-3), lightly.BarlowTwinsLoss(lambda_param=5e-3)),
+        (lambda a, b: byol_loss(a, b) / 2 - 1, lightly.NegativeCosineSimilarity()),
+    ):
+        assert ours(z0, z1).item() == pytest.approx(theirs(z0, z1.detach()).item(), rel=1e-6)
+        (found, _), (expected, _) = gradients(ours, z0, z1), gradients(lambda a, b, f=theirs: f(a, b), z0, z1)
+        assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_byol_loss_at_its_three_landmarks():
+    p, z = torch.eye(4), torch.eye(4)
+    assert byol_loss(p, 3 * z).item() == pytest.approx(0, abs=1e-7)
+    assert byol_loss(p, z.roll(1, 0)).item() == pytest.approx(diagnostics.chance_loss("byol"))
+    assert byol_loss(p, -z).item() == pytest.approx(4)
+
+
+def test_stop_gradient_can_be_taken_away():
+    p, z = pair(6, 3)
+    with_it, without = gradients(byol_loss, p, z), gradients(lambda a, b: byol_loss(a, b, stop_gradient=False), p, z)
+    assert torch.equal(with_it[0], without[0]) and with_it[1] is None and without[1].abs().sum() > 0
+
+
+def test_barlow_is_invariant_to_what_a_correlation_ignores():
+    z0, z1 = pair(64, 6)
+    value = barlow_twins_loss(z0, z1)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    scale, shift = torch.tensor([0.5, 2, 10, 3, 7, 100.0]).double(), torch.tensor([0, 1, -5, 30, 2, 8.0]).double()
+    torch.testing.assert_close(barlow_twins_loss(z0[order], z1[order]), value)
+    torch.testing.assert_close(barlow_twins_loss(z0 * scale + shift, z1), value, rtol=1e-4, atol=0)  # eps is what is left
+    torch.testing.assert_close(barlow_twins_loss(z1, z0), value)
+    columns = torch.tensor([3, 1, 5, 0, 2, 4])
+    torch.testing.assert_close(barlow_twins_loss(z0[:, columns], z1[:, columns]), value)
+    assert not torch.isclose(barlow_twins_loss(z0[:, columns], z1), value)  # the diagonal is where the views meet
+
+
+def test_barlow_of_equal_and_of_unrelated_views():
+    z, _ = pair(5000, 8)
+    z = torch.linalg.qr(z - z.mean(0)).Q * 5000**0.5  # columns of variance 1 that are exactly uncorrelated
+    z = z - z.mean(0)
+    assert barlow_twins_loss(z, z).item() < 1e-3
+    c = cross_correlation(z, z)
+    torch.testing.assert_close(c, torch.eye(8).double(), rtol=0, atol=1e-3)
+    rows = torch.randn(200, 64, 32, generator=torch.Generator().manual_seed(0))
+    measured = [barlow_twins_loss(a, b).item() for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    assert sum(measured) / 100 == pytest.approx(diagnostics.chance_loss("barlow_twins", batch_size=64, dim=32), rel=0.02)
+
+
+HOSTILE = {
+    "constant dimensions": lambda z: torch.cat([z[:, :2], torch.full_like(z[:, 2:], 3.0)], 1),
+    "all rows equal": lambda z: z[:1].expand_as(z).clone(),
+    "duplicated rows": lambda z: z[torch.arange(len(z)) // 2],
+    "large": lambda z: z * 5e3,  # up to 36,000: float16 ends at 65,504
+    "small": lambda z: z * 5e-5,
+    "large and nearly constant": lambda z: 1e4 + z * 1e-3,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("name", LOSSES)
+def test_hostile_rows_give_finite_losses_and_gradients(name, kind, dtype):
+    z0, z1 = (HOSTILE[kind](z).to(dtype) for z in pair(16, 6))
+    assert z0.isfinite().all()
+    value = LOSSES[name](z0, z1)
+    assert value.isfinite()
+    for gradient in gradients(LOSSES[name], z0, z1):
+        assert gradient is None or gradient.isfinite().all()
+
+
+def test_a_constant_dimension_counts_as_uncorrelated():
+    z0, z1 = pair(32, 4)
+    z0[:, 2] = 7.0
+    c = cross_correlation(z0, z1)
+    assert c[2].abs().max() == 0 and c.abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_cannot_be_meant_gets_a_sentence(name):
+    loss = LOSSES[name]
+    with pytest.raises(ValueError, match="one shape"):
+        loss(torch.ones(4, 3), torch.ones(4, 2))
+    with pytest.raises(ValueError, match=r"\(N, D\)"):
+        loss(torch.ones(4), torch.ones(4))
+    with pytest.raises(TypeError, match="floating-point"):
+        loss(torch.ones(4, 3, dtype=torch.int64), torch.ones(4, 3))
+
+
+def test_barlow_refuses_a_batch_of_one_and_a_wrong_lambda():
+    with pytest.raises(ValueError, match="at least 2 images"):
+        barlow_twins_loss(torch.ones(1, 3), torch.ones(1, 3))
+    for wrong in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="lambda_param"):
+            barlow_twins_loss(torch.ones(4, 3), torch.ones(4, 3), wrong)
+
+
+def test_byol_refuses_a_row_of_zeros():
+    with pytest.raises(ValueError, match="row of zeros"):
+        byol_loss(torch.zeros(2, 3), torch.ones(2, 3))
+
+
+def test_nan_rows_give_a_nan_loss():
+    z0, z1 = pair(8, 4)
+    z0[1, 1] = math.nan
+    assert byol_loss(z0, z1).isnan() and barlow_twins_loss(z0, z1).isnan()
