@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
+
+from sslcourse import models
 
 
 @pytest.fixture
@@ -11,3 +14,19 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A classifier of five classes whose batch normalisation has seen a batch."""
+    torch.manual_seed(0)
+    model = models.Classifier(models.resnet9(4), 5, dropout=0.5)
+    nn.init.normal_(model.head.weight)
+    model(torch.randn(32, 3, 16, 16))  # statistics that are not the first ones
+    return model
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Fifty images of noise."""
+    return torch.randint(0, 256, (50, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

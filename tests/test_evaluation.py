@@ -9,7 +9,6 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from tiny import NeverTouched, coloured, image_set, same_weights
-from torch import nn
 
 from sslcourse import augment, datasets, evaluation, models
 
@@ -134,20 +133,6 @@ def test_paired_difference_needs_the_same_images():
 
 
 # --- predictions ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    model = models.Classifier(models.resnet9(4), 5, dropout=0.5)
-    nn.init.normal_(model.head.weight)
-    model(torch.randn(32, 3, 16, 16))  # statistics that are not the first ones
-    return model
-
-
-@pytest.fixture(scope="module")
-def images():
-    return torch.randint(0, 256, (50, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 def test_evaluate_holds_predictions_against_labels(model, images):

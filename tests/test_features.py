@@ -8,26 +8,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torch.nn import functional as F
 
-from sslcourse import augment, datasets, features, models
+from sslcourse import augment, datasets, features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 CLOSE = {"rtol": 0, "atol": 1e-4}  # convolutions may add up in another order when a batch has another size
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    model = models.Classifier(models.resnet9(4), 5, dropout=0.5)
-    nn.init.normal_(model.head.weight)
-    model(torch.randn(32, 3, 16, 16))  # statistics that are not the first ones
-    return model
-
-
-@pytest.fixture(scope="module")
-def images():
-    return torch.randint(0, 256, (50, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50])

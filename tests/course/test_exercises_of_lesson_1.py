@@ -2,16 +2,13 @@
 
 import math
 
-import pytest
 import torch
+from answers import judge_of, standard_tests
 from torch.nn import functional as F
 
 from sslcourse.course.checks.lesson_1 import EXERCISES, honest_accuracy, smoothed_cross_entropy, stratified_subset
-from sslcourse.course.exercises import _judge
 
-
-def judged(number, answer):
-    return _judge(EXERCISES[number], answer)
+judged = judge_of(EXERCISES)
 
 
 # --- 1.1 ---
@@ -158,20 +155,6 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("number, answer", RIGHT, ids=lambda v: getattr(v, "__name__", v))
-def test_right_answers_are_accepted(number, answer):
-    status, message = judged(number, answer)
-    assert status == "done", message
-
-
-@pytest.mark.parametrize("number, answer, hint", WRONG, ids=lambda v: getattr(v, "__name__", v))
-def test_each_mistake_gets_its_own_hint(number, answer, hint):
-    status, message = judged(number, answer)
-    assert status == "hint"
-    assert hint in message
-
-
-def test_hints_differ_within_an_exercise():
-    for number in EXERCISES:
-        hints = [judged(number, answer)[1] for n, answer, _ in WRONG if n == number]
-        assert len(hints) == len(set(hints)) >= 3
+test_right_answers_are_accepted, test_each_mistake_gets_its_own_hint, test_hints_differ_within_an_exercise = standard_tests(
+    EXERCISES, RIGHT, WRONG
+)

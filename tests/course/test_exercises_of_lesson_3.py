@@ -5,14 +5,12 @@ from collections import Counter
 
 import pytest
 import torch
+from answers import judge_of, standard_tests
 from torch.nn import functional as F
 
 from sslcourse.course.checks.lesson_3 import EXERCISES, alignment_and_uniformity, knn_predict, my_nt_xent
-from sslcourse.course.exercises import _judge
 
-
-def judged(number, answer):
-    return _judge(EXERCISES[number], answer)
+judged = judge_of(EXERCISES)
 
 
 # --- 3.1 ---
@@ -396,23 +394,9 @@ SAME_HINT = [
 ]
 
 
-@pytest.mark.parametrize("number, answer", RIGHT, ids=lambda v: getattr(v, "__name__", v))
-def test_right_answers_are_accepted(number, answer):
-    status, message = judged(number, answer)
-    assert status == "done", message
-
-
-@pytest.mark.parametrize("number, answer, hint", WRONG + SAME_HINT, ids=lambda v: getattr(v, "__name__", v))
-def test_each_mistake_gets_its_own_hint(number, answer, hint):
-    status, message = judged(number, answer)
-    assert status == "hint"
-    assert hint in message
-
-
-def test_hints_differ_within_an_exercise():
-    for number in EXERCISES:
-        hints = [judged(number, answer)[1] for n, answer, _ in WRONG if n == number]
-        assert len(hints) == len(set(hints)) >= 3
+test_right_answers_are_accepted, test_each_mistake_gets_its_own_hint, test_hints_differ_within_an_exercise = standard_tests(
+    EXERCISES, RIGHT, WRONG, SAME_HINT
+)
 
 
 def test_untouched_functions_are_not_attempted():
