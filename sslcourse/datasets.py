@@ -133,6 +133,27 @@ class ImageSet:
         rows = few_rows(self.train_labels, self.class_names, per_class, seed).to(self.train_labels.device)
         return replace(self, train_images=self.train_images[rows], train_labels=self.train_labels[rows], folds=None)
 
+    def subset(self, *, unlabeled=None, train=None, validation=None, test=None, seed=0):
+        """The same ImageSet with at most so many images in a part, drawn at random; rows keep their order. None keeps all, 0 keeps none.
+
+        For quick looks and short experiments: `images.subset(validation=500, test=0)`. The choice depends only on `seed` and the number of
+        images in the part. ValueError for a count that is not a whole number of at least 0.
+        """
+        chosen = {}
+        for part, most in {"unlabeled": unlabeled, "train": train, "validation": validation, "test": test}.items():
+            if most is None:
+                continue
+            if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+                raise ValueError(f"{part} is {most!r}; it must be a whole number of at least 0, or None to keep all images.")
+            images = self.unlabeled if part == "unlabeled" else getattr(self, f"{part}_images")
+            rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].sort().values.to(images.device)
+            if part == "unlabeled":
+                chosen["unlabeled"] = images[rows]
+            else:
+                chosen |= {f"{part}_images": images[rows], f"{part}_labels": getattr(self, f"{part}_labels")[rows]}
+        folds = self.folds if train is None and validation is None else None  # they are row numbers of these two
+        return replace(self, folds=folds, **chosen)
+
     def __repr__(self):
         counts = [("unlabeled", self.unlabeled), *((split, getattr(self, f"{split}_images")) for split in storage.SPLITS)]
         numbers = " · ".join(f"{len(images):,} {part}" for part, images in counts)

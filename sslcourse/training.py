@@ -318,13 +318,11 @@ def _look_at(encoder: nn.Module, images, view: nn.Module, precision: str) -> dic
         return {}  # the loss tells
     spread = diagnostics.collapse(z)
     row = {"feature_std": spread.std, "healthy_std": z.shape[1] ** -0.5, "feature_rank": spread.effective_rank}
-    pictures, labels = images.train_images, images.train_labels
-    if len(labels) > LOOK_IMAGES:  # not simply the first, which may all be of one class
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randperm(len(labels), generator=generator)[:LOOK_IMAGES].sort().values.to(labels.device)
-        pictures, labels = pictures[rows], labels[rows]
+    if len(images.train_labels) > LOOK_IMAGES:
+        images = images.subset(train=LOOK_IMAGES)
+    labels = images.train_labels
     if len(labels):
-        bank = features(encoder, pictures, transform=view, precision=precision)
+        bank = features(encoder, images.train_images, transform=view, precision=precision)
         scores = knn_scores(bank, labels.cpu(), z, len(images.class_names))
         row["knn_accuracy"] = (scores.argmax(1) == images.validation_labels.cpu()).double().mean().item()
     return row

@@ -112,6 +112,31 @@ def test_few_labels_names_the_class_that_is_too_small():
         image_set(train_labels=labels).few_labels(4)
 
 
+def test_a_subset_keeps_images_with_their_labels_in_order():
+    images = image_set()
+    less = images.subset(unlabeled=3, train=4, validation=0, seed=1)
+    assert (len(less.unlabeled), len(less.train_images), len(less.validation_images)) == (3, 4, 0)
+    assert less.test_images is images.test_images  # None: as it was
+    rows = [(images.train_images == one).flatten(1).all(1).nonzero().item() for one in less.train_images]
+    assert rows == sorted(rows) and torch.equal(less.train_labels, images.train_labels[rows])
+    assert torch.equal(less.train_images, images.subset(train=4, seed=1).train_images)
+    draws = {tuple(images.subset(train=4, seed=seed).train_images[:, 0, 0, 0].tolist()) for seed in range(5)}
+    assert len(draws) > 1
+    assert torch.equal(images.subset(train=10**6).train_images, images.train_images)  # at most
+
+
+def test_folds_are_row_numbers_and_do_not_outlive_a_subset():
+    images = image_set(folds=torch.zeros(10, 5, dtype=torch.int64))
+    assert images.subset(unlabeled=3, test=2).folds is images.folds
+    assert images.subset(train=3).folds is None and images.subset(validation=1).folds is None
+
+
+@pytest.mark.parametrize("most", [-1, 2.0, True, "3"])
+def test_a_subset_needs_whole_numbers(most):
+    with pytest.raises(ValueError, match="train is .* whole number of at least 0"):
+        image_set().subset(train=most)
+
+
 # --- Toybox ---
 
 

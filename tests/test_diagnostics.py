@@ -357,4 +357,3 @@ def test_largest_tensor_sees_the_block_of_a_broadcast_and_not_a_view():
     with diagnostics.LargestTensor() as of_a_view:
         a.detach()[:, None, :].expand(20, 50, 7)
     assert of_a_view.bytes == 20 * 7 * 4
-

@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,6 +146,18 @@ class Lesson:
             raise TypeError(f"pick needs smoke and cpu, and may have gpu and full; it got {sorted(values)}")
         fallbacks = {"smoke": ["smoke"], "cpu": ["cpu"], "gpu": ["gpu", "cpu"], "full": ["full", "gpu", "cpu"]}[self.tier]
         return next(values[tier] for tier in fallbacks if tier in values)
+
+    def network(self, size: int, width: int = 0) -> tuple[str, Callable]:
+        """The encoder that suits the tier: its name for tables, and a function that makes a fresh one.
+
+        size: pixels a side, for the stem. A ResNet-9 of width 8 at smoke and 16 at cpu, a ResNet-18 above; or a ResNet-9 of `width`.
+        """
+        from sslcourse import models
+
+        if width or self.tier in ("smoke", "cpu"):
+            width = width or self.pick(smoke=8, cpu=16)
+            return f"ResNet-9, width {width}", lambda: models.resnet9(width)
+        return "ResNet-18", lambda: models.resnet18(small_images=size < 96, max_pool=size >= 64)
 
     def seconds(self) -> float:
         """Wall-clock seconds since the lesson started."""

@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from sslcourse import results
+from sslcourse import models, results
 from sslcourse.course import lesson as lessons
 from sslcourse.errors import CourseError
 
@@ -105,6 +105,29 @@ def test_pick_falls_back_towards_smaller_tiers(begin):
     for wrong in ({"smoke": 1}, {"smoke": 1, "cpu": 2, "tpu": 3}):
         with pytest.raises(TypeError, match="pick needs smoke and cpu"):
             begin(1, tier="cpu").pick(**wrong)
+
+
+@pytest.mark.parametrize(
+    "tier, size, width, name, parameters",
+    [
+        ("smoke", 32, 0, "ResNet-9, width 8", models.resnet9(8)),
+        ("cpu", 96, 0, "ResNet-9, width 16", models.resnet9(16)),
+        ("cpu", 32, 4, "ResNet-9, width 4", models.resnet9(4)),
+        ("gpu", 32, 0, "ResNet-18", models.resnet18(small_images=True)),
+        ("gpu", 96, 0, "ResNet-18", models.resnet18(small_images=False)),
+        ("full", 96, 6, "ResNet-9, width 6", models.resnet9(6)),
+    ],
+)
+def test_the_network_suits_the_tier(begin, tier, size, width, name, parameters):
+    found, make = begin(1, tier=tier).network(size, width)
+    assert found == name and make() is not make()
+    assert models.count_parameters(make()) == models.count_parameters(parameters)
+
+
+@pytest.mark.parametrize("size, halved", [(32, 8), (64, 16), (96, 32)])
+def test_the_stem_suits_the_images(begin, size, halved):
+    encoder = begin(1, tier="gpu").network(size)[1]()
+    assert encoder.eval().feature_maps(torch.zeros(1, 3, size, size))[-1].shape[-1] == size // halved
 
 
 def test_finish_writes_records_and_a_summary(begin, capsys, tmp_path):
