@@ -1,0 +1,409 @@
+"""The exercises of lesson 5: the loss of Barlow Twins, the first module that is not finite, a safe standardisation, and a diagnosis."""
+
+import math
+from collections.abc import Callable
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslcourse.course import clinic
+from sslcourse.course.exercises import Exercise, Wrong, expect_close, expect_shape, expect_type, try_mistakes
+
+# --- 5.1 ------------------------------------------------------------------------------------------------------------------------------
+
+
+def my_barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float) -> Tensor:
+    """Distance of the cross-correlation matrix from the identity: (diagonal − 1)² summed, plus lambda_param times the other squares."""
+    z0, z1 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z0, z1))
+    c = z0.T @ z1 / len(z0)  # (D, D)
+    on_diagonal = c.diagonal()
+    beside = c.square().sum() - on_diagonal.square().sum()
+    return (on_diagonal - 1).square().sum() + lambda_param * beside
+
+
+def _standard(z, dim=0, correction=0, centre=True, scale=True):
+    mean = z.mean(dim, keepdim=True)
+    z = z - mean if centre else z
+    spread = z.var(dim, correction=correction, keepdim=True) if centre else z.square().mean(dim, keepdim=True)
+    return z / (spread + 1e-5).sqrt() if scale else z
+
+
+def _jointly(z0, z1):
+    return _standard(torch.cat([z0, z1])).chunk(2)
+
+
+def _loss_of(c, lambda_param, on=lambda v: (v - 1).square().sum(), off=lambda c: c.square(), reduce=torch.sum, weights=None):
+    """From a correlation matrix to a loss, with the terms or their weights changed. weights(lambda) -> those of the two terms."""
+    w_on, w_off = weights(lambda_param) if weights else (1, lambda_param)
+    beside = c[~torch.eye(len(c), dtype=torch.bool)]
+    return w_on * on(c.diagonal()) + w_off * reduce(off(beside))
+
+
+def _of_rows(prepare=lambda z0, z1: (_standard(z0), _standard(z1)), divide=lambda c, n: c / n, **terms):
+    """A wrong loss: rows prepared otherwise, or other terms."""
+
+    def wrong(z0, z1, lambda_param):
+        a, b = prepare(z0, z1)
+        return _loss_of(divide(a.T @ b, len(z0)), lambda_param, **terms)
+
+    return wrong
+
+
+def _each(**settings):
+    return lambda z0, z1: (_standard(z0, **settings), _standard(z1, **settings))
+
+
+_NO_DIAGONAL = (
+    "The diagonal has no part in this loss, so nothing asks the views to agree: add the sum of (C_ii − 1)². (An original project's fault.)"
+)
+_JOINT = "Both views share mean and deviation. Each view has its own, or a shift between the two views would spoil the correlation."
+_N_MINUS_1 = (
+    "The deviation divides by N − 1 and the correlation by N, so the diagonal cannot reach 1: std(0, correction=0), or N − 1 twice."
+)
+_PER_ROW = "Normalised over each row. Each dimension (column) gets mean 0 and deviation 1 over the batch: dim=0."
+_CENTRE = "The mean is not taken off. A correlation compares how two dimensions vary: z − z.mean(0) first."
+_SCALE = "The columns are not divided by their deviation: this is a covariance, which grows with the scale."
+_ALL_MEANS = "Averages in place of sums: of each term over its own entries. Take sums."
+_TWICE = "The diagonal is counted beside itself too: leave it out of the sum that λ weighs."
+_HALF = "Only half of the matrix is counted. C is not symmetric: take both triangles."
+_ONE_VIEW = "The matrix correlates one view with itself, and its diagonal is 1 whatever the network does. Take z0 with z1."
+_LOSS_MISTAKES = [
+    (_NO_DIAGONAL, _of_rows(on=lambda v: 0)),
+    (_JOINT, _of_rows(_jointly)),
+    (_N_MINUS_1, _of_rows(_each(correction=1))),
+    ("The deviation divides by N and the correlation by N − 1, so the diagonal passes 1.", _of_rows(divide=lambda c, n: c / (n - 1))),
+    (_PER_ROW, _of_rows(_each(dim=1))),
+    (_PER_ROW, _of_rows(lambda a, b: (F.normalize(a, dim=1), F.normalize(b, dim=1)))),
+    (_PER_ROW, _of_rows(lambda a, b: (F.normalize(a, dim=1), F.normalize(b, dim=1)), divide=lambda c, n: c)),
+    (_CENTRE, _of_rows(_each(centre=False))),
+    (_SCALE, _of_rows(_each(scale=False))),
+    ("The columns are not normalised at all: mean 0 and deviation 1 over the batch.", _of_rows(lambda a, b: (a, b))),
+    ("The matrix product is not divided by N, so the diagonal would be N where the views agree.", _of_rows(divide=lambda c, n: c)),
+    ("Divided by D. The sum in the product runs over the N images: divide by N.", _of_rows(divide=lambda c, n: c / len(c))),
+    ("λ stands on the diagonal. It weighs the terms beside it.", _of_rows(weights=lambda w: (w, 1))),
+    ("λ multiplies both terms. It weighs only the terms beside the diagonal.", _of_rows(weights=lambda w: (w, w))),
+    ("λ is ignored. It multiplies the terms beside the diagonal.", _of_rows(weights=lambda w: (1, 1))),
+    ("λ is squared: multiply by it after the square.", _of_rows(weights=lambda w: (1, w**2))),
+    ("The terms beside the diagonal are averaged. Both terms are sums over the matrix.", _of_rows(reduce=torch.mean)),
+    ("The diagonal's terms are averaged. Both terms are sums over the matrix.", _of_rows(on=lambda v: (v - 1).square().mean())),
+    (_ALL_MEANS, _of_rows(on=lambda v: (v - 1).square().mean(), reduce=torch.mean)),
+    ("This is a mean over the matrix, D² times too small. Take the sum.", lambda a, b, w: my_barlow_twins_loss(a, b, w) / a.shape[1] ** 2),
+    ("This is a mean over the dimensions, D times too small.", lambda a, b, w: my_barlow_twins_loss(a, b, w) / a.shape[1]),
+    (
+        _TWICE,
+        lambda a, b, w: my_barlow_twins_loss(a, b, w) + w * _of_rows(on=lambda v: v.square().sum(), weights=lambda w: (1, 0))(a, b, w),
+    ),
+    ("The terms beside the diagonal are not squared.", _of_rows(off=lambda v: v)),
+    ("The terms beside the diagonal are absolute values. Square them.", _of_rows(off=lambda v: v.abs())),
+    ("The diagonal's distances from 1 are not squared.", _of_rows(on=lambda v: (1 - v).sum())),
+    (_HALF, lambda a, b, w: _half(a, b, w, torch.triu)),
+    (_HALF, lambda a, b, w: _half(a, b, w, torch.tril)),
+    (_ONE_VIEW, _of_rows(lambda a, b: (_standard(a), _standard(a)))),
+    ("This is the root of the loss. Leave the root out.", lambda *a: my_barlow_twins_loss(*a).sqrt()),
+    ("The sign is turned round.", lambda *a: -my_barlow_twins_loss(*a)),
+]
+
+
+def _half(z0, z1, lambda_param, triangle):
+    c = _standard(z0).T @ _standard(z1) / len(z0)
+    return (c.diagonal() - 1).square().sum() + lambda_param * triangle(c - c.diag().diag()).square().sum()
+
+
+def _views(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two views that belong together, with columns of different scales and means, and a shift between the views."""
+    generator = torch.Generator().manual_seed(seed)
+    z0 = torch.randn(n, d, generator=generator)
+    z1 = z0 + 0.8 * torch.randn(n, d, generator=generator)
+    scales = 0.5 + 2 * torch.rand(2, d, generator=generator)
+    return z0 * scales[0] + torch.randn(d, generator=generator), z1 * scales[1] + 2 * torch.randn(d, generator=generator)
+
+
+def _check_loss(answer) -> None:
+    with torch.enable_grad():
+        inputs = *_views(7, 5, 1), 0.3
+        got = answer(*inputs)
+        if isinstance(got, Real):
+            raise Wrong("The loss comes back as a plain number, and backward() needs the tensor. Leave .item() out.")
+        if isinstance(got, Tensor) and tuple(got.shape) == (5, 5):
+            raise Wrong("This is a matrix. The loss is one number: the sum of its terms.")
+        expect_shape(got, (), "the loss")
+        for hint, wrong in _LOSS_MISTAKES:
+            try_mistakes(answer, inputs, {hint: wrong})
+        for n, d, lambda_param in ((7, 5, 0.3), (12, 3, 0.005), (5, 9, 1.0)):
+            inputs = *_views(n, d, n), lambda_param
+            expect_close(
+                answer(*inputs),
+                my_barlow_twins_loss(*inputs),
+                f"With N = {n}, D = {d} and λ = {lambda_param} the value is off. One test: two equal views have a diagonal of 1.",
+                rtol=2e-3,
+                what="the loss",
+            )
+        _check_gradients(answer, my_barlow_twins_loss)
+        z0, z1 = _views(7, 5, 2)
+        z0[:, 2] = 1.5
+        z0.requires_grad_()
+        value = answer(z0, z1, 0.3)
+        if not value.isfinite():
+            raise Wrong("Right, but NaN where a dimension is the same for all images, 0/0. Add a small eps to the variance.")
+        if not torch.autograd.grad(value, z0)[0].isfinite().all():
+            raise Wrong(
+                "Finite where a dimension is constant, but its gradient is NaN: a root has no finite slope at 0. Put eps inside it."
+            )
+
+
+def _check_gradients(answer, reference) -> None:
+    z0, z1 = (z.requires_grad_() for z in _views(6, 4, 2))
+    value = answer(z0, z1, 0.3)
+    if not value.requires_grad:
+        raise Wrong("The value is right, but no gradient comes back. Leave out .detach(), .item(), torch.no_grad() and torch.tensor(...).")
+    got = torch.autograd.grad(value, (z0, z1), allow_unused=True)
+    if any(g is None or not g.any() for g in got):
+        raise Wrong("No gradient reaches one of the two views: is it detached? In Barlow Twins both views learn.")
+    for g, w in zip(got, torch.autograd.grad(reference(z0, z1, 0.3), (z0, z1)), strict=True):
+        hint = "The value is right, but its gradient is not: a part of the graph is cut off. No .detach() on the mean or the deviation."
+        expect_close(g, w, hint, rtol=1e-2, atol=1e-4, what="the gradient")
+
+
+# --- 5.2 ------------------------------------------------------------------------------------------------------------------------------
+
+
+def first_nonfinite(model: nn.Module, x: Tensor) -> str | None:
+    """Name of the first module, in the order of the forward pass, whose output is not finite; None if there is none."""
+    found, handles = [], []
+
+    def hook(name):
+        def look(module, inputs, output):
+            if not output.isfinite().all():
+                found.append(name)
+
+        return look
+
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_hook(hook(name)))
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+class _Apply(nn.Module):
+    """A module that applies a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class _Backwards(nn.Module):
+    """Calls its parts in another order than they are registered in. own: what it does itself at the end."""
+
+    def __init__(self, own=lambda x: x, **parts):
+        super().__init__()
+        self.own = own
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x):
+        for part in reversed([*self.children()]):
+            x = part(x)
+        return self.own(x)
+
+
+def _make(value: float) -> _Apply:
+    return _Apply(lambda x: torch.where(torch.arange(x.shape[1]) == 1, value, x))
+
+
+_WRONG_MODULE = "The wrong module is named. Put a hook on every module; the first that fires with a bad output belongs to the culprit."
+_A_MODULE = "This is the module itself. Return its name, as named_modules() has it."
+
+
+def _check_first(answer) -> None:
+    def linear():
+        return nn.Linear(3, 3)
+
+    healthy = nn.Sequential(linear(), nn.ReLU(), linear())
+    got = answer(healthy, torch.ones(2, 3))
+    if isinstance(got, nn.Module):
+        raise Wrong(_A_MODULE)
+    if got is not None:
+        raise Wrong(f"All outputs of this model are finite, and the function returned {got!r} in place of None.")
+    for model, wanted, hints in _cases(linear):
+        before, modes = _hooks(model), [module.training for module in model.modules()]
+        got = answer(model, torch.ones(2, 3))
+        after = _hooks(model)
+        if isinstance(got, nn.Module):
+            raise Wrong(_A_MODULE)
+        if got is not None and not isinstance(got, str):
+            expect_type(got, str, "the name")
+        if got != wanted:
+            raise Wrong(hints.get(got, _WRONG_MODULE))
+        if sum(after) > sum(before):
+            raise Wrong("A hook is left behind, and every later pass calls it: keep each handle and call its remove() afterwards.")
+        if sum(after) < sum(before):
+            raise Wrong("A hook that was there before is gone. Remove only your own, by their handles.")
+        if [module.training for module in model.modules()] != modes:
+            raise Wrong("The modes of the modules have changed: batch normalisation and dropout act otherwise now. Leave train/eval alone.")
+
+
+def _hooks(model: nn.Module) -> list[int]:
+    return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+
+
+def _cases(linear):
+    """Models, the right name of each, and hints for wrong ones."""
+    nested = nn.Sequential(linear(), nn.Sequential(_make(math.nan), linear()), linear())
+    nested[0].register_forward_hook(lambda *a: None)
+    nested[2].eval()
+    whole, inside = "This is {}. A child of it was done before: take the hook that fires first, not the first name.", "1.0"
+    yield nested, inside, {
+        None: "There is a NaN in this model, and the function returned None. Is every module looked at, the nested ones too?",
+        "1": whole.format("the container"),
+        "": whole.format("the whole model"),
+        "0": "The child's own name is not enough. Use the full path, as named_modules() has it: 1.0.",
+        "2": "This is the last module with a bad output. The first one is the culprit.",
+    }  # fmt: skip
+    infinite = nn.Sequential(linear(), _make(math.inf), _Apply(lambda x: x - x), linear())
+    yield infinite, "1", {"2": "Infinity is overlooked: it became NaN one module later. isfinite() finds both."}
+    vanishing = nn.Sequential(linear(), _make(-math.inf), _Apply(torch.exp), linear())
+    yield (
+        vanishing,
+        "1",
+        {None: "An infinity that disappears later is overlooked: exp(−inf) is 0. Look at every output, not at the last one."},
+    )
+    order = "These are the first in the order in which they were registered. Take the order in which the forward pass calls them."
+    yield _Backwards(last=linear(), bad=_make(math.nan), first=linear()), "bad", {"last": order}
+    large = nn.Sequential(_Apply(lambda x: x * 0 + 3e38), _make(math.nan))
+    yield large, "1", {"0": "All outputs of this module are finite; only their sum overflows. Ask every number: isfinite().all()."}
+    itself = "The model itself can be the culprit, and its name is the empty text, which counts as False: ask `is not None`."
+    yield _Backwards(own=lambda x: x / 0, inner=linear()), "", {None: itself}
+
+
+# --- 5.3 ------------------------------------------------------------------------------------------------------------------------------
+
+
+def safe_standardise(z: Tensor, eps: float) -> Tensor:
+    """Every column to mean 0 and deviation 1 over the N rows, with eps added to the variance: finite, and with finite gradients, always."""
+    z = z - z.mean(0)
+    return z / (z.square().mean(0) + eps).sqrt()
+
+
+def _safe(denominator, centre=True):
+    return lambda z, eps: (z - z.mean(0) if centre else z) / denominator(z, eps)
+
+
+_OUTSIDE = "eps is added outside the root. Inside, sqrt(var + eps), the slope of the root stays finite where the variance is 0."
+_SAFE_N_MINUS_1 = "The variance divides by N − 1. Divide by N, correction=0, so that the mean square of a column becomes 1."
+_SAFE_ROWS = "Standardised over each row. Take each column, over the batch: dim=0."
+_SAFE_MISTAKES = {
+    _OUTSIDE: _safe(lambda z, e: z.var(0, correction=0).sqrt() + e),
+    "eps is ignored.": _safe(lambda z, e: z.std(0, correction=0)),
+    _SAFE_N_MINUS_1: _safe(lambda z, e: (z.var(0) + e).sqrt()),
+    "The variance divides by N − 1, and eps stands outside the root.": _safe(lambda z, e: z.std(0) + e),
+    "Divided by the variance. The deviation is its root.": _safe(lambda z, e: z.var(0, correction=0) + e),
+    "The mean is not taken off.": _safe(lambda z, e: (z.var(0, correction=0) + e).sqrt(), centre=False),
+    "eps is squared: add it to the variance as it is.": _safe(lambda z, e: (z.var(0, correction=0) + e**2).sqrt()),
+    _SAFE_ROWS: lambda z, e: (z - z.mean(1, keepdim=True)) / (z.var(1, correction=0, keepdim=True) + e).sqrt(),
+    "One mean and one deviation for the whole matrix. Each column has its own.": lambda z, e: (
+        (z - z.mean()) / (z.var(correction=0) + e).sqrt()
+    ),
+    "A deviation below a limit is replaced by the limit. Add eps to the variance.": _safe(lambda z, e: z.std(0, correction=0).clamp(min=e)),
+    "A variance below eps is replaced by eps. Add it.": _safe(lambda z, e: z.var(0, correction=0).clamp(min=e).sqrt()),
+}
+_AFTERWARDS = (
+    "The values are right, but the gradient is NaN where a column is constant. To replace bad values afterwards (nan_to_num, where) leaves "
+    "the bad slope in the graph: the root itself must never see 0."
+)
+_ONE_PASS = "Right near 0, but not where the mean is 10,000: E[x²] − E[x]² loses its digits there. Take the mean off first."
+
+
+def _check_safe(answer) -> None:
+    with torch.enable_grad():
+        z = _views(9, 4, 3)[0]
+        z[:, 1] *= 0.2
+        expect_shape(answer(z, 0.5), (9, 4))
+        try_mistakes(answer, (z, 0.5), _SAFE_MISTAKES)
+        for eps in (0.5, 1e-5):
+            hint = f"With eps = {eps} the values are off. Take the mean off each column and divide by the root of variance plus eps."
+            expect_close(answer(z, eps), safe_standardise(z, eps), hint, rtol=1e-3, atol=1e-4)
+        far = 1e4 + z.round(decimals=1)
+        if not torch.allclose(answer(far, 1e-5), safe_standardise(far, 1e-5), rtol=0.05, atol=0.05):
+            raise Wrong(_ONE_PASS)
+        z[:, 2] = 0.3
+        z.requires_grad_()
+        value = answer(z, 1e-5)
+        if not value.requires_grad:
+            raise Wrong("The values are right, but no gradient comes back. Leave out .detach(), .item() and torch.no_grad().")
+        if not value.isfinite().all():
+            raise Wrong("Not finite where a column is constant: 0/0. Is eps inside the root?")
+        weights = torch.arange(36.0).view(9, 4).cos()
+        got, wanted = (torch.autograd.grad((f(z, 1e-5) * weights).sum(), z)[0] for f in (answer, safe_standardise))
+        if not got.isfinite().all():
+            raise Wrong(_AFTERWARDS)
+        expect_close(got, wanted, "The values are right, but the gradient is not: mean and variance depend on z too.", rtol=1e-2, atol=1e-3)
+
+
+# --- 5.4 ------------------------------------------------------------------------------------------------------------------------------
+
+
+def diagnosis(patient: nn.Module) -> str:
+    """The name of a patient's fault, one of clinic.SUSPECTS. The questions are asked in the order in which a step meets the faults."""
+    x = patient.batch
+    if not x.isfinite().all():
+        return "NaN in the data"
+    if not patient.layer.weight.isfinite().all():
+        return "NaN in the weights"
+    if len(x) == 1:
+        return "batch of one"
+    if patient(x).isfinite():
+        return "eps outside the power"  # the loss is finite: what is wrong comes in backward
+    return "constant dimension" if patient.layer(x).std(0).min() == 0 else "variance in one pass"
+
+
+def _excluded(name: str, patient: nn.Module) -> str:
+    """What speaks against this fault, or a word on where to look further. Does not say which fault it is."""
+    x = patient.batch
+    with torch.no_grad():
+        loss, z = patient(x), patient.layer(x)
+    if name == "NaN in the data":
+        return "isfinite on the batch excludes it: all its numbers are finite."
+    if name == "NaN in the weights":
+        return "isfinite on the parameters excludes it: all weights are finite."
+    if name == "batch of one":
+        return f"len(batch) excludes it: this batch has {len(x)} rows."
+    if name == "eps outside the power":
+        return "isfinite on the loss excludes it: with this fault the loss is finite and only the gradient is NaN; here the loss is NaN."
+    if name == "constant dimension":
+        if loss.isfinite():
+            return "isfinite on the loss excludes it: 0/0 would show in the forward pass, and this loss is finite."
+        smallest = f"the smallest is {z.std(0).min():.2g}" if len(x) > 1 else "they cannot be had from this batch"
+        return f"The stds of the dimensions do not show it: {smallest}."
+    if loss.isfinite():
+        return "isfinite on the loss excludes it: the root of a negative number would show in the forward pass, and this loss is finite."
+    largest = z.mean(0).abs().max().item()
+    return f"Rounding needs a mean far larger than the std to do this. Here the largest mean of a dimension is {largest:.2g}."
+
+
+def _check_diagnosis(answer) -> None:
+    for seed in range(24):
+        truth, patient = clinic.drawn(seed)
+        said = answer(patient)
+        expect_type(said, str, "the name of the fault")
+        if said not in clinic.SUSPECTS:
+            raise Wrong(f"{said!r} is not among the suspects. They are: {', '.join(clinic.SUSPECTS)}.")
+        if said != truth:
+            raise Wrong(f"The patient with seed {seed} does not have the fault {said!r}. {_excluded(said, patient)}")
+
+
+EXERCISES = {
+    "5.1": Exercise("5.1", "The loss of Barlow Twins", 20, 2, my_barlow_twins_loss, _check_loss),
+    "5.2": Exercise("5.2", "The first module that is not finite", 20, 3, first_nonfinite, _check_first),
+    "5.3": Exercise("5.3", "A standardisation that survives", 10, 2, safe_standardise, _check_safe),
+    "5.4": Exercise("5.4", "Diagnose a patient", 15, 2, diagnosis, _check_diagnosis),
+}
