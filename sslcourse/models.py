@@ -245,9 +245,9 @@ class BYOL(TwoViewMethod):
 
     hidden_dim, out_dim: of the projection head and of the prediction head. tau0: where the moving average of the target starts; it rises to
     1 along a cosine, per step (section 3.1: 0.996 for 1,000 epochs; short runs want less). last_norm: batch normalisation without scale on
-    the projections, which short runs need to leave the ground (the paper has none).
+    the projections (the paper has none); their spread then stays near 1, and only their rank tells of a collapse.
     predictor, stop_gradient, moving_average: the three parts that can be taken away, to see what each is for. Without the moving average
-    the target is the online network itself; without stop_gradient the loss pulls at both its sides.
+    the target is the online network itself, and only then has stop_gradient=False an effect: the loss pulls at both its sides.
     The target is never trained and stays in training mode; its batch normalisation has running statistics of its own, which nobody uses.
     metrics: projection_std, the spread of the online projections' directions times the root of their dimension (1 is even, 0 collapsed);
     target_similarity, the mean cosine of prediction and target.
