@@ -347,7 +347,7 @@ RIGHT = [
 WRONG = [
     ("5.1", loss_of_the_original_project, "The diagonal has no part"),
     ("5.1", loss_joint, "share mean and deviation"),
-    ("5.1", loss_of(terms, lambda z: standard(z, correction=1)), "cannot reach 1"),
+    ("5.1", loss_of(terms, lambda z: standard(z, correction=1)), "ends below 1"),
     ("5.1", lambda z0, z1, lambda_param: terms(standard(z0).T @ standard(z1) / (len(z0) - 1), lambda_param), "passes 1"),
     ("5.1", loss_of(terms, lambda z: standard(z, dim=1)), "over each row"),
     ("5.1", loss_of(terms, lambda z: z / z.square().mean(0).sqrt()), "mean is not taken off"),

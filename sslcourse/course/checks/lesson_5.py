@@ -55,13 +55,9 @@ def _each(**settings):
     return lambda z0, z1: (_standard(z0, **settings), _standard(z1, **settings))
 
 
-_NO_DIAGONAL = (
-    "The diagonal has no part in this loss, so nothing asks the views to agree: add the sum of (C_ii − 1)². (An original project's fault.)"
-)
+_NO_DIAGONAL = "The diagonal has no part in this loss, so nothing asks the views to agree: add the sum of (C_ii − 1)²."
 _JOINT = "Both views share mean and deviation. Each view has its own, or a shift between the two views would spoil the correlation."
-_N_MINUS_1 = (
-    "The deviation divides by N − 1 and the correlation by N, so the diagonal cannot reach 1: std(0, correction=0), or N − 1 twice."
-)
+_N_MINUS_1 = "The deviation divides by N − 1 and the correlation by N, so the diagonal ends below 1: std(0, correction=0), or N − 1 twice."
 _PER_ROW = "Normalised over each row. Each dimension (column) gets mean 0 and deviation 1 over the batch: dim=0."
 _CENTRE = "The mean is not taken off. A correlation compares how two dimensions vary: z − z.mean(0) first."
 _SCALE = "The columns are not divided by their deviation: this is a covariance, which grows with the scale."
@@ -148,9 +144,7 @@ def _check_loss(answer) -> None:
         if not value.isfinite():
             raise Wrong("Right, but NaN where a dimension is the same for all images, 0/0. Add a small eps to the variance.")
         if not torch.autograd.grad(value, z0)[0].isfinite().all():
-            raise Wrong(
-                "Finite where a dimension is constant, but its gradient is NaN: a root has no finite slope at 0. Put eps inside it."
-            )
+            raise Wrong("Finite where a dimension is constant, but its gradient is NaN: a root has no finite slope at 0. Put eps inside.")
 
 
 def _check_gradients(answer, reference) -> None:
@@ -272,11 +266,8 @@ def _cases(linear):
     infinite = nn.Sequential(linear(), _make(math.inf), _Apply(lambda x: x - x), linear())
     yield infinite, "1", {"2": "Infinity is overlooked: it became NaN one module later. isfinite() finds both."}
     vanishing = nn.Sequential(linear(), _make(-math.inf), _Apply(torch.exp), linear())
-    yield (
-        vanishing,
-        "1",
-        {None: "An infinity that disappears later is overlooked: exp(−inf) is 0. Look at every output, not at the last one."},
-    )
+    gone = "An infinity that disappears later is overlooked: exp(−inf) is 0. Look at every output, not at the last one."
+    yield vanishing, "1", {None: gone}
     order = "These are the first in the order in which they were registered. Take the order in which the forward pass calls them."
     yield _Backwards(last=linear(), bad=_make(math.nan), first=linear()), "bad", {"last": order}
     large = nn.Sequential(_Apply(lambda x: x * 0 + 3e38), _make(math.nan))
@@ -333,8 +324,7 @@ def _check_safe(answer) -> None:
             hint = f"With eps = {eps} the values are off. Take the mean off each column and divide by the root of variance plus eps."
             expect_close(answer(z, eps), safe_standardise(z, eps), hint, rtol=1e-3, atol=1e-4)
         far = 1e4 + z.round(decimals=1)
-        if not torch.allclose(answer(far, 1e-5), safe_standardise(far, 1e-5), rtol=0.05, atol=0.05):
-            raise Wrong(_ONE_PASS)
+        expect_close(answer(far, 1e-5), safe_standardise(far, 1e-5), _ONE_PASS, rtol=0.05, atol=0.05)
         z[:, 2] = 0.3
         z.requires_grad_()
         value = answer(z, 1e-5)
