@@ -245,7 +245,11 @@ def test_a_look_at_many_labelled_images_takes_some_of_every_class(monkeypatch):
     monkeypatch.setattr(training, "LOOK_IMAGES", 15)
     images, labels = coloured(90, 0)
     order = labels.argsort()  # the first 15 are all of one class
-    row = pretrain(simclr(), image_set(unlabeled=images, train_images=images[order], train_labels=labels[order]), epochs=2).final
+    validation, test = coloured(30, 1), (images[:0], labels[:0])
+    spread = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    sets = dict(zip(("train", "validation", "test"), ((images[order], labels[order]), validation, test), strict=True))
+    parts = {f"{name}_{kind}": part for name, pair in sets.items() for kind, part in zip(("images", "labels"), pair, strict=True)}
+    row = pretrain(simclr(), datasets.ImageSet("coloured", ["red", "green", "blue"], **spread, **parts), epochs=2).final
     assert row["knn_accuracy"] > 0.6  # from one class alone it cannot be more than 0.34
 
 
