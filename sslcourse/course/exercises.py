@@ -356,6 +356,22 @@ def expect_close(got, wanted, hint: str, rtol: float = 1e-4, atol: float = 1e-6,
         raise Wrong(hint)
 
 
+def expect_gradients(
+    answer: Callable, reference: Callable, views: Sequence, *rest, blocked: str, cut: str, rtol: float, atol: float
+) -> None:
+    """Reject a loss answer(*views, *rest) whose gradient in the views is missing (hint blocked) or differs from the reference's (cut)."""
+    views = [view.detach().requires_grad_() for view in views]
+    value = answer(*views, *rest)
+    if not value.requires_grad:
+        raise Wrong("The value is right, but no gradient comes back. Leave out .detach(), .item(), torch.no_grad() and torch.tensor(...).")
+    got = torch.autograd.grad(value, views, allow_unused=True)
+    if any(g is None or not g.any() for g in got):
+        raise Wrong(f"No gradient reaches one of the two views: is it detached? {blocked}")
+    for g, wanted in zip(got, torch.autograd.grad(reference(*views, *rest), views), strict=True):
+        hint = f"The value is right, but its gradient is not: a part of the graph is cut off. {cut}"
+        expect_close(g, wanted, hint, rtol, atol, what="the gradient")
+
+
 def _close(got: torch.Tensor, wanted: torch.Tensor, rtol: float, atol: float) -> bool:
     return got.shape == wanted.shape and torch.allclose(got.detach().double().cpu(), wanted.detach().double().cpu(), rtol, atol)
 
