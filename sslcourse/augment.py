@@ -19,153 +19,32 @@ aspect ratio does not fit after ten draws falls back to the whole image.
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from sslcourse.image_operations import (  # noqa: F401  (public here too)
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    along_axes,
+    blur_matrix,
+    cut_out,
+    gaussian_blur,
+    grayscale,
+    grey,
+    resize_matrix,
+    solarize,
+    translation_matrix,
+    where_asked,
+)
+
 MEAN = (0.5, 0.5, 0.5)  # the same two for every data set, so that an encoder can be tried on another set as it is
 STD = (0.25, 0.25, 0.25)
 
-GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 weights, as torchvision has them
 CROP_ATTEMPTS = 10
 CHUNK_VALUES = 400_000  # floats a chunk on the CPU: about 1.6 MB, so that a chunk fits the level-2 caches of two cores
-
-
-# --- operations with given parameters: x is float (N, 3, H, W) in 0..1, a parameter is (N,); out, where given, may be x itself ----------
-
-
-def _per_image(value: Tensor) -> Tensor:
-    return value.view(-1, 1, 1, 1)
-
-
-def grey(x: Tensor) -> Tensor:
-    """Luminance, (N, 1, H, W)."""
-    red, green, blue = x.split(1, dim=1)
-    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
-
-
-def adjust_brightness(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
-    """Multiply by factor (N,): 0 is black, 1 changes nothing."""
-    return torch.mul(x, _per_image(factor), out=out).clamp_(0, 1)
-
-
-def adjust_contrast(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
-    """Blend with each image's mean luminance: factor (N,), 0 is flat grey, 1 changes nothing."""
-    mean = grey(x.mean((2, 3), keepdim=True))  # the mean of the luminance is the luminance of the mean, (N, 1, 1, 1)
-    return torch.mul(x, _per_image(factor), out=out).add_(mean * _per_image(1 - factor)).clamp_(0, 1)
-
-
-def adjust_saturation(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
-    """Blend with the image's own luminance: factor (N,), 0 is grey, 1 changes nothing."""
-    blend = grey(x).mul_(_per_image(1 - factor))
-    return torch.mul(x, _per_image(factor), out=out).add_(blend).clamp_(0, 1)
-
-
-def adjust_hue(x: Tensor, turn: Tensor, out: Tensor | None = None) -> Tensor:
-    """Turn the hue of the HSV colour circle by `turn` (N,), from -0.5 to 0.5 whole turns (either is the opposite colour).
-
-    Value (the largest channel), chroma (largest less smallest) and hue, as everywhere, but without asking each pixel which channel is
-    the largest: in units of chroma/6 turns, a colour lies chroma + green + blue - red - smallest away from red, towards green or blue.
-    """
-    red, green, blue = x.unbind(1)
-    value, low = torch.maximum(green, blue), torch.minimum(green, blue)
-    value, low = torch.maximum(value, red, out=value), torch.minimum(low, red, out=low)
-    chroma = value - low
-    away = (green + blue).sub_(red).add_(chroma).sub_(low)
-    chroma6 = chroma * 6
-    hue = away.copysign_(green - blue).div_(chroma6.clamp_min(1e-12))  # -1/2..1/2; blue's side is negative
-    hue = hue.add_((turn + 1).view(-1, 1, 1)).frac_()  # turned, and back on the circle 0..1
-    # each channel rises, stays and falls as a trapezoid of the hue; the three are the same shape a third of a turn apart
-    out = torch.empty_like(x) if out is None else out
-    torch.addcmul(low.sub_(chroma), chroma6, (hue - 1 / 2).abs_().clamp_(1 / 6, 1 / 3), out=out[:, 0])
-    value.add_(chroma)
-    torch.addcmul(value, chroma6, (hue - 1 / 3).abs_().clamp_(1 / 6, 1 / 3), value=-1, out=out[:, 1])
-    torch.addcmul(value, chroma6, (hue - 2 / 3).abs_().clamp_(1 / 6, 1 / 3), value=-1, out=out[:, 2])
-    return out
-
-
-def grayscale(x: Tensor, amount: Tensor, out: Tensor | None = None) -> Tensor:
-    """Replace colour by luminance: amount (N,) is 1 to do it, 0 to leave the image."""
-    return torch.lerp(x, grey(x), _per_image(amount), out=out)
-
-
-def solarize(x: Tensor, amount: Tensor, threshold: float = 0.5) -> Tensor:
-    """Invert what is at or above the threshold: amount (N,) is 1 to do it, 0 to leave the image."""
-    inverted = (x >= threshold).float().mul_(_per_image(amount))  # 1 where it is
-    return inverted.mul_(1 - 2 * x).add_(x)
-
-
-# --- matrices along one axis: (N, output length, input length), each row sums to 1 -----------------------------------------------------
-
-
-def resize_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int, flip: Tensor | None = None) -> Tensor:
-    """The crop [start, start + length) of one axis, resized to size_out with an antialiasing triangle filter, flipped where flip is 1.
-
-    start, length: (N,) in pixels. Returns (N, size_out, size_in).
-    """
-    step = (length / size_out).view(-1, 1, 1)
-    place = torch.arange(size_out, device=start.device, dtype=torch.float32).view(1, -1, 1)
-    if flip is not None:
-        place = torch.where(flip.view(-1, 1, 1) > 0, size_out - 1 - place, place)
-    start, end = start.view(-1, 1, 1), (start + length).view(-1, 1, 1)
-    centre = start + (place + 0.5) * step
-    pixel = torch.arange(size_in, device=start.device, dtype=torch.float32).view(1, 1, -1) + 0.5
-    pixel = torch.where((pixel > start) & (pixel < end), pixel, math.inf)  # infinitely far away: no weight outside the crop
-    distance = (pixel - centre).abs_()
-    weight = torch.sub(step.clamp_min(1), distance, out=distance).clamp_min_(0)
-    return weight.div_(weight.sum(2, keepdim=True))
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # kept for later calls, which may need gradients
-def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
-    """One-hot maps (2·reach + 1, size, size): entry [t, i, j] is 1 where pixel i + t − reach, mirrored at the edges, is pixel j."""
-    index = torch.arange(size, device=device) + torch.arange(-reach, reach + 1, device=device).view(-1, 1)
-    index = (size - 1) - (index.abs() - (size - 1)).abs()
-    return (index.unsqueeze(2) == torch.arange(size, device=device)).float()
-
-
-def translation_matrix(shift: Tensor, size: int, reach: int) -> Tensor:
-    """Move by shift (N,) whole pixels, |shift| ≤ reach, mirroring at the edges. Returns (N, size, size)."""
-    chosen = (torch.arange(-reach, reach + 1, device=shift.device) == shift.view(-1, 1)).float()
-    return (chosen @ _reflected(size, reach, shift.device).flatten(1)).view(-1, size, size)
-
-
-def blur_matrix(sigma: Tensor, size: int, reach: int) -> Tensor:
-    """Gaussian blur along one axis with 2·reach + 1 taps, mirrored at the edges; sigma (N,) in pixels, 0 for none. (N, size, size)."""
-    tap = torch.arange(-reach, reach + 1, device=sigma.device)
-    weight = torch.exp(-0.5 * (tap / sigma.clamp_min(1e-3).view(-1, 1)) ** 2)
-    weight = weight / weight.sum(1, keepdim=True)
-    return (weight @ _reflected(size, reach, sigma.device).flatten(1)).view(-1, size, size)
-
-
-def along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows · image · columnsᵀ for every image and channel. x (N, 3, H, W), rows (N, h, H), columns (N, w, W) -> (N, 3, h, w)."""
-    n, channels, height, width = x.shape
-    # columns first: the three channels stand above one another as one tall matrix
-    x = torch.bmm(x.reshape(n, channels * height, width), columns.transpose(1, 2)).view(n, channels, height, columns.shape[1])
-    out = x.new_empty(n, channels, rows.shape[1], x.shape[3])
-    for channel in range(channels):
-        torch.bmm(rows, x[:, channel], out=out[:, channel])
-    return out
-
-
-def gaussian_blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Blur each image with its own sigma (N,), in pixels (0 for none), by a kernel of 2·reach + 1 pixels a side."""
-    return along_axes(x, blur_matrix(sigma, x.shape[2], reach), blur_matrix(sigma, x.shape[3], reach))
-
-
-def _where_asked(operation, x: Tensor, parameter: Tensor) -> Tensor:
-    """operation(x, parameter), where parameter 0 leaves an image as it is. On a CPU such images are left out; x is written over."""
-    if x.device.type != "cpu":
-        return operation(x, parameter)
-    asked = parameter.nonzero().flatten()
-    if len(asked):
-        done = operation(x.index_select(0, asked), parameter[asked])
-        for row, image in zip(asked.tolist(), done, strict=True):  # 35 µs for 7 images of 96 pixels; x[asked] = done takes 56
-            x[row] = image
-    return x
 
 
 # --- the module -----------------------------------------------------------------------------------------------------------------------
@@ -187,6 +66,7 @@ class Augmentation(nn.Module):
     flip: probability of a horizontal flip.
     jitter: (brightness, contrast, saturation, hue); the first three are ranges 1 ± value, hue is ± value of a turn. jitter_p: probability.
     grayscale, blur, solarize: probabilities. sigma: range of the blur's standard deviation in pixels.
+    cutout: largest side of a grey square, as a part of the image's side; its size and place are random (DeVries and Taylor 2017).
     mean, std: what the result is normalised with, per channel, in 0..1.
 
     Raises ValueError for a size, probability or range that cannot be, and for a batch that is not uint8 (N, 3, H, W).
@@ -206,6 +86,7 @@ class Augmentation(nn.Module):
         blur: float = 0.0,
         sigma: tuple[float, float] = (0.1, 2.0),
         solarize: float = 0.0,
+        cutout: float = 0.0,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
     ):
@@ -222,9 +103,12 @@ class Augmentation(nn.Module):
             raise ValueError(f"sigma must be two positive numbers of pixels, the smaller first, not {sigma}.")
         if not 0 <= translate < 0.5:
             raise ValueError(f"translate is a part of the side and must lie in 0..0.5, not {translate}.")
+        if not 0 <= cutout <= 1:
+            raise ValueError(f"cutout is a part of the side and must lie in 0..1, not {cutout}.")
         if min(std) <= 0:
             raise ValueError(f"std is divided by and must be positive, not {tuple(std)}.")
         self.size, self.crop, self.ratio, self.translate, self.sigma = int(size), crop, ratio, translate, sigma
+        self.cutout = float(cutout)
         self.jitter = tuple(float(v) for v in jitter)
         self.flip, self.jitter_p = _probability("flip", flip), _probability("jitter_p", jitter_p)
         self.grayscale, self.blur, self.solarize = (
@@ -238,7 +122,7 @@ class Augmentation(nn.Module):
 
     def extra_repr(self) -> str:
         parts = [f"size={self.size}"]
-        for name in ("crop", "translate", "flip", "grayscale", "blur", "solarize"):
+        for name in ("crop", "translate", "flip", "grayscale", "blur", "solarize", "cutout"):
             if getattr(self, name):
                 parts.append(f"{name}={getattr(self, name)}")
         if any(self.jitter):
@@ -247,7 +131,7 @@ class Augmentation(nn.Module):
 
     def draw(self, n: int, height: int, width: int, device=None, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Parameters for n images of height × width pixels: a dictionary of tensors whose first dimension is n."""
-        if not any((self.crop, self.translate, self.flip, *self.jitter, self.grayscale, self.blur, self.solarize)):
+        if not any((self.crop, self.translate, self.flip, *self.jitter, self.grayscale, self.blur, self.solarize, self.cutout)):
             return {}  # without advancing the generator: how often one evaluates must not change how one trains
         u = torch.rand(n, 14, device=device, generator=generator)
         drawn = {}
@@ -270,6 +154,9 @@ class Augmentation(nn.Module):
             drawn["sigma"] = torch.where(u[:, 9] < self.blur, low + u[:, 10] * (high - low), 0.0)
         if self.solarize:
             drawn["solarize"] = (u[:, 11] < self.solarize).float()
+        if self.cutout:
+            drawn["cutout_centre"] = u[:, 12:14] * self.size
+            drawn["cutout_side"] = torch.rand(n, device=device, generator=generator) * (self.cutout * self.size)
         return drawn
 
     def _draw_crop(self, n, height, width, u_top, u_left, generator) -> dict[str, Tensor]:
@@ -311,9 +198,11 @@ class Augmentation(nn.Module):
         if "grayscale" in drawn:
             grayscale(x, drawn["grayscale"], out=x)
         if "sigma" in drawn:
-            x = _where_asked(lambda rows, sigma: gaussian_blur(rows, sigma, self.reach), x, drawn["sigma"])
+            x = where_asked(lambda rows, sigma: gaussian_blur(rows, sigma, self.reach), x, drawn["sigma"])
         if "solarize" in drawn:
-            x = _where_asked(solarize, x, drawn["solarize"])
+            x = where_asked(solarize, x, drawn["solarize"])
+        if "cutout_side" in drawn:
+            x = cut_out(x, drawn["cutout_centre"], drawn["cutout_side"])
         return torch.mul(x.sub_(self.mean), 1 / self.std, out=out)  # a product: 23 µs for 14 images of 96 pixels, a quotient 37
 
     @torch.no_grad()
@@ -356,6 +245,15 @@ def evaluation(size: int, **options) -> Augmentation:
 def weak(size: int, **options) -> Augmentation:
     """Flip and a shift of up to an eighth of the side (FixMatch, Sohn et al. 2020, section 2.3): what supervised training uses too."""
     return Augmentation(size, **{"translate": 0.125, "flip": 0.5, **options})
+
+
+def strong(size: int, **options) -> Augmentation:
+    """FixMatch's strong view (Sohn et al. 2020, section 2.3): shift, flip, strong changes of colour, and a grey square.
+
+    The paper draws two operations an image from a list (RandAugment); here it is one colour jitter, so that a batch goes through at once.
+    """
+    settings = {"translate": 0.125, "flip": 0.5, "jitter": (0.4, 0.4, 0.4, 0.2), "grayscale": 0.2, "cutout": 0.5}
+    return Augmentation(size, **{**settings, **options})
 
 
 def simclr(size: int, strength: float = 1.0, **options) -> Augmentation:

@@ -68,3 +68,45 @@ class TensorLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.seed = state["epoch"], state["seed"]
+
+
+class PairedLoader:
+    """Labelled and unlabelled images side by side: yields (x, y, u), where u comes from `unlabeled` and x, y from `labeled`.
+
+    A pass is one pass over the unlabelled images. The labelled ones, usually far fewer, go round as often as that takes, a new order every
+    round. Which labelled batch comes at a step depends on the seeds and the number of the step alone, so a resumed run is exact.
+    labeled: a TensorLoader of two tensors, unlabeled: one of one tensor, both with drop_last, which batch statistics need.
+    """
+
+    def __init__(self, labeled: TensorLoader, unlabeled: TensorLoader):
+        for name, loader, tensors in (("labeled", labeled, 2), ("unlabeled", unlabeled, 1)):
+            if len(loader.tensors) != tensors or not loader.drop_last:
+                raise ValueError(f"{name} must be a TensorLoader of {tensors} tensor{'s' * (tensors > 1)} with drop_last=True.")
+        self.labeled, self.unlabeled = labeled, unlabeled
+
+    @property
+    def epoch(self) -> int:
+        return self.unlabeled.epoch
+
+    def __len__(self) -> int:
+        """Batches a pass."""
+        return len(self.unlabeled)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        labeled_round, skip = divmod(self.epoch * len(self), len(self.labeled))
+        self.labeled.epoch = labeled_round
+        batches = iter(self.labeled)
+        for _ in range(skip):
+            next(batches)
+        for (u,) in self.unlabeled:
+            batch = next(batches, None)
+            if batch is None:
+                batches = iter(self.labeled)
+                batch = next(batches)
+            yield (*batch, u)
+
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        return {"unlabeled": self.unlabeled.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
+        self.unlabeled.load_state_dict(state["unlabeled"])

@@ -91,6 +91,44 @@ def distance_from_identity(c: Tensor, lambda_param: float = 5e-3) -> Tensor:
     return invariance + lambda_param * redundancy
 
 
+def pseudo_label_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float = 0.95) -> Tensor:
+    """FixMatch's loss on unlabelled images: what the weak view is sure to show, the strong view shall say too.
+
+    weak_logits, strong_logits: (N, C), row i of both from image i; C classes, at least 2. Where the weak view's largest probability reaches
+    `threshold` (0 to 1), its class is the pseudo-label of the strong view's cross-entropy; no gradient reaches the weak view. Both may be
+    the same tensor, which with threshold=0 is plain pseudo-labelling (Lee 2013). Returns a scalar: the mean over all N rows, those that do
+    not pass among them as 0, so that few sure images weigh little; 0 with a gradient of 0 when none passes.
+    Sohn et al. 2020 (arXiv 2001.07685), equation 4.
+
+    Computed in float32, or float64 for float64 rows. Raises ValueError or TypeError, in a sentence, when the input cannot be meant.
+    NaN among the logits makes the loss NaN, whether or not their row passes.
+    """
+    _check_pair("pseudo_label_loss", weak_logits=weak_logits, strong_logits=strong_logits)
+    if weak_logits.shape[1] < 2:
+        raise ValueError("pseudo_label_loss needs logits (N, C) of at least two classes: these have one column.")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is the least probability of a pseudo-label and must lie between 0 and 1, not {threshold}.")
+    dtype = _result_dtype(weak_logits, strong_logits)
+    sureness, pseudo_labels = weak_logits.detach().to(dtype).softmax(1).max(1)  # (N,), (N,)
+    surprise = F.cross_entropy(strong_logits.to(dtype), pseudo_labels, reduction="none")  # (N,)
+    return (surprise * (sureness >= threshold)).mean()
+
+
+def pseudo_label_weight(step: int, start: int, end: int, final: float) -> float:
+    """The weight of the pseudo-labels at a step: 0 before `start`, then along a line to `final` at `end`, constant from there on.
+
+    Lee 2013 (Pseudo-Label, ICML workshop), section 2.3, equation 16; the paper has start 100, end 600 and final 3, in epochs.
+    start == end switches at once. Raises ValueError when end lies before start, or final is negative or not finite.
+    """
+    if end < start:
+        raise ValueError(f"The ramp has to end after it starts: start is {start} and end {end}.")
+    if not 0 <= final < math.inf:
+        raise ValueError(f"final is the weight after the ramp and must be finite and not negative; it is {final}.")
+    if step >= end:
+        return float(final)
+    return final * max(0.0, (step - start) / (end - start))
+
+
 # --- what the losses share --------------------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from sslcourse.encoders import (  # noqa: F401  (public here: models.resnet9, ..
     resnet50,
     to_channels_last,
 )
+from sslcourse.semi_supervised import FixMatch, PseudoLabeling  # noqa: F401  (public here too)
 
 
 def _feature_dim(encoder: nn.Module) -> int:

@@ -1,145 +1,24 @@
-"""Training: one loop for classifiers and for every method of pretraining.
+"""Training: classifiers, every method of pretraining, and learning from labelled and unlabelled images together."""
 
-Nothing inside the loop waits for the device: losses are added up where they are computed and read once an epoch.
-"""
-
-import math
 import os
-import sys
-import time
-import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from sslcourse import augment, diagnostics
-from sslcourse.checkpoints import CHECKPOINT_FORMAT, History, load_checkpoint, plain, save_checkpoint  # noqa: F401  (public here too)
-from sslcourse.features import evaluation_view, features, knn_scores
-from sslcourse.loaders import TensorLoader
+from sslcourse.checkpoints import CHECKPOINT_FORMAT, History, load_checkpoint, save_checkpoint  # noqa: F401  (public here too)
+from sslcourse.features import evaluation_view, features, knn_scores, predict
+from sslcourse.loaders import PairedLoader, TensorLoader
 from sslcourse.models import to_channels_last
 from sslcourse.nonfinite_guard import NonFiniteGuard
 from sslcourse.optimizers import decayed_and_not, make_optimizer, one_cycle  # noqa: F401  (public here too)
 from sslcourse.precision import PRECISIONS, autocast, choose_precision, evaluation_mode, seeded  # noqa: F401  (public here too)
+from sslcourse.training_loop import check_budget, run_loop
 
 WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1e-6}
 LOOK_IMAGES = 5_000  # labelled images that the kNN of a look searches, at most
-
-
-def _run(
-    model: nn.Module,
-    loader: TensorLoader,
-    loss_of: Callable[..., tuple[Tensor, Mapping[str, Tensor]]],
-    look: Callable[[int, bool], dict | None],
-    *,
-    optimizer: torch.optim.Optimizer,
-    epochs: int,
-    lr: float,
-    warmup: float,
-    clip_norm: float | None,
-    guard: NonFiniteGuard | None,
-    device: torch.device,
-    precision: str,
-    seed: int,
-    settings: dict,
-    checkpoint: str | os.PathLike | None,
-    stop_after: int | None,
-    progress: bool,
-    name: str,
-    stacklevel: int = 3,
-) -> History:
-    """The loop. loss_of(*batch) -> loss and further scalars; look(epoch, last) -> further columns, or None for no row at this epoch."""
-    settings = plain(settings)
-    schedule = one_cycle(optimizer, lr, epochs * len(loader), warmup)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "loader": loader}
-    history = History(settings=settings)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    after_step = getattr(model, "after_step", None)  # a moving average, where a method keeps one
-    steps = epochs * len(loader)
-    with seeded(seed):
-        if checkpoint and Path(checkpoint).exists():
-            load_checkpoint(checkpoint, settings, parts, history)
-        quiet = {} if progress else {"disable": True}  # not disable=False: that would overrule the environment's TQDM_DISABLE
-        started = time.perf_counter() - history.final.get("seconds", 0.0)
-        bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, file=sys.stderr, **quiet)
-        model.train()
-        last = epochs if stop_after is None else min(epochs, stop_after)
-        step = loader.epoch * len(loader)
-        while loader.epoch < last and not history.stopped:
-            totals: dict[str, Tensor] = {}
-            for batch in loader:
-                step += 1
-                if guard is not None:
-                    guard.before(step, model)
-                loss, others = loss_of(*batch)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                if guard is not None:  # before clipping, which would spread an infinity to all weights
-                    guard.check(step, loss, model, optimizer, batch, forward=lambda batch: loss_of(*batch)[0], scaler=scaler)
-                if clip_norm is not None:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(trained, clip_norm)
-                scaler.step(optimizer)
-                scaler.update()
-                _step(schedule, scaler)
-                if after_step is not None:
-                    after_step(step, steps)
-                for key, value in {"loss": loss.detach(), **others}.items():
-                    totals[key] = totals[key] + value if key in totals else value.clone()
-            if guard is not None:
-                guard.check_state(step, model, optimizer)
-            epoch = loader.epoch
-            means = {key: (total / len(loader)).item() for key, total in totals.items()}
-            bar.update()
-            if not math.isfinite(means["loss"]):
-                history.stopped = f"The loss was {means['loss']} in epoch {epoch}; lower lr (it is {lr:g}) or look for bad inputs."
-                warnings.warn(history.stopped, stacklevel=stacklevel)
-            more = look(epoch, epoch == last or bool(history.stopped))
-            if more is not None:
-                rate = lr * schedule.lr_lambdas[0](schedule.last_epoch)  # before any factor of lr_scales
-                row = {"epoch": epoch, "step": step, "lr": rate, **means, **more}
-                row["seconds"] = time.perf_counter() - started
-                history.rows.append(row)
-                bar.set_postfix_str(_in_short(row))
-                if checkpoint and not history.stopped:  # the last good one stays
-                    save_checkpoint(checkpoint, settings, parts, history)
-        bar.close()
-    model.eval()
-    return history
-
-
-def _step(schedule: torch.optim.lr_scheduler.LambdaLR, scaler: torch.amp.GradScaler) -> None:
-    if scaler.is_enabled() and schedule.last_epoch == 0:
-        with warnings.catch_warnings():  # in fp16 the scaler leaves out first steps until its scale fits; torch takes that for a mistake
-            warnings.filterwarnings("ignore", message=".*lr_scheduler")
-            schedule.step()
-    else:
-        schedule.step()
-
-
-def _in_short(row: Mapping[str, float]) -> str:
-    """What the progress bar says beside the time."""
-    texts = [f"loss {row['loss']:.3f}" + (f" (chance {row['chance_loss']:.3f})" if "chance_loss" in row else "")]
-    texts += [
-        f"{label} {100 * row[key]:.1f} %" for key, label in (("validation_accuracy", "validation"), ("knn_accuracy", "kNN")) if key in row
-    ]
-    texts += [f"std {row['feature_std']:.3f}"] if "feature_std" in row else []
-    return ", ".join(texts)
-
-
-def _check_budget(images, part: str, epochs: int, lr: float, seed: int) -> tuple[int, float, int]:
-    """Epochs, rate and seed as Python's own numbers, which checkpoints can hold; or a sentence on what is wrong. part: learned from."""
-    if not hasattr(images, part) or not hasattr(images, "validation_images"):
-        raise TypeError(f"images must be a datasets.ImageSet, such as datasets.load gives, not {type(images).__name__}.")
-    if int(epochs) != epochs or epochs < 1:
-        raise ValueError(f"epochs is the number of passes over {part} and must be a whole number of at least 1, not {epochs}.")
-    if not (lr > 0 and math.isfinite(lr)):
-        raise ValueError(f"lr must be positive, not {lr}.")
-    return int(epochs), float(lr), int(seed)
 
 
 @torch.no_grad()
@@ -192,7 +71,7 @@ def fit_classifier(
     A loss that is not finite ends the run at the end of that epoch, with a warning.
     Loss and schedule: Müller et al. 2019 (label smoothing), Loshchilov and Hutter 2019 (AdamW), Smith 2018 (one cycle).
     """
-    epochs, lr, seed = _check_budget(images, "train_images", epochs, lr, seed)
+    epochs, lr, seed = check_budget(images, "train_images", epochs, lr, seed)
     device = torch.device(device) if device is not None else next(model.parameters()).device
     precision = choose_precision(device, precision)
     to_channels_last(model.to(device))
@@ -225,7 +104,7 @@ def fit_classifier(
         return dict(zip(("validation_loss", "validation_accuracy"), seen, strict=True))
 
     optimizer = torch.optim.AdamW(decayed_and_not(model, weight_decay, lr_scales), lr=lr)
-    return _run(
+    return run_loop(
         model, loader, loss_of, look, optimizer=optimizer, epochs=epochs, lr=lr, warmup=0.2, clip_norm=None, guard=guard, device=device,
         precision=precision, seed=seed, settings=settings, checkpoint=checkpoint, stop_after=stop_after, progress=progress, name=name,
     )  # fmt: skip
@@ -271,7 +150,7 @@ def pretrain(
     healthy_std, feature_rank, knn_accuracy. A loss that is not finite ends the run at the end of that epoch, with a warning.
     Schedule: Loshchilov and Hutter 2017, as in SimCLR (Chen et al. 2020, section 2.2).
     """
-    epochs, lr, seed = _check_budget(images, "unlabeled", epochs, lr, seed)
+    epochs, lr, seed = check_budget(images, "unlabeled", epochs, lr, seed)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm is the largest norm that a gradient may have and must be positive, or None, not {clip_norm}.")
     device = torch.device(device) if device is not None else next(method.parameters()).device
@@ -305,7 +184,7 @@ def pretrain(
         return row | _look_at(method.encoder, images, view, precision)
 
     made = make_optimizer(optimizer, method, lr, weight_decay, lr_scales=lr_scales)
-    return _run(
+    return run_loop(
         method, loader, loss_of, look, optimizer=made, epochs=epochs, lr=lr, warmup=warmup, clip_norm=clip_norm, guard=guard, device=device,
         precision=precision, seed=seed, settings=settings, checkpoint=checkpoint, stop_after=stop_after, progress=progress, name=name,
     )  # fmt: skip
@@ -326,3 +205,96 @@ def _look_at(encoder: nn.Module, images, view: nn.Module, precision: str) -> dic
         scores = knn_scores(bank, labels.cpu(), z, len(images.class_names))
         row["knn_accuracy"] = (scores.argmax(1) == images.validation_labels.cpu()).double().mean().item()
     return row
+
+
+def fit_semi_supervised(
+    method: nn.Module,
+    images,
+    epochs: int,
+    *,
+    batch_size: int = 16,
+    unlabeled_ratio: int = 7,
+    lr: float = 2e-3,
+    optimizer: str = "adamw",
+    weight_decay: float | None = None,
+    warmup: float = 0.1,
+    clip_norm: float | None = None,
+    guard: NonFiniteGuard | None = None,
+    lr_scales: Mapping[str, float] | None = None,
+    look_every: int = 1,
+    on_look: Callable[[int, Tensor], None] | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    seed: int = 0,
+    checkpoint: str | os.PathLike | None = None,
+    stop_after: int | None = None,
+    progress: bool = True,
+    name: str = "training",
+) -> History:
+    """Train a `models.FixMatch` or `models.PseudoLabeling` on the labelled images and the unlabelled ones together.
+
+    method: forward(uint8 images (B, 3, H, W), labels (B,), unlabelled uint8 images (M, 3, H, W)) -> scalar loss; trained in place, left in
+    evaluation mode; `method.averaged` is the classifier to keep. images: a datasets.ImageSet, usually with few labels.
+    epochs: passes over `images.unlabeled`; the labelled images go round as often as that takes. batch_size: labelled images a step, at most
+    all there are; unlabeled_ratio: unlabelled images for each of them (the paper's µ). Every step sees both.
+    lr, optimizer, weight_decay, warmup, clip_norm, guard, lr_scales: as in `pretrain`, lr_scales with names such as "classifier.encoder".
+    look_every: epochs between two looks at the validation images, and once at the end; 0 never looks. on_look: called at each with epoch
+    and validation logits (N, C). The test split is never touched.
+    device, precision, seed, checkpoint, stop_after: as in `fit_classifier`; the checkpoint is written after every epoch.
+
+    Returns the History, a row an epoch: epoch, step, lr, loss, supervised_loss, pseudo_loss, pseudo_weight, coverage, seconds; at looks
+    also validation_loss and validation_accuracy of the averaged classifier, and pseudo_precision: of the validation images that it is
+    sure of (at least the threshold), the part that it classifies rightly, where there are any.
+    """
+    epochs, lr, seed = check_budget(images, "unlabeled", epochs, lr, seed)
+    if not len(images.train_labels):
+        raise ValueError("There are no labelled training images, and pseudo-labels need some to begin with: use an ImageSet with labels.")
+    if int(unlabeled_ratio) != unlabeled_ratio or unlabeled_ratio < 1:
+        raise ValueError(
+            f"unlabeled_ratio is a whole number of unlabelled images for each labelled one, at least 1, not {unlabeled_ratio}."
+        )
+    device = torch.device(device) if device is not None else next(method.parameters()).device
+    precision = choose_precision(device, precision)
+    method.prepare(images.size)
+    to_channels_last(method.to(device))
+    if weight_decay is None:
+        weight_decay = WEIGHT_DECAY.get(optimizer, 0.0)
+    batch_size = min(batch_size, len(images.train_labels))
+    options = {"shuffle": True, "drop_last": True, "device": device}
+    loader = PairedLoader(
+        TensorLoader(images.train_images, images.train_labels, batch_size=batch_size, seed=seed + 1, **options),
+        TensorLoader(images.unlabeled, batch_size=min(batch_size * unlabeled_ratio, len(images.unlabeled)), seed=seed, **options),
+    )
+    view = evaluation_view(method.weak, images.size)
+    settings = {
+        "task": "fit_semi_supervised", "method": type(method).__name__, "epochs": epochs, "batch_size": batch_size,
+        "unlabeled_ratio": unlabeled_ratio, "lr": lr, "optimizer": optimizer, "weight_decay": weight_decay, "warmup": warmup,
+        "clip_norm": clip_norm, "lr_scales": dict(lr_scales or {}), "precision": precision, "seed": seed,
+        "images": len(images.unlabeled), "labels": len(images.train_labels), "size": images.size,
+        "augmentation": repr((method.weak, method.strong)), "options": method.extra_repr(),
+        "parameters": sum(p.numel() for p in method.classifier.parameters()),
+    }  # fmt: skip
+
+    def loss_of(x: Tensor, y: Tensor, u: Tensor):
+        with autocast(device, precision):
+            loss = method(x, y, u)
+        return loss, method.metrics
+
+    def look(epoch: int, last: bool) -> dict:
+        if not look_every or not (last or epoch % look_every == 0) or not len(images.validation_labels):
+            return {}
+        logits, labels = (
+            predict(method.averaged, images.validation_images, transform=view, precision=precision),
+            images.validation_labels.cpu(),
+        )
+        if on_look is not None:
+            on_look(epoch, logits)
+        sure, right = logits.softmax(1).amax(1) >= method.threshold, logits.argmax(1) == labels
+        row = {"validation_loss": F.cross_entropy(logits, labels).item(), "validation_accuracy": right.double().mean().item()}
+        return row | ({"pseudo_precision": right[sure].double().mean().item()} if sure.any() else {})
+
+    made = make_optimizer(optimizer, method, lr, weight_decay, lr_scales=lr_scales)
+    return run_loop(
+        method, loader, loss_of, look, optimizer=made, epochs=epochs, lr=lr, warmup=warmup, clip_norm=clip_norm, guard=guard, device=device,
+        precision=precision, seed=seed, settings=settings, checkpoint=checkpoint, stop_after=stop_after, progress=progress, name=name,
+    )  # fmt: skip

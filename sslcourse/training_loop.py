@@ -1,0 +1,135 @@
+"""The loop that every training of this package goes through, and what it is asked before it starts.
+
+Nothing inside it waits for the device: losses are added up where they are computed and read once an epoch.
+"""
+
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sslcourse.checkpoints import History, load_checkpoint, plain, save_checkpoint
+from sslcourse.loaders import TensorLoader
+from sslcourse.nonfinite_guard import NonFiniteGuard
+from sslcourse.optimizers import one_cycle
+from sslcourse.precision import seeded
+
+
+def run_loop(
+    model: nn.Module,
+    loader: TensorLoader,
+    loss_of: Callable[..., tuple[Tensor, Mapping[str, Tensor]]],
+    look: Callable[[int, bool], dict | None],
+    *,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    lr: float,
+    warmup: float,
+    clip_norm: float | None,
+    guard: NonFiniteGuard | None,
+    device: torch.device,
+    precision: str,
+    seed: int,
+    settings: dict,
+    checkpoint: str | os.PathLike | None,
+    stop_after: int | None,
+    progress: bool,
+    name: str,
+    stacklevel: int = 3,
+) -> History:
+    """The loop. loss_of(*batch) -> loss and further scalars; look(epoch, last) -> further columns, or None for no row at this epoch."""
+    settings = plain(settings)
+    schedule = one_cycle(optimizer, lr, epochs * len(loader), warmup)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "loader": loader}
+    history = History(settings=settings)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    after_step = getattr(model, "after_step", None)  # a moving average, where a method keeps one
+    steps = epochs * len(loader)
+    with seeded(seed):
+        if checkpoint and Path(checkpoint).exists():
+            load_checkpoint(checkpoint, settings, parts, history)
+        quiet = {} if progress else {"disable": True}  # not disable=False: that would overrule the environment's TQDM_DISABLE
+        started = time.perf_counter() - history.final.get("seconds", 0.0)
+        bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, file=sys.stderr, **quiet)
+        model.train()
+        last = epochs if stop_after is None else min(epochs, stop_after)
+        step = loader.epoch * len(loader)
+        while loader.epoch < last and not history.stopped:
+            totals: dict[str, Tensor] = {}
+            for batch in loader:
+                step += 1
+                if guard is not None:
+                    guard.before(step, model)
+                loss, others = loss_of(*batch)
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                if guard is not None:  # before clipping, which would spread an infinity to all weights
+                    guard.check(step, loss, model, optimizer, batch, forward=lambda batch: loss_of(*batch)[0], scaler=scaler)
+                if clip_norm is not None:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(trained, clip_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                _advance(schedule, scaler)
+                if after_step is not None:
+                    after_step(step, steps)
+                for key, value in {"loss": loss.detach(), **others}.items():
+                    totals[key] = totals[key] + value if key in totals else value.clone()
+            if guard is not None:
+                guard.check_state(step, model, optimizer)
+            epoch = loader.epoch
+            means = {key: (total / len(loader)).item() for key, total in totals.items()}
+            bar.update()
+            if not math.isfinite(means["loss"]):
+                history.stopped = f"The loss was {means['loss']} in epoch {epoch}; lower lr (it is {lr:g}) or look for bad inputs."
+                warnings.warn(history.stopped, stacklevel=stacklevel)
+            more = look(epoch, epoch == last or bool(history.stopped))
+            if more is not None:
+                rate = lr * schedule.lr_lambdas[0](schedule.last_epoch)  # before any factor of lr_scales
+                row = {"epoch": epoch, "step": step, "lr": rate, **means, **more}
+                row["seconds"] = time.perf_counter() - started
+                history.rows.append(row)
+                bar.set_postfix_str(_in_short(row))
+                if checkpoint and not history.stopped:  # the last good one stays
+                    save_checkpoint(checkpoint, settings, parts, history)
+        bar.close()
+    model.eval()
+    return history
+
+
+def _advance(schedule: torch.optim.lr_scheduler.LambdaLR, scaler: torch.amp.GradScaler) -> None:
+    if scaler.is_enabled() and schedule.last_epoch == 0:
+        with warnings.catch_warnings():  # in fp16 the scaler leaves out first steps until its scale fits; torch takes that for a mistake
+            warnings.filterwarnings("ignore", message=".*lr_scheduler")
+            schedule.step()
+    else:
+        schedule.step()
+
+
+def _in_short(row: Mapping[str, float]) -> str:
+    """What the progress bar says beside the time."""
+    texts = [f"loss {row['loss']:.3f}" + (f" (chance {row['chance_loss']:.3f})" if "chance_loss" in row else "")]
+    texts += [
+        f"{label} {100 * row[key]:.1f} %" for key, label in (("validation_accuracy", "validation"), ("knn_accuracy", "kNN")) if key in row
+    ]
+    texts += [f"std {row['feature_std']:.3f}"] if "feature_std" in row else []
+    return ", ".join(texts)
+
+
+def check_budget(images, part: str, epochs: int, lr: float, seed: int) -> tuple[int, float, int]:
+    """Epochs, rate and seed as Python's own numbers, which checkpoints can hold; or a sentence on what is wrong. part: learned from."""
+    if not hasattr(images, part) or not hasattr(images, "validation_images"):
+        raise TypeError(f"images must be a datasets.ImageSet, such as datasets.load gives, not {type(images).__name__}.")
+    if int(epochs) != epochs or epochs < 1:
+        raise ValueError(f"epochs is the number of passes over {part} and must be a whole number of at least 1, not {epochs}.")
+    if not (lr > 0 and math.isfinite(lr)):
+        raise ValueError(f"lr must be positive, not {lr}.")
+    return int(epochs), float(lr), int(seed)
