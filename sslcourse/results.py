@@ -4,13 +4,12 @@ A record is a plain dict. `record` makes one, `write` stores it, `read` collects
 numbers from elsewhere (an original project, a paper). Reading never executes anything: a file is JSON of the expected form, or is skipped.
 """
 
-import html
+import copy
+import hashlib
 import json
-import math
 import os
 import platform
 import re
-import statistics
 import subprocess
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,12 +20,12 @@ from pathlib import Path
 import torch
 
 from sslcourse.files import write_json
+from sslcourse.result_metrics import finite, is_finite_number, metric, over_runs, wrong_with  # noqa: F401 (over_runs is public here too)
+from sslcourse.result_tables import SOURCES, Table, overview, percent, readme_table, table  # noqa: F401 (public here too)
 
 SCHEMA = 1
 KIND = "sslcourse result"
 SUMMARY_PREFIX = "run-summary-"  # a lesson's own summary lies beside its records; it is not one
-SOURCES = ("ours", "original project", "paper")
-UNITS = ("fraction", "number")
 _REFERENCE = Path(__file__).parent / "reference"
 _LARGEST_FILE = 1_000_000  # bytes; a record has a few kilobytes
 
@@ -54,12 +53,13 @@ def record(
 
     lesson: 1–7. name: a short identifier within the lesson; it names the file. method: what a reader sees in the table.
     labels: how many labelled images were used, None for all of them.
-    metrics: name -> number, or name -> {"value", "standard_error", "n", "runs", "unit"}. Accuracies are fractions (0.873, not 87.3);
-    anything else says unit="number". n is the number of test images, runs the number of repetitions behind the value.
+    metrics: name -> number, or name -> {"value", "standard_error", "n", "runs", "values", "unit"}; `over_runs` makes one. Accuracies are
+    fractions (0.873, not 87.3); anything else says unit="number". n is the number of test images, runs the number of repetitions behind
+    the value, and values those repetitions one by one.
     seed: the seed, or all the seeds that the value averages over. device: a torch.device or its name. seconds: wall-clock time.
 
-    Raises ValueError for values that are not finite (the message names the metric), accuracies outside 0–1, and settings that JSON
-    cannot hold.
+    Raises ValueError for values that are not finite (the message names the metric), accuracies outside 0–1, values that are not
+    the runs of their mean, and settings that JSON cannot hold.
     """
     if isinstance(lesson, bool) or not isinstance(lesson, int) or lesson < 1:
         raise ValueError(f"lesson is a number from 1, not {lesson!r}")
@@ -87,11 +87,11 @@ def record(
         "image_size": None if image_size is None else int(image_size),
         "network": network,
         "labels": None if labels is None else int(labels),
-        "metrics": {str(key): _metric(str(key), value, runs=len(seeds)) for key, value in metrics.items()},
+        "metrics": {str(key): metric(str(key), value, runs=len(seeds)) for key, value in metrics.items()},
         "seeds": seeds,
         "tier": tier,
         "device": device_name(device),
-        "seconds": round(_finite("seconds", seconds), 3),
+        "seconds": round(finite("seconds", seconds), 3),
         "settings": dict(settings or {}),
         "notes": notes,
         "versions": versions(),
@@ -102,41 +102,6 @@ def record(
         return json.loads(json.dumps(result, allow_nan=False))  # what is written is what is in memory: tuples become lists, and so on
     except (TypeError, ValueError) as error:
         raise ValueError(f"the settings of the record {name!r} do not fit into JSON: {error}") from None
-
-
-def _finite(name: str, value) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is a number, not {value!r}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}, which is not a result: find where it became so before recording it")
-    return number
-
-
-def _metric(name: str, given, runs: int) -> dict:
-    given = dict(given) if isinstance(given, Mapping) else {"value": given}
-    unknown = set(given) - {"value", "standard_error", "n", "runs", "unit"}
-    if unknown or "value" not in given:
-        raise ValueError(f"metric {name}: give value and, where known, standard_error, n, runs, unit; not {sorted(given)}")
-    value, unit = _finite(f"metric {name}", given["value"]), given.get("unit", "fraction")
-    if unit not in UNITS:
-        raise ValueError(f"metric {name}: unit is one of {', '.join(UNITS)}, not {unit!r}")
-    if unit == "fraction" and not 0 <= value <= 1:
-        raise ValueError(f"metric {name} is {value:g}; an accuracy is a fraction between 0 and 1, anything else needs unit='number'")
-    error = given.get("standard_error")
-    if error is not None:
-        error = _finite(f"the standard error of metric {name}", error)
-        if error < 0:
-            raise ValueError(f"the standard error of metric {name} is {error:g}, below zero")
-    n = given.get("n")
-    return {
-        "value": value,
-        "standard_error": error,
-        "n": None if n is None else int(n),
-        "runs": int(given.get("runs") or runs),
-        "unit": unit,
-    }
 
 
 def device_name(device) -> str:
@@ -194,7 +159,9 @@ def file_name(result: Mapping) -> str:
     labels = "all" if result["labels"] is None else str(result["labels"])
     parts = [f"{result['lesson']:02d}", _slug(result["name"]), _slug(result["dataset"]), labels]
     parts += [_slug(result["tier"])] if result["tier"] != "cpu" else []
-    parts += ["seed" + "_".join(map(str, result["seeds"][:8]))] if result["seeds"] != [0] else []
+    seeds = "_".join(map(str, result["seeds"]))
+    seeds = seeds if len(seeds) <= 40 else hashlib.sha256(seeds.encode()).hexdigest()[:12]  # a file name has at most 255 bytes
+    parts += ["seed" + seeds] if result["seeds"] != [0] else []
     return "-".join(parts) + ".json"
 
 
@@ -217,6 +184,8 @@ def read_one(path: Path | str) -> dict:
         raise ValueError(f"{path.name}: larger than any record")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        # 1e999 and half a surrogate pair are read without complaint, and cannot be written again
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError(f"{path.name}: nested too deeply to be a record") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
@@ -247,13 +216,6 @@ def read(directory: Path | str) -> list[dict]:
     return records
 
 
-def over_runs(values: Sequence[float], n: int | None = None, unit: str = "fraction") -> dict:
-    """A metric from several runs: their mean, and its standard error where there are two or more. n: test images of each run."""
-    values = [float(value) for value in values]
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"value": statistics.mean(values), "standard_error": error, "n": n, "runs": len(values), "unit": unit}
-
-
 def reference(lesson: int | None = None) -> list[dict]:
     """The records of real runs that come with the package, of one lesson or of all."""
     return [found for found in read(_REFERENCE / "records") if lesson in (None, found["lesson"])]
@@ -263,6 +225,43 @@ def original_projects(lesson: int | None = None) -> list[dict]:
     """What the original student projects reported, as rows for `table`, of one lesson or of all."""
     rows = json.loads((_REFERENCE / "original_projects.json").read_text(encoding="utf-8"))
     return [row for row in rows if lesson in (None, row["lesson"])]
+
+
+def select(records: Iterable[Mapping], **fields) -> list:
+    """The records whose fields have these values, in the order given: select(found, dataset="toybox", labels=(100, 500), tier="cpu").
+
+    A list, tuple, set or range holds several accepted values. Raises ValueError for a field that no record has.
+    """
+    records = list(records)
+    known = dict.fromkeys(key for record in records for key in record)
+    unknown = [name for name in fields if name not in known]
+    if records and unknown:
+        raise ValueError(f"no record has a field {unknown[0]!r}; choose from {', '.join(known)}")
+
+    def fits(value, wanted) -> bool:
+        several = isinstance(wanted, (list, tuple, set, frozenset, range))
+        return value == wanted or several and any(value == one for one in wanted)
+
+    return [r for r in records if all(name in r and fits(r[name], wanted) for name, wanted in fields.items())]
+
+
+def fill(own: Iterable[Mapping], committed: Iterable[Mapping], tier: str | None = None) -> list[dict]:
+    """One's own records, then those committed ones whose experiment one's own lack; each a copy with "origin".
+
+    own: records of this run, such as `read(lesson.results_dir)`; their origin is "this run". committed: such as `reference()`; their
+    origin is "committed". The same experiment means the same lesson, method, data set and number of labels: settings and seeds may differ.
+    tier: leave out what was made at another tier, one's own too; None keeps every tier, and then a quick smoke record of one's own stands
+    where a committed one of tier cpu would, so show the columns tier and origin.
+    """
+    own, committed = ([r for r in records if tier in (None, r["tier"])] for records in (own, committed))
+    done = {_experiment(record) for record in own}
+    kept = [(record, "this run") for record in own]
+    kept += [(record, "committed") for record in committed if _experiment(record) not in done]
+    return [copy.deepcopy(dict(record)) | {"origin": origin} for record, origin in kept]
+
+
+def _experiment(record: Mapping) -> tuple:
+    return tuple(record[key] for key in ("lesson", "method", "dataset", "labels"))
 
 
 def measured_costs(lesson: int) -> dict[str, dict]:
@@ -286,108 +285,21 @@ def _wrong_with(content) -> str | None:
         return "not a result record of this course"
     if content.get("schema") != SCHEMA:
         return f"written in form {content.get('schema')!r}, and this version reads form {SCHEMA}"
-    kinds = {"lesson": int, "name": str, "method": str, "dataset": str, "tier": str, "device": str, "seconds": (int, float)}
-    kinds |= {"metrics": Mapping, "seeds": list, "versions": Mapping}
-    for key, kind in kinds.items():
-        if not isinstance(content.get(key), kind) or isinstance(content[key], bool):
+    text, whole, maybe = (str,), (int,), (type(None),)
+    kinds = dict.fromkeys(("name", "method", "dataset", "tier", "device", "differs"), text) | {"lesson": whole, "seconds": (int, float)}
+    kinds |= {"labels": whole + maybe, "image_size": whole + maybe} | dict.fromkeys(("network", "notes", "git_commit"), text + maybe)
+    kinds |= {"metrics": (dict,), "seeds": (list,), "settings": (dict,), "versions": (dict,)}
+    for key, accepted in kinds.items():
+        if key not in content or type(content[key]) not in accepted:
             return f"{key!r} is missing or has the wrong type"
-    if not (content.get("labels") is None or type(content["labels"]) is int):
-        return "'labels' has the wrong type"
+    for key, least in (("lesson", 1), ("labels", 0), ("image_size", 1), ("seconds", 0)):
+        number = content[key]
+        if number is not None and not (is_finite_number(number) and least <= number < 2**63):
+            return f"{key!r} is no possible number"
     if content.get("source") not in SOURCES:
         return f"'source' is not one of {', '.join(SOURCES)}"
-    if not content["seeds"] or not all(type(seed) is int for seed in content["seeds"]):
+    if not content["seeds"] or not all(type(seed) is int and abs(seed) < 2**63 for seed in content["seeds"]):
         return "'seeds' is not a list of whole numbers"
-    for name, metric in content["metrics"].items():
-        if not isinstance(metric, Mapping) or metric.get("unit", "fraction") not in UNITS:
-            return f"metric {name!r} has the wrong form"
-        numbers = [metric.get("value")] + [metric[key] for key in ("standard_error",) if metric.get(key) is not None]
-        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-            return f"metric {name!r} has no finite value"
-    return None
-
-
-def percent(value: float, standard_error: float | None = None) -> str:
-    """A fraction as text: 0.873 and 0.004 give '87.3 ± 0.4 %'."""
-    return f"{100 * value:.1f} %" if standard_error is None else f"{100 * value:.1f} ± {100 * standard_error:.1f} %"
-
-
-class Table:
-    """Rows of text under a header: HTML in a notebook, Markdown for a README, aligned plain text elsewhere."""
-
-    def __init__(self, header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = ""):
-        self.header = [str(cell) for cell in header]
-        self.rows = [[str(cell) for cell in row] for row in rows]
-        self.caption = caption
-
-    def _repr_html_(self) -> str:
-        def line(cells, tag):
-            return "<tr>" + "".join(f'<{tag} style="text-align:left">{html.escape(cell)}</{tag}>' for cell in cells) + "</tr>"
-
-        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
-        body = "".join(line(row, "td") for row in self.rows)
-        return f"<table>{caption}<thead>{line(self.header, 'th')}</thead><tbody>{body}</tbody></table>"
-
-    def _repr_markdown_(self) -> str:
-        def line(cells):
-            return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-        return "\n".join([line(self.header), "|" + " --- |" * len(self.header), *map(line, self.rows)])
-
-    def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [self.header, *self.rows]
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(([self.caption] if self.caption else []) + lines)
-
-    __repr__ = __str__
-
-
-def table(rows: Iterable[Mapping], columns: Sequence[str] | None = None, caption: str = "") -> Table:
-    """Lay out records and plain rows, in the order given.
-
-    A plain row is a dict such as
-    {"source": "paper", "method": "SimCLR", "dataset": "CIFAR-10", "metrics": {"top1": 0.906}, "differs": "ResNet-50"};
-    source is 'ours' (if left out), 'original project' or 'paper', and differs says what makes the row not comparable.
-    columns: names of fields and of metrics. By default method, source, dataset, labels, then every metric that occurs, then differs
-    if any row has it.
-    A field that a row does not have is shown as '–'.
-    """
-    rows = list(rows)
-    for row in rows:
-        if row.get("source", "ours") not in SOURCES:
-            raise ValueError(f"the source of a row is one of {', '.join(SOURCES)}, not {row['source']!r}")
-    metric_names = list(dict.fromkeys(name for row in rows for name in row.get("metrics", {})))
-    if columns is None:
-        columns = ["method", "source", "dataset", "labels", *metric_names]
-        columns += ["differs"] if any(row.get("differs") for row in rows) else []
-    return Table(columns, [[_cell(row, column) for column in columns] for row in rows], caption)
-
-
-def readme_table(records: Iterable[Mapping]) -> str:
-    """Records as the Markdown table of a README: what was found, with how many labels and runs, where and in what time."""
-    order = sorted(records, key=lambda r: (r["lesson"], r["dataset"], r["labels"] or math.inf, r["method"]))
-    rows = [r | {"runs": len(r["seeds"]), "pixels": r["image_size"], "lesson took": f"{r['seconds'] / 60:.1f} min"} for r in order]
-    columns = ["lesson", "method", "dataset", "pixels", "labels", "network", "top1", "top3", "runs", "tier", "lesson took"]
-    return table(rows, columns)._repr_markdown_()
-
-
-def _cell(row: Mapping, column: str) -> str:
-    if column in row.get("metrics", {}):
-        metric = row["metrics"][column]
-        metric = _metric(column, metric, runs=1)
-        if metric["unit"] == "number":
-            error = metric["standard_error"]
-            return f"{metric['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
-        return percent(metric["value"], metric["standard_error"])
-    if column == "source":
-        return row.get("source", "ours")
-    if column == "labels" and "kind" in row and row["labels"] is None:
-        return "all"
-    value = row.get(column)
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if not content["metrics"]:
+        return "'metrics' is empty"
+    return next(filter(None, (wrong_with(name, metric) for name, metric in content["metrics"].items())), None)

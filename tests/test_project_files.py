@@ -12,6 +12,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from sslcourse import results
+from sslcourse.course import readme
 from sslcourse.course.lesson import duration, memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,9 +70,12 @@ def test_links_and_pictures_of_the_readme_exist():
         assert (ROOT / target).exists(), target
 
 
-def test_result_table_of_the_readme_is_made_from_the_reference_records():
-    made = results.readme_table(results.reference())
-    assert made in (ROOT / "README.md").read_text(), f"put this table into README.md:\n{made}"
+def test_result_tables_of_the_readme_are_made_from_the_reference_records():
+    text, records = (ROOT / "README.md").read_text(), results.reference()
+    assert results.readme_table(records) in text  # whatever stands around it
+    assert readme.updated(text, records) == text, "run python -m sslcourse results --update-readme"
+    for name in ("reference", "toybox"):  # a place for each, also for one that has no records yet
+        assert text.count(f"<!-- results:{name} -->\n") == 1
 
 
 def test_costs_in_the_readme_are_the_measured_ones():

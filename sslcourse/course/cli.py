@@ -72,9 +72,12 @@ def _parser(with_data: bool) -> argparse.ArgumentParser:
     notebooks.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
     notebooks.set_defaults(command=_notebooks)
 
-    shown = commands.add_parser("results", help="print the table of a folder of result records")
-    shown.add_argument("directory", metavar="DIR", help="a folder of records, or the --out folder of a run")
-    shown.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    shown = commands.add_parser("results", help="print the table of a folder of result records, or of the committed ones")
+    which = shown.add_mutually_exclusive_group()
+    which.add_argument("directory", nargs="?", metavar="DIR", help="a folder of records, or the --out folder of a run")
+    which.add_argument("--reference", action="store_true", help="the records of real runs that come with the package")
+    which.add_argument("--update-readme", action="store_true", help="put the tables of those records into README.md")
+    shown.add_argument("--markdown", action="store_true", help="as the Markdown table of README.md")
     shown.set_defaults(command=_results)
     return parser
 
@@ -145,17 +148,31 @@ def _notebooks(args: argparse.Namespace) -> int:
 
 
 def _results(args: argparse.Namespace) -> int:
+    from sslcourse import results
+
+    if args.update_readme:
+        from sslcourse.course import readme
+
+        print("README.md: tables made anew" if readme.update() else "README.md: up to date already")
+        return 0
+    if args.directory is None and not args.reference:
+        raise CourseError("Say which records: a folder, such as results or runs, or --reference for those that come with the package.")
+    records = results.reference() if args.reference else _records_of(args.directory)
+    made = results.overview(records) if args.reference else results.table(records)
+    print(results.readme_table(records) if args.markdown else made)
+    return 0
+
+
+def _records_of(directory: str) -> list[dict]:
     from pathlib import Path
 
     from sslcourse import results
 
-    folder = Path(args.directory)
+    folder = Path(directory)
     if not folder.is_dir():
         raise CourseError(f"There is no folder {folder}. Give the folder that holds the records, such as results or runs.")
     folder = folder / "results" if (folder / "results").is_dir() else folder
     records = results.read(folder)
     if not records:
         raise CourseError(f"There are no result records in {folder}; a lesson writes them in its last cell.")
-    made = results.table(records)
-    print(results.readme_table(records) if args.markdown else made)
-    return 0
+    return records

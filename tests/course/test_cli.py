@@ -7,7 +7,7 @@ import pytest
 
 import sslcourse
 from sslcourse import results
-from sslcourse.course import cli, runner
+from sslcourse.course import cli, readme, runner
 from sslcourse.course.runner import LessonRun
 from sslcourse.errors import CourseError
 
@@ -114,6 +114,35 @@ def test_results_prints_the_table(tmp_path, capsys):
     assert "| 1 | Supervised | toybox | – | 100 | – | 50.0 % |" in capsys.readouterr().out
     assert cli.main(["results", str(tmp_path)]) == 1
     assert "no result records" in capsys.readouterr().err
+
+
+def test_results_of_the_package_itself(capsys):
+    assert cli.main(["results", "--reference"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].split() == "lesson method dataset pixels labels network top1 top3 runs tier lesson took".split()
+    assert len(printed.splitlines()) == 2 + len(results.reference()) > 2
+    assert cli.main(["results", "--reference", "--markdown"]) == 0
+    assert capsys.readouterr().out == results.readme_table(results.reference()) + "\n"
+
+
+def test_results_asks_which_records_are_meant(tmp_path, capsys):
+    assert cli.main(["results"]) == 1 and cli.main(["results", "--markdown"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.splitlines() == 2 * [said.err.splitlines()[0]] and "--reference" in said.err
+    for two in (["--reference", "--update-readme"], [str(tmp_path), "--reference"], [str(tmp_path), "--update-readme"]):
+        assert cli.main(["results", *two]) == 2
+        assert "not allowed with" in capsys.readouterr().err
+
+
+def test_results_puts_the_tables_into_the_readme(tmp_path, capsys, monkeypatch):
+    text = "".join(f"<!-- results:{name} -->\n<!-- /results -->\n" for name in ("toybox", "reference"))
+    (tmp_path / "README.md").write_text(text)
+    monkeypatch.setattr(readme, "path", lambda: tmp_path / "README.md")
+    assert cli.main(["results", "--update-readme"]) == 0 and capsys.readouterr().out == "README.md: tables made anew\n"
+    assert results.readme_table(results.reference()) in (tmp_path / "README.md").read_text()
+    assert cli.main(["results", "--update-readme"]) == 0 and capsys.readouterr().out == "README.md: up to date already\n"
+    (tmp_path / "README.md").write_text("no place for a table")
+    assert cli.main(["results", "--update-readme"]) == 1 and "<!-- results:reference -->" in capsys.readouterr().err
 
 
 def test_notebooks_checks_cleans_and_strips(write_notebook, tmp_path, capsys):
