@@ -28,11 +28,16 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Blocks in a row, and the pooling that makes one vector of the last feature map."""
+    """Blocks in a row, and the pooling that makes one vector of the last feature map.
+
+    recipe: which function below made it, and with which arguments, so that `networks` can make another like it for stored weights;
+    None for one that was put together in another way.
+    """
 
     blocks: nn.Sequential
     feature_dim: int
     smallest = 8  # pixels a side
+    recipe: dict | None = None
 
     def feature_maps(self, x: Tensor, blocks: int | None = None) -> list[Tensor]:
         """What each of the first `blocks` blocks (None: all) makes of normalised images (N, 3, H, W): a list of (N, channels, h, w)."""
@@ -79,6 +84,11 @@ class ResNet9(Encoder):
         return F.adaptive_max_pool2d(x, 1).flatten(1)  # (N, 8w)
 
 
+def _with_recipe(encoder: Encoder, name: str, **arguments) -> Encoder:
+    encoder.recipe = {"name": name, **arguments}
+    return encoder
+
+
 def resnet9(width: int = 64) -> ResNet9:
     """The small residual network of the STL-10 project: (N, 3, H, W) -> (N, 8·width), H and W 8 pixels or more.
 
@@ -87,7 +97,7 @@ def resnet9(width: int = 64) -> ResNet9:
     """
     if int(width) != width or width < 1:
         raise ValueError(f"width is the number of channels of the first convolution and must be a positive whole number, not {width}.")
-    return ResNet9(int(width))
+    return _with_recipe(ResNet9(int(width)), "resnet9", width=int(width))
 
 
 class ResNet(Encoder):
@@ -115,14 +125,16 @@ def resnet18(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
     """
     from torchvision.models import resnet18 as network  # here, because the import takes more than a second
 
-    return ResNet(network(weights=None), small_images, not small_images if max_pool is None else max_pool)
+    stem = {"small_images": bool(small_images), "max_pool": bool(not small_images if max_pool is None else max_pool)}
+    return _with_recipe(ResNet(network(weights=None), **stem), "resnet18", **stem)
 
 
 def resnet50(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
     """ResNet-50 (He et al. 2016): normalised images (N, 3, H, W) -> (N, 2048), 23.5 million parameters. Stems as in `resnet18`."""
     from torchvision.models import resnet50 as network
 
-    return ResNet(network(weights=None), small_images, not small_images if max_pool is None else max_pool)
+    stem = {"small_images": bool(small_images), "max_pool": bool(not small_images if max_pool is None else max_pool)}
+    return _with_recipe(ResNet(network(weights=None), **stem), "resnet50", **stem)
 
 
 class AlexNet(Encoder):
@@ -160,7 +172,7 @@ def alexnet(small_images: bool = True) -> AlexNet:
     small_images: 3×3 convolutions with stride 1 and 2×2 pools, for 8 to 64 pixels; otherwise the first has 11×11 with stride 4, for 63
     pixels and more. There is no batch normalisation anywhere in it: what a network without it does to a loss can be seen with this one.
     """
-    return AlexNet(small_images)
+    return _with_recipe(AlexNet(small_images), "alexnet", small_images=bool(small_images))
 
 
 def count_parameters(module: nn.Module) -> int:

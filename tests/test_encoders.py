@@ -1,5 +1,7 @@
 """Encoders: shapes, sizes, feature maps, torchvision's own networks, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -162,6 +164,34 @@ def test_channels_last_is_the_same_network(networks):
             expected = network(x)
             found = encoders.to_channels_last(network)(x.contiguous(memory_format=torch.channels_last))
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("made", "recipe"),
+    [
+        (lambda: encoders.resnet9(4), {"name": "resnet9", "width": 4}),
+        (lambda: encoders.resnet9(), {"name": "resnet9", "width": 64}),
+        (lambda: encoders.resnet18(), {"name": "resnet18", "small_images": True, "max_pool": False}),
+        (lambda: encoders.resnet18(False), {"name": "resnet18", "small_images": False, "max_pool": True}),
+        (lambda: encoders.resnet50(True, True), {"name": "resnet50", "small_images": True, "max_pool": True}),
+        (lambda: encoders.alexnet(False), {"name": "alexnet", "small_images": False}),
+    ],
+)
+def test_an_encoder_says_how_it_was_made(made, recipe):
+    with torch.device("meta"):
+        encoder = made()
+    assert encoder.recipe == recipe
+    again = dict(recipe)
+    with torch.device("meta"):
+        twin = getattr(encoders, again.pop("name"))(**again)
+    assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in encoder.state_dict().items()}
+
+
+def test_the_recipe_goes_with_copies_and_belongs_to_one_encoder():
+    encoder = encoders.resnet9(4)
+    twin = copy.deepcopy(encoder).to(torch.float64)
+    assert twin.recipe == encoder.recipe and twin.recipe is not encoder.recipe
+    assert encoders.ResNet9(4).recipe is None and "recipe" not in encoder.state_dict()
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sslcourse import results
+from sslcourse import networks, results
 from sslcourse.course import notebook_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,3 +92,20 @@ def test_headless_runs_leave_records_that_can_be_read(headless_run):
         assert record["versions"]["torch"]
     summaries = [json.loads(path.read_text()) for path in (out / "results").glob(f"{results.SUMMARY_PREFIX}*.json")]
     assert all(summary["headline"] and summary["peak_memory"] > 0 for summary in summaries) and len(summaries) == len(NOTEBOOKS)
+
+
+KEPT = {1: "supervised", 2: "rotation", 3: "SimCLR", 4: "BYOL", 5: "Barlow Twins"}  # and what was fine-tuned from an encoder
+
+
+def test_headless_runs_leave_the_networks_that_lesson_7_needs(headless_run, recwarn):
+    _, out = headless_run
+    kept = networks.read_networks(out / "results" / networks.FOLDER)
+    assert not recwarn.list
+    for number, method in KEPT.items():
+        of_lesson = {n.method: n for n in kept.values() if n.about["lesson"] == number}
+        tuned = method if number == 1 else f"{method}, fine-tuned"
+        assert set(of_lesson) == {method, tuned}
+        assert of_lesson[tuned].is_classifier and of_lesson[tuned].labels > 0 and len(of_lesson[tuned].about["class_names"]) == 10
+        for network in of_lesson.values():
+            assert (network.dataset, network.size, network.about["tier"]) == ("toybox", 32, "smoke") and network.about["minutes"] > 0
+            assert network.is_classifier == (network.labels is not None)

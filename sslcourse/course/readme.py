@@ -1,13 +1,14 @@
-"""The tables of README.md that are made from the committed records, and putting them there.
+"""What README.md says of results and costs, made from the committed records, and putting it there.
 
 A table stands between two comments, which a reader of the page does not see: <!-- results:NAME --> and <!-- /results -->.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from sslcourse import results
+from sslcourse.course.lesson import duration, memory
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically
 
@@ -83,12 +84,24 @@ def updated(text: str, records: Iterable[Mapping]) -> str:
     return text
 
 
+def with_costs(text: str, costs: Callable[[int], Mapping] = results.measured_costs) -> str:
+    """The text of README.md with what each lesson took, at smoke and at cpu, in the last column of its row; a row without that stays."""
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        lesson = re.match(r"\| \[\d [^|]*\(notebooks/(\d\d)_\w+\.ipynb\)", line)
+        found = costs(int(lesson[1])) if lesson else {}
+        if {"smoke", "cpu"} <= set(found):
+            told = [f"{duration(found[tier]['seconds'])}, {memory(found[tier]['peak_memory'])}" for tier in ("smoke", "cpu")]
+            lines[i] = f"{line.rstrip('| ').rsplit(' | ', 1)[0]} | {' / '.join(told)} |"
+    return "\n".join(lines)
+
+
 def update(readme: Path | None = None) -> bool:
-    """Put the tables of the committed records into README.md; whether that changed anything."""
+    """Put the tables of the committed records and the measured costs into README.md; whether that changed anything."""
     readme = path() if readme is None else Path(readme)
     try:
         before = readme.read_text(encoding="utf-8")
-        after = updated(before, results.reference())
+        after = with_costs(updated(before, results.reference()))
         if after != before:
             write_atomically(readme, after.encode())
     except OSError as error:

@@ -115,3 +115,16 @@ def test_a_readme_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
 
 def test_every_lesson_has_the_head_of_a_column():
     assert set(readme.SUBJECTS) == set(TITLES)
+
+
+def test_costs_stand_in_the_last_column_of_a_lessons_row():
+    row = (
+        "| [3 SimCLR](notebooks/03_simclr.ipynb) <br> ![a | b](notebooks/pictures/lesson_3.png) | Can images teach? | 1 s, 2 MB / to come |"
+    )
+    text = f"# T\n\n{row}\n| [4 BYOL](notebooks/04_byol.ipynb) | Why? | to come |\n[3 SimCLR](notebooks/03_simclr.ipynb) in prose | x |\n"
+    measured = {3: {"smoke": {"seconds": 21.04, "peak_memory": 1.2e9}, "cpu": {"seconds": 301, "peak_memory": 9e8}}}
+    done = readme.with_costs(text, lambda lesson: measured.get(lesson, {}))
+    assert done == text.replace("1 s, 2 MB / to come", "21.0 s, 1.2 GB / 5 min 01 s, 900 MB")
+    assert readme.with_costs(done, lambda lesson: measured.get(lesson, {})) == done
+    only_smoke = {3: {"smoke": measured[3]["smoke"]}}
+    assert readme.with_costs(text, lambda lesson: only_smoke.get(lesson, {})) == text

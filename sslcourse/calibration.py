@@ -1,0 +1,106 @@
+"""Does a classifier that says 90 % get nine of ten right? Expected calibration error, and the one number that repairs much of it.
+
+Source: Guo, Pleiss, Sun, Weinberger 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), sections 2 and 4.2.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional as F
+
+TEMPERATURES = (0.05, 20.0)  # where `fit_temperature` looks
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How sure a classifier was of N images, and how often it was right. Accuracies and confidences are fractions between 0 and 1.
+
+    ece: expected calibration error, the mean over images of |accuracy − confidence| of the image's bin (equation 3). bin_confidence,
+    bin_accuracy: means over the images of each bin, from the least sure to the surest, NaN in an empty bin; bin_count: images in it.
+    nll: negative log-likelihood of the labels in nats an image, the cross-entropy without smoothing.
+    """
+
+    ece: float
+    bin_confidence: tuple[float, ...]
+    bin_accuracy: tuple[float, ...]
+    bin_count: tuple[int, ...]
+    mean_confidence: float
+    accuracy: float
+    nll: float
+
+    @property
+    def n(self) -> int:
+        return sum(self.bin_count)
+
+    @property
+    def overconfidence(self) -> float:
+        """Mean confidence less accuracy: above zero it promises too much."""
+        return self.mean_confidence - self.accuracy
+
+
+def calibration(logits, labels=None, bins: int = 10) -> Calibration:
+    """Hold confidences against accuracies, in `bins` bins of equal width: the m-th takes confidences above (m − 1)/bins up to m/bins.
+
+    logits: an evaluation.Result, or float (N, C) with labels (N,). The confidence of an image is the largest of its probabilities.
+    With few images a bin's accuracy is uncertain, and the ECE of a perfectly calibrated classifier is above zero: compare equal numbers.
+    """
+    logits, labels = _checked(logits, labels)
+    if int(bins) != bins or bins < 1:
+        raise ValueError(f"bins is a number of bins, at least 1, not {bins}.")
+    confidence, predicted = logits.softmax(1).max(1)
+    right = (predicted == labels).double()
+    edges = torch.linspace(0, 1, int(bins) + 1, dtype=torch.double)
+    of = torch.bucketize(confidence.clamp_max(1), edges[1:-1])  # an edge belongs to the bin below it
+    count = torch.bincount(of, minlength=int(bins))
+    mean_confidence, mean_right = (
+        torch.bincount(of, weights=values, minlength=int(bins)) / count for values in (confidence, right)
+    )  # 0 / 0 is NaN
+    ece = ((mean_right - mean_confidence).abs() * count).nansum() / len(labels)
+    return Calibration(
+        ece=ece.item(),
+        bin_confidence=tuple(mean_confidence.tolist()),
+        bin_accuracy=tuple(mean_right.tolist()),
+        bin_count=tuple(count.tolist()),
+        mean_confidence=confidence.mean().item(),
+        accuracy=right.mean().item(),
+        nll=F.cross_entropy(logits, labels).item(),
+    )
+
+
+def fit_temperature(logits, labels=None) -> float:
+    """The temperature T for which softmax(logits / T) gives these labels the highest likelihood (temperature scaling, section 4.2).
+
+    logits: an evaluation.Result of the validation images, or float (N, C) with labels (N,). Above 1 the classifier was too sure of itself.
+    Dividing by T changes no prediction, only how sure it is. T is looked for between 0.05 and 20: where every answer is right, each smaller
+    T is better still, and 0.05 comes back.
+    """
+    logits, labels = _checked(logits, labels)
+
+    def nll(log_temperature: float) -> float:
+        return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
+
+    # convex in 1/T, so there is one valley, and a search between bounds cannot run away
+    low, high = (math.log(t) for t in TEMPERATURES)
+    found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
+    return math.exp(min((low, found, high), key=nll))
+
+
+def _checked(logits, labels) -> tuple[Tensor, Tensor]:
+    """Logits in double precision, (N, C), and labels, (N,), both on the CPU."""
+    if labels is None:
+        if not hasattr(logits, "logits"):
+            raise TypeError(f"This needs an evaluation.Result, or logits and labels, not one {type(logits).__name__}.")
+        logits, labels = logits.logits, logits.labels
+    logits, labels = torch.as_tensor(logits).detach().cpu().double(), torch.as_tensor(labels).cpu().long()
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels) or logits.shape[1] < 2:
+        raise ValueError(
+            f"Logits are (N, C) and labels (N,), N at least 1 and C at least 2, not {tuple(logits.shape)} and {tuple(labels.shape)}."
+        )
+    if not logits.isfinite().all():
+        raise ValueError("The logits hold NaN or inf: the network that made them is broken, so train it anew.")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(f"Labels must lie in 0..{logits.shape[1] - 1}; these lie in {int(labels.min())}..{int(labels.max())}.")
+    return logits, labels

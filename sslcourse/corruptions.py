@@ -1,0 +1,94 @@
+"""Images as they come from worse cameras: what accuracy is left of on them tells more than the accuracy on clean ones.
+
+The idea, and most of the kinds, are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261); the severities are our own, so that they
+mean the same at 32 pixels as at 96, and no numbers of theirs can be compared with ours.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK = 128  # images worked on at once; part of what a seed means
+
+# x: float (n, 3, H, W) in 0..1; amount: the severity's number; draw: random numbers, a row for each image of a chunk
+Corruption = Callable[[Tensor, float, Callable[..., Tensor]], Tensor]
+
+
+def _gaussian_noise(x, amount, draw):
+    return x + amount * draw(torch.randn, *x.shape[1:])[: len(x)]
+
+
+def _blur(x, amount, draw):
+    down, across = (_blurring(side, amount * min(x.shape[2:]), x) for side in x.shape[2:])
+    return down @ x @ across.T
+
+
+def _blurring(side: int, sigma: float, like: Tensor) -> Tensor:
+    """(side, side): each row the weights of a Gaussian about its pixel, cut at the edges of the image."""
+    place = torch.arange(side, dtype=like.dtype, device=like.device)
+    return (-(place[:, None] - place).square() / (2 * sigma**2)).softmax(1)
+
+
+def _contrast(x, amount, draw):
+    mean = x.mean((2, 3), keepdim=True)
+    return mean + amount * (x - mean)
+
+
+def _brightness(x, amount, draw):
+    return x + amount
+
+
+def _pixelate(x, amount, draw):
+    small = F.interpolate(x, [max(1, round(amount * side)) for side in x.shape[2:]], mode="bilinear", antialias=True)
+    return F.interpolate(small, x.shape[2:], mode="nearest-exact")
+
+
+def _occlusion(x, amount, draw):
+    side = max(1, round(amount * min(x.shape[2:])))
+    covered = []
+    for length, at in zip(x.shape[2:], draw(torch.rand, 2)[: len(x)].T, strict=True):
+        place, start = torch.arange(length, device=x.device), (at * (length - side + 1)).floor().unsqueeze(1)  # (n, 1)
+        covered.append((place >= start) & (place < start + side))  # (n, length)
+    rows, columns = covered
+    return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.5)
+
+
+_KINDS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
+    "gaussian_noise": (_gaussian_noise, (0.04, 0.08, 0.12, 0.18, 0.26)),  # deviation, of 0..1
+    "blur": (_blur, (0.015, 0.025, 0.035, 0.05, 0.065)),  # deviation, of the side: 0.5 to 2.1 pixels of 32
+    "contrast": (_contrast, (0.7, 0.5, 0.35, 0.2, 0.1)),  # what is left of the distance from each channel's mean
+    "brightness": (_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),  # added to every pixel, of 0..1
+    "pixelate": (_pixelate, (0.75, 0.6, 0.5, 0.35, 0.25)),  # of the side: 24 to 8 pixels of 32
+    "occlusion": (_occlusion, (0.2, 0.3, 0.4, 0.5, 0.6)),  # side of a grey square anywhere in the image, of the side
+}
+KINDS = tuple(_KINDS)
+SEVERITIES = 5
+
+
+def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
+    """Images made worse: uint8 (N, 3, H, W) -> uint8 of the same shape and device; those that were given stay as they are.
+
+    kind: one of KINDS. severity: 1, hardly seen, to 5; 0 changes nothing. seed: of the noise and of the places of the grey squares. Each
+    image has its own, which do not depend on the images after it. Values beyond black and white are cut off.
+    """
+    if kind not in _KINDS:
+        raise ValueError(f"kind is one of {', '.join(KINDS)}, not {kind!r}.")
+    if severity not in range(SEVERITIES + 1):
+        raise ValueError(f"severity is a whole number from 0, unchanged, to {SEVERITIES}, not {severity!r}.")
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"Images are uint8 (N, 3, H, W), before any augmentation, not {images.dtype} {tuple(images.shape)}.")
+    if not severity:
+        return images.clone()
+    make, amounts = _KINDS[kind]
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(distribution, *shape):  # on the CPU, so that a seed means the same on every device; for a whole chunk, whatever is left of it
+        return distribution(CHUNK, *shape, generator=generator).to(images.device)
+
+    made = torch.empty_like(images)
+    for start in range(0, len(images), CHUNK):
+        x = images[start : start + CHUNK].float() / 255
+        made[start : start + CHUNK] = (make(x, amounts[severity - 1], draw) * 255).round_().clamp_(0, 255).byte()
+    return made
