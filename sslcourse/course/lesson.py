@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -179,6 +179,19 @@ class Lesson:
 
         known = {"dataset": self.dataset, "seed": self.seed, "tier": self.tier, "device": self.device, "seconds": self.seconds()}
         return results.record(self.number, name, **(known | fields))
+
+    def record_runs(self, method: str, runs: Sequence, images, per_class: int, **fields) -> dict:
+        """A record of one method over several seeds: top-1, and top-3 where that says something, with the error of the mean.
+
+        runs: the `evaluation.Result` of each seed, in the order of fields["seed"], all on images of the same number. images: the ImageSet;
+        per_class: how many labelled images of each of its classes were used. fields: further ones of `sslcourse.results.record`.
+        """
+        from sslcourse import results
+
+        kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
+        metrics = {kind: results.over_runs([getattr(run, kind) for run in runs], n=runs[0].n) for kind in kinds}
+        about = {"method": method, "labels": per_class * images.num_classes, "metrics": metrics, "image_size": images.size}
+        return self.record(f"{method}-{per_class}-a-class", **(about | fields))
 
     def keep(self, model, **about) -> Path:
         """Keep a network beside the results, for lesson 7 to compare: an encoder or a Classifier. Returns the file's path.

@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from sslcourse import models, networks, results
+from sslcourse import evaluation, models, networks, results
 from sslcourse.course import lesson as lessons
 from sslcourse.errors import CourseError
 
@@ -142,6 +142,25 @@ def test_finish_writes_records_and_a_summary(begin, capsys, tmp_path):
     assert summary["peak_memory"] > 10e6 and summary["seconds"] >= 0
     with pytest.raises(ValueError, match="headline"):
         begun.finish(headline="")
+
+
+@pytest.mark.parametrize("classes, kinds", [(10, {"top1", "top3"}), (4, {"top1", "top3"}), (3, {"top1"}), (2, {"top1"})])
+def test_record_runs_makes_one_record_of_several_seeds(begin, classes, kinds):
+    generator = torch.Generator().manual_seed(0)
+    names = [str(c) for c in range(classes)]
+    runs = [
+        evaluation.Result(torch.randn(50, classes, generator=generator), torch.randint(classes, (50,), generator=generator), names)
+        for _ in range(3)
+    ]
+    images = types.SimpleNamespace(num_classes=classes, size=24)
+    made = begin(5, tier="cpu").record_runs("BYOL, frozen", runs, images, 7, seed=[0, 1, 2], network="ResNet-9", settings={"block": 5})
+    assert made["labels"] == 7 * classes and made["image_size"] == 24 and made["seeds"] == [0, 1, 2]
+    assert made["method"] == "BYOL, frozen" and made["settings"] == {"block": 5} and set(made["metrics"]) == kinds
+    for kind in kinds:
+        metric = made["metrics"][kind]
+        assert metric["values"] == [getattr(run, kind) for run in runs] and metric["n"] == 50
+        assert metric["standard_error"] == pytest.approx(torch.tensor(metric["values"], dtype=torch.float64).std().item() / 3**0.5)
+    assert results.file_name(made).startswith(f"05-byol-frozen-7-a-class-toybox-{7 * classes}")
 
 
 def test_finish_says_so_when_the_folder_cannot_be_written(begin, tmp_path):
