@@ -6,6 +6,7 @@ Everything that chooses, chooses on the validation split. The test split is meas
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,7 +16,6 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from sslcourse import storage
@@ -30,9 +30,11 @@ from sslcourse.features import (  # noqa: F401  (public here too)
 )
 from sslcourse.models import Classifier
 from sslcourse.precision import seeded
+from sslcourse.threads import one_thread
 from sslcourse.training import History, fit_classifier
 from sslcourse.uncertainty import mean_and_error, standard_error, wilson_interval  # noqa: F401  (public here)
 
+SMALL_PROBE = 300_000  # numbers; fitting fewer, threads on shared cores wait for each other far longer than they work
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # inverse strengths of the probe's weight penalty, scikit-learn's C
 
 
@@ -173,11 +175,12 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     scaled = _scaling(found.train)
     train, validation, best = scaled(found.train), scaled(found.validation), None
     probe = LogisticRegression(max_iter=1000, warm_start=True)  # each penalty begins where the one before ended
-    for c in penalties:
-        probe.set_params(C=c).fit(train, labels)
-        accuracy = probe.score(validation, found.validation_labels.numpy()) if len(penalties) > 1 else 0.0
-        if best is None or accuracy > best[0]:
-            best = accuracy, c, copy.deepcopy(probe)
+    with one_thread() if train.size < SMALL_PROBE else nullcontext():
+        for c in penalties:
+            probe.set_params(C=c).fit(train, labels)
+            accuracy = probe.score(validation, found.validation_labels.numpy()) if len(penalties) > 1 else 0.0
+            if best is None or accuracy > best[0]:
+                best = accuracy, c, copy.deepcopy(probe)
     _, c, probe = best
     rows, truth = found.split(split)
     scores = torch.from_numpy(probe.decision_function(scaled(rows))).double()
@@ -262,7 +265,7 @@ def tsne(rows: Tensor, perplexity: float = 30, seed: int = 0) -> Tensor:
     """
     if not 0 < perplexity < len(rows):
         raise ValueError(f"perplexity is about a number of neighbours and must lie between 0 and the {len(rows)} rows, not {perplexity}.")
-    with threadpool_limits(1):  # its threads beside PyTorch's, more than there are cores, wait for each other far longer than they work
+    with one_thread():  # its threads beside PyTorch's, more than there are cores, wait for each other far longer than they work
         return torch.from_numpy(TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(rows.numpy()))
 
 

@@ -15,6 +15,8 @@ from matplotlib.transforms import Bbox
 from sslcourse.calibration import Calibration
 from sslcourse.plots import COLOURS, LINES, MARKERS, show
 
+SEEN = 0.01  # part of the images that a bin of a reliability diagram needs to have a point
+
 
 def _array(values) -> np.ndarray:
     return torch.as_tensor(values).detach().cpu().double().numpy() if not isinstance(values, np.ndarray) else values.astype(float)
@@ -23,8 +25,8 @@ def _array(values) -> np.ndarray:
 def reliability(calibrations: Mapping[str, Calibration], *, title: str) -> None:
     """Accuracy against confidence, a line a classifier, with the diagonal where promise and truth agree; below, how often it is how sure.
 
-    calibrations: name -> Calibration. Points stand at a bin's mean confidence and are larger the more images the bin has; the legend has
-    the expected calibration error in percent.
+    calibrations: name -> Calibration. Points stand at a bin's mean confidence and are larger the more images the bin has; bins with less
+    than a hundredth of the images have none, as a handful says nothing. The legend has the expected calibration error in percent.
     """
     if not calibrations:
         raise ValueError("There is no calibration to show.")
@@ -34,7 +36,8 @@ def reliability(calibrations: Mapping[str, Calibration], *, title: str) -> None:
     told = []
     for i, (name, found) in enumerate(calibrations.items()):
         share = np.asarray(found.bin_count) / found.n
-        there = share > 0
+        there = share >= SEEN
+        there[share.argmax()] = True
         x, y = 100 * np.asarray(found.bin_confidence)[there], 100 * np.asarray(found.bin_accuracy)[there]
         colour, line = COLOURS[i % 8], LINES[i % 4]
         label = f"{name}: ECE {100 * found.ece:.1f} %"
