@@ -111,7 +111,8 @@ def pseudo_label_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: flo
     dtype = _result_dtype(weak_logits, strong_logits)
     sureness, pseudo_labels = weak_logits.detach().to(dtype).softmax(1).max(1)  # (N,), (N,)
     surprise = F.cross_entropy(strong_logits.to(dtype), pseudo_labels, reduction="none")  # (N,)
-    return (surprise * (sureness >= threshold)).mean()
+    passes = (sureness >= threshold) + 0 * sureness  # 1 or 0; NaN where the weak view's logits are, which no comparison would show
+    return (surprise * passes).mean()
 
 
 def pseudo_label_weight(step: int, start: int, end: int, final: float) -> float:
@@ -126,7 +127,7 @@ def pseudo_label_weight(step: int, start: int, end: int, final: float) -> float:
         raise ValueError(f"final is the weight after the ramp and must be finite and not negative; it is {final}.")
     if step >= end:
         return float(final)
-    return final * max(0.0, (step - start) / (end - start))
+    return final * ((step - start) / (end - start)) if step > start else 0.0
 
 
 # --- what the losses share --------------------------------------------------------------------------------------------------------------
