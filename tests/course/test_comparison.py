@@ -1,0 +1,235 @@
+"""What lesson 7 lays side by side: who takes part, records in a row, the final table, and figures of repeated runs."""
+
+import json
+import math
+import re
+
+import matplotlib
+
+matplotlib.use("Agg")
+import example_records
+import pytest
+import torch
+from tiny import coloured, new_model, same_weights
+
+from sslcourse import datasets, evaluation, models, networks, plots, results
+from sslcourse.course import comparison
+
+ABOUT = {"dataset": "toybox", "size": 8, "tier": "cpu"}
+
+
+def encoder(width=4, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.resnet9(width)
+
+
+def keep(folder, model, **about):
+    about = ABOUT | about
+    return networks.save_network(folder / networks.network_file_name(about), model, **about)
+
+
+@pytest.fixture
+def nothing_committed(monkeypatch):
+    monkeypatch.setattr(networks, "reference_networks", lambda device="cpu": {})
+
+
+@pytest.fixture
+def alts(monkeypatch):
+    told = []
+    monkeypatch.setattr(plots, "show", lambda figure, alt: (told.append((figure, alt)), plots.plt.close(figure)))
+    return told
+
+
+# --- who takes part ---
+
+
+def test_networks_of_the_data_set_take_part_in_the_order_of_lessons(tmp_path, nothing_committed):
+    keep(tmp_path, encoder(), method="SimCLR", lesson=3)
+    keep(tmp_path, encoder(), method="rotation", lesson=2, block=3)
+    keep(tmp_path, new_model(), method="supervised", lesson=1, labels=30)
+    keep(tmp_path, encoder(), method="BYOL", lesson=4, dataset="flowers")
+    keep(tmp_path, encoder(), method="Barlow Twins", lesson=5, tier="smoke")
+    found = comparison.taking_part(tmp_path, dataset="toybox", tier="cpu")
+    assert list(found) == ["supervised", "rotation", "SimCLR"]
+    assert [comparison.is_pretrained(network) for network in found.values()] == [False, True, True]
+    shown = str(comparison.roster(found))
+    assert "encoder, block 3" in shown and "encoder, its output" in shown and re.search(r"supervised +classifier +toybox +30 ", shown)
+
+
+def test_committed_networks_fill_the_gaps(tmp_path, monkeypatch):
+    committed = {"03": networks.Network(encoder(), ABOUT | {"method": "SimCLR", "lesson": 3}, origin="committed")}
+    monkeypatch.setattr(networks, "reference_networks", lambda device="cpu": committed)
+    keep(tmp_path, encoder(seed=1), method="rotation", lesson=2)
+    found = comparison.taking_part(tmp_path, dataset="toybox", tier="cpu")
+    assert {name: network.origin for name, network in found.items()} == {"rotation": "this run", "SimCLR": "committed"}
+
+
+def test_encoders_of_another_data_set_come_where_there_is_none(tmp_path, nothing_committed):
+    keep(tmp_path, encoder(), method="SimCLR", lesson=3)
+    keep(tmp_path, new_model(), method="supervised", lesson=1, labels=30)
+    assert list(comparison.taking_part(tmp_path, dataset="flowers", tier="cpu")) == ["SimCLR"]  # no classifier of other classes
+    keep(tmp_path, new_model(), method="supervised", lesson=1, labels=50, dataset="flowers")
+    found = comparison.taking_part(tmp_path, dataset="flowers", tier="cpu")
+    assert {name: network.dataset for name, network in found.items()} == {"SimCLR": "toybox", "supervised": "flowers"}
+    assert found["supervised"].labels == 50
+
+
+def test_no_folder_means_nobody(tmp_path, nothing_committed):
+    assert comparison.taking_part(tmp_path / "none", dataset="toybox", tier="cpu") == {}
+
+
+def test_a_fresh_encoder_is_of_the_first_ones_kind():
+    like = [networks.Network(encoder(8), ABOUT | {"method": "SimCLR", "size": 16})]
+    state = torch.get_rng_state()
+    made, again, other = (
+        comparison.fresh(like, lambda: pytest.fail("not asked for"), dataset="toybox", size=8, seed=seed, device="cpu")
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert made.encoder.recipe == like[0].encoder.recipe and made.size == 16 and not made.model.training
+    assert same_weights(made.model, again.model) and not same_weights(made.model, other.model)
+    assert comparison.network_name(made) == "ResNet-9, width 8"
+    alone = comparison.fresh([], lambda: encoder(4), dataset="toybox", size=8, seed=0, device="cpu")
+    assert alone.size == 8 and alone.encoder.recipe["width"] == 4
+    assert "just made" in str(comparison.roster({comparison.RANDOM: alone}))
+
+
+@pytest.mark.parametrize("maker, name", [("resnet18", "ResNet-18"), ("alexnet", "AlexNet")])
+def test_networks_have_names_for_tables(maker, name):
+    assert comparison.network_name(networks.Network(getattr(models, maker)(), ABOUT)) == name
+
+
+@pytest.fixture
+def images():
+    parts = {}
+    for seed, split in enumerate(("train", "validation", "test")):
+        parts[f"{split}_images"], parts[f"{split}_labels"] = coloured(60, seed)
+    return datasets.ImageSet("coloured", ["red", "green", "blue"], (0.5,) * 3, (0.2,) * 3, **parts)
+
+
+def test_the_best_block_is_the_one_that_a_probe_reads_best(images, monkeypatch):
+    network = networks.Network(encoder().eval(), ABOUT | {"method": "SimCLR"})
+    asked = []
+
+    def planted(found, **options):  # the probe reads the widest features worst, and the second block best
+        asked.append(found.dim)
+        result = evaluation.Result(torch.eye(3)[torch.zeros(4).long()], torch.tensor([0, 0, 1, 1]), images.class_names)
+        result.labels = torch.tensor([0, 0, 0, 1]) if len(asked) in (3, 4) else result.labels
+        return result
+
+    monkeypatch.setattr(evaluation, "linear_probe", planted)
+    assert comparison.best_block(network, images, 5, range(2)) == 2
+    assert len(asked) == 2 * len(network.encoder.blocks)
+
+
+# --- records ---
+
+
+def record(method="SimCLR, frozen", top1=0.5, error=0.01, lesson=3, seeds=(0, 1, 2), **changes):
+    metric = {"value": top1, "standard_error": error, "n": 2000}
+    return example_records.make(lesson=lesson, method=method, seed=list(seeds), metrics={"top1": metric}, **changes)
+
+
+def test_records_stand_in_a_row_a_method_and_a_column_a_number_of_labels():
+    records = [record(labels=100, top1=0.66), record(labels=500, top1=0.84), record(method="supervised", lesson=1, labels=100, top1=0.5)]
+    records.append(record(labels=100, top1=0.11, seeds=[0]))  # fewer runs
+    table = comparison.by_labels(results.fill(records, []))
+    assert table.header == ["lesson", "method", "100", "500", "network", "tier", "origin"]
+    assert table.rows[0][:4] == ["1", "supervised", "50.0 ± 1.0 %", "–"]
+    assert table.rows[1][:4] == ["3", "SimCLR, frozen", "66.0 ± 1.0 %", "84.0 ± 1.0 %"]
+    assert table.rows[1][-1] == "this run"
+
+
+def test_single_runs_belong_to_their_seeds():
+    runs = example_records.make(seed=[4, 7], metrics={"top1": results.over_runs([0.5, 0.75])})
+    assert comparison.single_runs(runs) == {4: 50.0, 7: 75.0}
+    assert comparison.single_runs(record()) == {} and comparison.single_runs(runs, "top3") == {}
+
+
+def test_images_seen_are_passes_times_images():
+    records = [
+        record(settings={"epochs": 5, "unlabelled": 6000}),
+        record("rotation, probe", settings={"pretraining_epochs": 3, "images": 6000}),
+        record("supervised", settings={"epochs": 9, "images": 10}),
+        record("BYOL, frozen"),
+    ]
+    assert comparison.images_seen(records) == {"SimCLR": 30_000, "rotation": 18_000}
+
+
+# --- the final table ---
+
+
+def test_our_row_has_as_many_labels_or_fewer():
+    records = [record(dataset="cifar10-jpeg", labels=n, top1=n / 10_000) for n in (500, 4000, 6000)]
+    records.append(record(dataset="cifar10", labels=4000, top1=0.9, seeds=[0]))
+    found = comparison.our_best(records, "cifar10", "SimCLR, frozen", 5000)
+    assert found["labels"] == 4000 and len(found["seeds"]) == 3
+    assert comparison.our_best(records, "cifar10", "SimCLR, frozen", 400) is None
+    assert comparison.our_best(records, "cifar10", "BYOL, frozen", 5000) is None
+
+
+def test_without_records_every_task_is_open():
+    names = [task["name"] for task in comparison.TASKS]
+    assert comparison.open_tasks([]) == names and len(names) == 7
+    table = comparison.final_table([])
+    assert [row[0] for row in table.rows if row[0]] == names
+    assert [row[1:3] + row[-1:] for row in table.rows if row[1] == "ours"] == [["ours", "–", "open: not run yet"]] * 7
+
+
+def test_a_gain_is_ours_less_the_reported_of_the_same_kind():
+    given = {"dataset": "stl10", "labels": 5000, "lesson": 4, "image_size": 96}
+    records = [record("BYOL, frozen", 0.752, 0.003, **given), record("BYOL, fine-tuned", 0.7489, 0.004, **given)]
+    table = comparison.final_table(results.fill([], records))
+    rows = {row[2]: row for row in table.rows if row[1] == "ours"}
+    error = 100 * math.hypot(0.003, math.sqrt(0.722 * 0.278 / 8000))
+    assert rows["BYOL, frozen"][6] == f"+3.0 ± {error:.1f}"
+    assert rows["BYOL, fine-tuned"][6].startswith("−2.0 ± ")  # against the one from scratch, not the one from ImageNet's weights
+    assert "96 px, 3 seeds, tier cpu, committed" in rows["BYOL, frozen"][-1]
+    assert "STL-10, BYOL" not in comparison.open_tasks(records)
+
+
+def test_a_reported_nan_and_an_unknown_test_set_give_no_error():
+    twins = record("Barlow Twins, frozen", dataset="stl10", labels=5000, lesson=5)
+    flowers = record("rotation, probe", 0.80, dataset="flowers", labels=350, lesson=2)
+    rows = {row[2]: row for row in comparison.final_table([twins, flowers]).rows if row[1] == "ours"}
+    assert rows["Barlow Twins, frozen"][6] == "–" and rows["rotation, probe"][6] == "+5.0"
+
+
+def test_what_was_reported_is_what_the_package_says_elsewhere():
+    elsewhere = json.loads((results._REFERENCE / "original_projects.json").read_text())
+    known = {(row["dataset"], row["labels"], row["metrics"]["top1"]) for row in elsewhere}
+    told = {(task["dataset"], row[2], row[1]) for task in comparison.TASKS for row in task["reported"] if row[1] is not None}
+    assert told - known == {("stl10", 5000, 0.886)} and known <= told  # the row with ImageNet's weights stands in lesson 7 alone
+
+
+# --- figures ---
+
+
+def test_strips_tell_every_group(alts):
+    comparison.strips({"honest": [1.0, 2.0, 3.0], "leaky": [4.0]}, title="Two", xlabel="points", mark=2.5, mark_name="reported")
+    (_, alt), = alts  # fmt: skip
+    assert alt.startswith("Two. points: honest: 3 numbers from 1.0 to 3.0, mean 2.0, deviation 1.0; leaky: 1 numbers from 4.0 to 4.0")
+    assert "reported is at 2.5" in alt
+
+
+@pytest.mark.parametrize("groups", [{}, {"none": []}, {"lost": [1.0, math.nan]}])
+def test_strips_need_finite_numbers(groups, alts):
+    with pytest.raises(ValueError, match="at least one number"):
+        comparison.strips(groups, title="T", xlabel="x")
+
+
+def test_curves_have_their_legend_beside_them(alts):
+    comparison.curves([1, 10], {"a": [10.0, 20.0], "b": [5.0, 6.0]}, title="Up", xlabel="labels", log_x=True)
+    figure, alt = alts[0]
+    assert alt == "Up. accuracy, % against labels: a goes from 10.0 to 20.0; b goes from 5.0 to 6.0."
+    assert figure.axes[0].get_legend().get_bbox_to_anchor()._bbox.x0 == 1.0
+
+
+# --- simulation ---
+
+
+def test_three_runs_hold_the_mean_as_often_as_promised_only_with_students_factor():
+    many, student = comparison.coverage(3, trials=40_000).values()
+    assert abs(many - 0.811) < 0.01  # P(|t| < 1.96) with 2 degrees of freedom
+    assert abs(student - 0.95) < 0.006

@@ -1,0 +1,231 @@
+"""The loss on pseudo-labels and its weight: against loops in float64, at the threshold, without a passing row, and refused in sentences."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from sslcourse.losses import pseudo_label_loss, pseudo_label_weight
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def logits(n, c, seed, sharpness=3.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return (sharpness * torch.randn(n, c, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def softmax(row):
+    top = max(row)
+    weights = [math.exp(v - top) for v in row]
+    return [w / math.fsum(weights) for w in weights]
+
+
+def by_loops(weak, strong, threshold):
+    """The loss and its gradient in the strong logits, in Python's own float64."""
+    n, total, gradient = len(weak), [], []
+    for w, s in zip(weak.double().tolist(), strong.double().tolist(), strict=True):
+        sure, said = softmax(w), softmax(s)
+        label = max(range(len(sure)), key=sure.__getitem__)
+        passes = sure[label] >= threshold
+        top = max(s)
+        log_p = s[label] - top - math.log(math.fsum(math.exp(v - top) for v in s))
+        total.append(-log_p if passes else 0.0)
+        gradient.append([passes * (p - (k == label)) / n for k, p in enumerate(said)])
+    return math.fsum(total) / n, torch.tensor(gradient, dtype=torch.float64)
+
+
+def loss_and_gradient(weak, strong, threshold):
+    strong = strong.clone().requires_grad_()
+    loss = pseudo_label_loss(weak, strong, threshold)
+    loss.backward()
+    return loss.item(), strong.grad
+
+
+def passing(weak, threshold):
+    """How many rows pass: a strong view without opinion costs ln C for each of them."""
+    n, c = weak.shape
+    return pseudo_label_loss(weak, torch.zeros_like(weak), threshold).item() * n / math.log(c)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("n, c", [(1, 2), (5, 3), (64, 10), (7, 100)])
+@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_it_equals_a_computation_by_loops(n, c, threshold, dtype, rtol):
+    weak, strong = logits(n, c, 1, dtype=dtype), logits(n, c, 2, dtype=dtype)
+    wanted, wanted_gradient = by_loops(weak, strong, threshold)
+    loss, gradient = loss_and_gradient(weak, strong, threshold)
+    assert loss == pytest.approx(wanted, rel=rtol, abs=1e-15)
+    torch.testing.assert_close(gradient.double(), wanted_gradient, rtol=10 * rtol, atol=rtol / n)
+
+
+def test_the_cases_are_not_all_of_one_kind():
+    weak = logits(64, 10, 1)
+    assert 0 < passing(weak, 0.95) < passing(weak, 0.8) < passing(weak, 0.5) < passing(weak, 0.0) == pytest.approx(64)
+
+
+def test_half_precision_is_computed_in_single():
+    weak, strong = (logits(32, 10, seed, dtype=torch.bfloat16) for seed in (1, 2))
+    loss = pseudo_label_loss(weak, strong, 0.8)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(by_loops(weak, strong, 0.8)[0], rel=1e-6)
+
+
+def test_none_passing_gives_zero_and_a_gradient_of_exactly_zero():
+    weak, strong = logits(16, 5, 1, sharpness=0.3), logits(16, 5, 2, sharpness=30)
+    assert passing(weak, 0.99) == 0
+    loss, gradient = loss_and_gradient(weak, strong, 0.99)
+    assert loss == 0.0
+    assert gradient.shape == strong.shape and torch.equal(gradient, torch.zeros_like(strong))
+
+
+def test_it_is_the_mean_over_all_rows():
+    sure, unsure = logits(6, 4, 1, sharpness=0.1) + 20 * torch.eye(4)[[0, 1, 2, 3, 0, 1]], logits(18, 4, 2, sharpness=0.1)
+    strong = logits(24, 4, 3)
+    alone = pseudo_label_loss(sure, strong[:6], 0.95)
+    among_others = pseudo_label_loss(torch.cat([sure, unsure]), strong, 0.95)
+    assert among_others.item() == pytest.approx(alone.item() / 4, rel=1e-12)
+
+
+def test_rows_that_do_not_pass_get_no_gradient_and_the_others_some():
+    weak, strong = logits(40, 10, 1), logits(40, 10, 2)
+    passes = weak.softmax(1).amax(1) >= 0.8
+    _, gradient = loss_and_gradient(weak, strong, 0.8)
+    assert 0 < passes.sum() < 40
+    assert torch.equal(gradient.abs().sum(1) > 0, passes)
+
+
+def test_no_gradient_reaches_the_weak_view():
+    weak, strong = logits(8, 3, 1).requires_grad_(), logits(8, 3, 2).requires_grad_()
+    loss = pseudo_label_loss(weak, strong, 0.0)
+    assert torch.autograd.grad(loss, [weak], allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(loss, strong)[0].any()
+
+
+def test_one_tensor_for_both_views_is_plain_pseudo_labelling():
+    both = logits(12, 4, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(pseudo_label_loss(both, both, 0.0), both)
+    (wanted,) = torch.autograd.grad(F.cross_entropy(both, both.argmax(1)), both)
+    torch.testing.assert_close(gradient, wanted)
+
+
+def test_the_threshold_itself_passes():
+    even = torch.zeros(3, 2, dtype=torch.float64)  # probabilities of exactly one half
+    assert passing(even, 0.5) == pytest.approx(3)
+    assert passing(even, 0.5 + 1e-9) == 0
+
+
+rows = st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=12)
+
+
+@given(rows, st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=150, deadline=None)
+def test_no_more_rows_pass_a_higher_threshold(weak, one, other):
+    weak = torch.tensor(weak, dtype=torch.float64)
+    low, high = sorted((one, other))
+    few, many = passing(weak, high), passing(weak, low)
+    assert few <= many + 1e-9
+    assert passing(weak, 0.0) == pytest.approx(len(weak))
+    assert many == pytest.approx(int((weak.softmax(1).amax(1) >= low).sum()), abs=1e-9)
+
+
+@given(rows, st.floats(-50, 50), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_neither_the_order_of_the_rows_nor_a_shift_of_their_logits_matters(weak, shift, random):
+    weak = torch.tensor(weak, dtype=torch.float64)
+    strong = weak.flip(1) / 2 + 1
+    order = list(range(len(weak)))
+    random.shuffle(order)
+    wanted = pseudo_label_loss(weak, strong, 0.0).item()  # shifts move a probability by its last digit, and so no threshold but this
+    assert pseudo_label_loss(weak[order], strong[order], 0.0).item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+    assert pseudo_label_loss(weak, strong + shift, 0.0).item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("damaged", ["weak", "strong"])
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_nan_is_not_hidden(damaged, threshold):
+    weak, strong = logits(6, 3, 1, sharpness=0.1), logits(6, 3, 2)
+    {"weak": weak, "strong": strong}[damaged][2, 1] = math.nan
+    assert math.isnan(pseudo_label_loss(weak, strong, threshold).item())
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_large_logits_stay_finite(size):
+    weak, strong = torch.eye(3) * size, torch.eye(3).roll(1, 0) * 1e4
+    loss, gradient = loss_and_gradient(weak, strong, 0.95)
+    assert loss == pytest.approx(1e4) and gradient.isfinite().all()
+
+
+Z = torch.zeros(4, 3)
+
+
+@pytest.mark.parametrize(
+    "weak, strong, threshold, error, sentence",
+    [
+        (Z, torch.zeros(4, 2), 0.95, ValueError, "one shape"),
+        (Z, torch.zeros(5, 3), 0.95, ValueError, "one shape"),
+        (Z[0], Z[0], 0.95, ValueError, r"shape \(3,\)"),
+        (Z[:0], Z[:0], 0.95, ValueError, r"\(0, 3\)"),
+        (Z[:, :1], Z[:, :1], 0.95, ValueError, "at least two classes"),
+        (Z.long(), Z, 0.95, TypeError, "int64"),
+        (Z.tolist(), Z, 0.95, TypeError, "list"),
+        (Z, Z, -0.01, ValueError, "between 0 and 1, not -0.01"),
+        (Z, Z, 95, ValueError, "between 0 and 1, not 95"),
+        (Z, Z, math.nan, ValueError, "between 0 and 1, not nan"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_a_sentence(weak, strong, threshold, error, sentence):
+    with pytest.raises(error, match=sentence):
+        pseudo_label_loss(weak, strong, threshold)
+
+
+# --- the weight -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_weights_of_the_paper():
+    epochs = {0: 0.0, 50: 0.0, 100: 0.0, 225: 0.75, 350: 1.5, 599: 3 * 499 / 500, 600: 3.0, 601: 3.0, 10_000: 3.0}
+    for epoch, wanted in epochs.items():
+        assert pseudo_label_weight(epoch, 100, 600, 3) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_ramp_without_length_is_a_switch():
+    assert [pseudo_label_weight(step, 5, 5, 2.0) for step in (0, 4, 5, 6)] == [0.0, 0.0, 2.0, 2.0]
+    assert pseudo_label_weight(0, 0, 0, 1.0) == 1.0
+
+
+numbers = st.floats(0, 1e6)
+
+
+@given(st.lists(numbers, min_size=2, max_size=2), st.lists(numbers, min_size=2, max_size=2), st.floats(0, 100))
+@settings(max_examples=200, deadline=None)
+def test_the_weight_never_falls_and_stays_between_0_and_final(steps, ramp, final):
+    (early, late), (start, end) = sorted(steps), sorted(ramp)
+    first, second = (pseudo_label_weight(step, start, end, final) for step in (early, late))
+    assert 0 <= first <= second <= final
+    if late < start:
+        assert second == 0
+    if early >= end:
+        assert first == final
+
+
+def test_the_rise_is_straight():
+    weights = [pseudo_label_weight(step, 20, 60, 3.0) for step in range(20, 61)]
+    steps = [b - a for a, b in zip(weights, weights[1:], strict=False)]
+    assert steps == pytest.approx([3.0 / 40] * 40)
+
+
+@pytest.mark.parametrize(
+    "start, end, final, sentence",
+    [
+        (10, 5, 1.0, "end after it starts: start is 10 and end 5"),
+        (0, 5, -1.0, "not negative; it is -1.0"),
+        (0, 5, math.inf, "finite"),
+        (0, 5, math.nan, "finite"),
+    ],
+)
+def test_a_weight_that_cannot_be_meant_is_refused(start, end, final, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        pseudo_label_weight(3, start, end, final)

@@ -1,0 +1,444 @@
+"""Pseudo-labels and FixMatch: the loss against an independent computation, averages, ramp, batches, looks, exact resuming, refusals."""
+
+import copy
+import math
+import types
+
+import pytest
+import torch
+from tiny import NeverTouched, coloured, image_set, same_weights, without_seconds
+from torch import nn
+from torch.nn import functional as F
+
+from sslcourse import augment, datasets, losses, models, training
+from sslcourse.loaders import PairedLoader, TensorLoader
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OPTIONS = {"epochs": 4, "batch_size": 6, "unlabeled_ratio": 2, "precision": "fp32", "progress": False}
+KINDS = {"plain": models.PseudoLabeling, "fixmatch": models.FixMatch}
+EACH = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+class Half(nn.Module):
+    """A strong view without randomness: darker, and mirrored."""
+
+    def forward(self, images, generator=None):
+        return augment.evaluation(images.shape[-1])((images // 2).flip(3))
+
+
+def classifier(seed=0, dropout=0.2, classes=3):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = models.Classifier(models.resnet9(4), classes, dropout)
+        nn.init.normal_(model.head.weight, std=0.1)  # so that it is sure of some images and not of others
+        model(torch.randn(32, 3, 8, 8))  # statistics that are not the first ones
+        return model
+
+
+def method(kind=models.FixMatch, seed=0, dropout=0.2, **options):
+    return kind(classifier(seed, dropout), **options)
+
+
+def few(labeled=9, unlabeled=40, **changes):
+    """Nine labelled images of three classes, and forty others."""
+    images, labels = coloured(labeled, 5)
+    return image_set(**{"unlabeled": coloured(unlabeled, 6)[0], "train_images": images, "train_labels": labels} | changes)
+
+
+def fit(made, images=None, **options):
+    return training.fit_semi_supervised(made, images if images is not None else few(), **{**OPTIONS, **options})
+
+
+def batch():
+    x, y = coloured(5, 1)
+    return x, y, coloured(11, 2)[0]
+
+
+def threshold_for(passing, network):
+    """A threshold that so many of the eleven unlabelled images of the batch reach, as the network sees them."""
+    sureness = network.eval()(augment.evaluation(8)(batch()[2])).softmax(1).amax(1).sort(descending=True).values.tolist()
+    bounds = [1.0, *sureness, 0.0]
+    return (bounds[passing] + bounds[passing + 1]) / 2
+
+
+# --- the loss -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("passing", [0, 4, 11])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("strong", [Half(), None], ids=["strong", "same view"])
+def test_the_loss_equals_an_independent_computation(strong, passing, smoothing):
+    weight, plain = 1.7, augment.evaluation(8)
+    threshold = threshold_for(passing, classifier(dropout=0.0))
+    options = {"threshold": threshold, "weight": weight, "ramp": (0, 0), "label_smoothing": smoothing, "strong": strong}
+    made = method(models.PseudoLabeling, dropout=0.0, weak=plain, **options)
+    before = copy.deepcopy(made.classifier).double()
+    x, y, u = batch()
+    loss = made.train()(x, y, u)
+
+    weak = before.eval()(plain(u).double()).softmax(1)
+    sureness, said = weak.max(1)
+    learns = plain(u) if strong is None else strong(u)
+    log_p = before.train()(torch.cat([plain(x), learns]).double()).log_softmax(1)  # batch statistics of both together
+    n, classes = len(x), log_p.shape[1]
+    aim = torch.full((n, classes), smoothing / classes, dtype=torch.float64)
+    aim[torch.arange(n), y] += 1 - smoothing
+    supervised = -(aim * log_p[:n]).sum() / n
+    rows = [-log_p[n + i, said[i]] for i in range(len(u)) if sureness[i] >= threshold]
+    pseudo = sum(rows) / len(u) if rows else torch.zeros(())
+    assert len(rows) == passing
+    assert loss.item() == pytest.approx((supervised + weight * pseudo).item(), rel=1e-4)
+    metrics = {name: value.item() for name, value in made.metrics.items()}
+    wanted = {"supervised_loss": supervised.item(), "pseudo_loss": pseudo.item(), "pseudo_weight": weight, "coverage": len(rows) / len(u)}
+    assert metrics == pytest.approx(wanted, rel=1e-4)
+
+
+@EACH
+def test_the_gradient_is_that_of_the_labelled_loss_where_nobody_is_sure(kind):
+    made = method(kind, dropout=0.0, weak=augment.evaluation(8), threshold=1.0, ramp=(0, 0))
+    x, y, u = batch()
+    made.train()(x, y, u).backward()
+    gradients = {name: p.grad.clone() for name, p in made.classifier.named_parameters()}
+    made.zero_grad()
+    learns = made.weak(u) if made.strong is None else made.strong(u)
+    assert made.metrics["coverage"] == 0 and made.metrics["pseudo_loss"] == 0
+    if kind is models.PseudoLabeling:  # its views are without randomness here, so the other half of the batch can be made again
+        twin = classifier(dropout=0.0).train()
+        F.cross_entropy(twin(torch.cat([made.weak(x), learns]))[: len(x)], y).backward()
+        for name, p in twin.named_parameters():
+            torch.testing.assert_close(gradients[name], p.grad)
+
+
+def test_a_sure_image_teaches_and_an_unsure_one_does_not():
+    made = method(weak=augment.evaluation(8), strong=Half(), threshold=threshold_for(6, classifier()))
+    made.train()(*batch())
+    assert made.metrics["coverage"].item() == pytest.approx(6 / 11)
+
+
+# --- pseudo-labels are made in evaluation mode ----------------------------------------------------------------------------------------
+
+
+def test_pseudo_labels_come_without_dropout_and_leave_the_statistics_alone():
+    made = method(weak=augment.evaluation(8), dropout=0.9).train()
+    made.classifier.encoder.blocks[1].eval()  # a part that somebody froze stays so
+    modes = [module.training for module in made.modules()]
+    statistics = {name: b.clone() for name, b in made.named_buffers()}
+    u = batch()[2]
+    first, second = made.pseudo_logits(u), made.pseudo_logits(u)
+    assert torch.equal(first, second) and not first.requires_grad
+    torch.testing.assert_close(first, copy.deepcopy(made.classifier).eval()(made.weak(u)).detach())
+    assert all(torch.equal(b, statistics[name]) for name, b in made.named_buffers())
+    assert [module.training for module in made.modules()] == modes
+
+
+def test_the_statistics_of_a_step_are_those_of_both_kinds_of_images_together():
+    made = method(weak=augment.evaluation(8), strong=Half(), dropout=0.0)
+    twin = copy.deepcopy(made.classifier).train()
+    x, y, u = batch()
+    made.train()(x, y, u)
+    twin(torch.cat([made.weak(x), Half()(u)]))
+    for (name, ours), theirs in zip(made.classifier.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+# --- the averaged weights -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", [0.5, 0.99, 1.0])
+def test_the_averaged_weights_are_those_of_the_closed_form(average):
+    made = method(average=average)
+    followed = {name: [v.double()] for name, v in made.averaged.state_dict().items() if v.is_floating_point()}
+    generator = torch.Generator().manual_seed(3)
+    steps = 25
+    for step in range(1, steps + 1):
+        with torch.no_grad():
+            for tensor in (*made.classifier.parameters(), *made.classifier.buffers()):
+                if tensor.is_floating_point():
+                    tensor.copy_(torch.randn(tensor.shape, generator=generator))
+                else:
+                    tensor.fill_(step)
+        for name, value in made.classifier.state_dict().items():
+            if name in followed:
+                followed[name].append(value.double().clone())
+        made.after_step(step, steps)
+    keeps = [min(average, (1 + k) / (10 + k)) for k in range(1, steps + 1)]
+    parts = [math.prod(keeps)] + [(1 - keeps[k]) * math.prod(keeps[k + 1 :]) for k in range(steps)]
+    assert math.fsum(parts) == pytest.approx(1)
+    for name, value in made.averaged.state_dict().items():
+        if name in followed:
+            wanted = sum(part * old for part, old in zip(parts, followed[name], strict=True))
+            torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-5, msg=name)
+        else:
+            assert value.item() == steps  # batches counted
+
+
+def test_the_first_step_keeps_little_of_a_random_start():
+    made = method(average=0.99)
+    old = made.averaged.head.weight.clone()
+    with torch.no_grad():
+        made.classifier.head.weight.add_(1.0)
+    made.after_step(1, 100)
+    torch.testing.assert_close(made.averaged.head.weight, old + 9 / 11)
+
+
+def test_without_an_average_the_classifier_itself_is_evaluated():
+    made = method(average=0.0)
+    assert made.averaged is made.classifier
+    made.after_step(1, 10)
+    assert sum(p.numel() for p in made.parameters()) == sum(p.numel() for p in made.classifier.parameters())
+
+
+def test_the_averaged_weights_are_never_trained():
+    made = method(average=1.0)  # keeps all it may: its beginning, less what the first steps bring
+    assert not any(p.requires_grad for p in made.averaged.parameters())
+    fit(made, epochs=1)
+    assert all(p.grad is None for p in made.averaged.parameters())
+    assert not same_weights(made.averaged, made.classifier)
+
+
+# --- the ramp -------------------------------------------------------------------------------------------------------------------------
+
+
+class Watched(models.PseudoLabeling):
+    """Notes the weight that each forward pass used, and the batches that came."""
+
+    def forward(self, images, labels, unlabeled):
+        self.seen = [*getattr(self, "seen", []), (images.clone(), labels.clone(), unlabeled.clone(), self.weight.item())]
+        return super().forward(images, labels, unlabeled)
+
+
+@pytest.mark.parametrize("ramp", [(0.0, 0.4), (0.25, 0.75), (0.5, 0.5), (0.0, 0.0), (0.0, 1.0)])
+def test_the_weight_rises_at_every_step(ramp):
+    made = method(Watched, ramp=ramp, weight=2.0)
+    log = fit(made)
+    used = [weight for *_, weight in made.seen]
+    steps = len(used)
+    assert steps == 4 * (40 // 12) == log.final["step"]
+    wanted = [losses.pseudo_label_weight(done, ramp[0] * steps, ramp[1] * steps, 2.0) for done in range(steps)]
+    assert used == pytest.approx(wanted, rel=1e-6)
+    per_pass = [sum(used[3 * k : 3 * k + 3]) / 3 for k in range(4)]
+    assert log["pseudo_weight"] == pytest.approx(per_pass, rel=1e-5)
+    assert made.weight.item() == 2.0  # where the ramp ends
+
+
+# --- the batches ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_label_belongs_to_its_image_and_unlabelled_images_come_without():
+    images = few()
+    images.unlabeled_labels = NeverTouched()  # whoever looks for labels there is found out
+    made = method(Watched)
+    fit(made, images)
+    known = {x.numpy().tobytes(): int(y) for x, y in zip(images.train_images, images.train_labels, strict=True)}
+    others = {x.numpy().tobytes() for x in images.unlabeled}
+    for x, y, u, _ in made.seen:
+        assert x.shape == (6, 3, 8, 8) and u.shape == (12, 3, 8, 8)
+        assert [known[one.numpy().tobytes()] for one in x] == y.tolist()
+        assert all(one.numpy().tobytes() in others for one in u)
+    for first in range(0, len(made.seen), 3):  # no unlabelled image comes twice in a pass
+        passed = [one.numpy().tobytes() for *_, u, _ in made.seen[first : first + 3] for one in u]
+        assert len(passed) == len(set(passed)) == 36
+
+
+def paired(labeled=7, unlabeled=20, batch_size=3, ratio=2, **options):
+    ours = TensorLoader(torch.arange(labeled), -torch.arange(labeled), batch_size=batch_size, shuffle=True, drop_last=True, seed=1)
+    return PairedLoader(ours, TensorLoader(torch.arange(unlabeled), batch_size=batch_size * ratio, shuffle=True, drop_last=True, seed=2))
+
+
+def one_pass(loader):
+    return [[part.tolist() for part in batch] for batch in loader]
+
+
+def test_the_labelled_images_go_round_as_often_as_a_pass_takes():
+    loader = paired()
+    assert len(loader) == 3  # 20 unlabelled images in sixes
+    batches = [batch for _ in range(4) for batch in one_pass(loader)]
+    assert loader.epoch == 4 and len(batches) == 12
+    for x, y, u in batches:
+        assert [-v for v in x] == y and len(x) == 3 and len(u) == 6
+    for first in range(0, 12, 2):  # two labelled batches make a round
+        assert len({v for x, *_ in batches[first : first + 2] for v in x}) == 6
+    assert len({tuple(x) for x, *_ in batches}) > 6  # in a new order every time
+    for first in range(0, 12, 3):
+        assert len({v for *_, u in batches[first : first + 3] for v in u}) == 18
+
+
+@pytest.mark.parametrize("passes", [1, 2, 5])
+def test_a_resumed_pair_goes_on_with_the_same_batches(passes):
+    loader, resumed = paired(), paired()
+    for _ in range(passes):
+        one_pass(loader)
+    state = loader.state_dict()
+    wanted = [one_pass(loader) for _ in range(3)]
+    resumed.load_state_dict(state)
+    assert resumed.epoch == passes
+    assert [one_pass(resumed) for _ in range(3)] == wanted
+
+
+def test_more_labelled_images_than_a_pass_needs_are_all_seen_in_time():
+    loader = paired(labeled=30, unlabeled=12)
+    seen = {v for _ in range(5) for x, *_ in one_pass(loader) for v in x}
+    assert len(loader) == 2 and seen == set(range(30))
+
+
+def test_a_pair_wants_two_tensors_and_one_and_whole_batches():
+    numbers = torch.arange(8)
+    two, one = TensorLoader(numbers, numbers, batch_size=2, drop_last=True), TensorLoader(numbers, batch_size=4, drop_last=True)
+    PairedLoader(two, one)
+    with pytest.raises(ValueError, match="labeled must be a TensorLoader of 2 tensors with drop_last=True"):
+        PairedLoader(one, one)
+    with pytest.raises(ValueError, match="unlabeled must be a TensorLoader of 1 tensor with drop_last=True"):
+        PairedLoader(two, two)
+    with pytest.raises(ValueError, match="unlabeled must be"):
+        PairedLoader(two, TensorLoader(numbers, batch_size=4))
+
+
+# --- training -------------------------------------------------------------------------------------------------------------------------
+
+
+@EACH
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_a_resumed_run_ends_with_the_same_bits(kind, stop_after, tmp_path):
+    options = {"optimizer": "sgd", "lr": 0.02, "clip_norm": 1.0, "lr_scales": {"classifier.encoder": 0.5}}
+    whole, part, rest = (method(kind, seed=seed) for seed in (0, 0, 7))
+    log = fit(whole, **options)
+    file = tmp_path / "run.pt"
+    assert len(fit(part, checkpoint=file, stop_after=stop_after, **options).rows) == stop_after
+    resumed = fit(rest, checkpoint=file, **options)  # into other weights, which the checkpoint replaces
+    assert same_weights(whole, rest)  # the classifier's, the averaged and the weight of the ramp
+    assert not same_weights(whole, part)
+    assert without_seconds(resumed) == without_seconds(log)
+
+
+@EACH
+def test_a_run_repeats_and_leaves_the_random_state_alone(kind):
+    first, second = method(kind), method(kind)
+    torch.manual_seed(1)
+    log = fit(first)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn)
+    assert without_seconds(fit(second)) == without_seconds(log)
+    assert same_weights(first, second)
+    third = method(kind)
+    fit(third, seed=1)
+    assert not same_weights(first, third)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    fit(method(), checkpoint=tmp_path / "run.pt", stop_after=1)
+    with pytest.raises(Exception, match="threshold|options"):
+        fit(method(threshold=0.5), checkpoint=tmp_path / "run.pt")
+
+
+def test_both_kinds_of_images_teach():
+    """Three colours from nine labels: the loss falls, and the averaged classifier is right."""
+    made = method(threshold=0.8, average=0.9)
+    log = fit(made, few(labeled=9, unlabeled=120), epochs=8, lr=1e-2)
+    assert log["supervised_loss"][-1] < log["supervised_loss"][0]
+    assert log["coverage"][-1] > log["coverage"][0]
+    assert log.final["validation_accuracy"] > 0.6  # guessing has a third
+    assert not made.training and not made.averaged.training
+
+
+# --- looks ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_look_measures_the_averaged_classifier_on_validation_images():
+    images, seen = few(), {}
+    options = {"look_every": 2, "on_look": lambda epoch, logits: seen.update({epoch: logits})}
+    fit(method(weight=0.0, average=0.9), images, **options)  # without weight the threshold changes nothing but what is counted
+    threshold = seen[4].softmax(1).amax(1).median().item()
+    made = method(weight=0.0, average=0.9, threshold=threshold)
+    log = fit(made, images, **options)
+    assert list(seen) == [2, 4]
+    made.averaged.eval()
+    now = made.averaged(augment.evaluation(8)(images.validation_images)).detach()
+    torch.testing.assert_close(seen[4], now, rtol=1e-4, atol=1e-5)
+    for row in log.rows:
+        if row["epoch"] not in seen:
+            assert not {"validation_accuracy", "validation_loss", "pseudo_precision"} & set(row)
+            continue
+        logits, labels = seen[row["epoch"]], images.validation_labels
+        right = logits.argmax(1) == labels
+        sure = logits.softmax(1).max(1).values >= threshold
+        assert row["epoch"] < 4 or (sure.any() and not sure.all())
+        assert row["validation_accuracy"] == pytest.approx(right.double().mean().item())
+        assert row["validation_loss"] == pytest.approx(F.cross_entropy(logits, labels).item())
+        if sure.any():
+            assert row["pseudo_precision"] == pytest.approx(right[sure].double().mean().item())
+
+
+def test_precision_is_left_out_where_nobody_is_sure():
+    log = fit(method(threshold=1.0), epochs=1)
+    assert "pseudo_precision" not in log.final and "validation_accuracy" in log.final
+
+
+def test_nobody_looks_where_looks_are_switched_off():
+    def never(epoch, logits):
+        raise AssertionError("looked")
+
+    log = fit(method(), epochs=2, look_every=0, on_look=never)
+    assert len(log.rows) == 2
+    assert set(log.final) == {"epoch", "step", "lr", "loss", "supervised_loss", "pseudo_loss", "pseudo_weight", "coverage", "seconds"}
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_label_of_minus_one_is_refused_by_the_data_set_and_by_the_loss():
+    pictures, labels = coloured(6, 0)
+    labels[3] = -1
+    rest = {"name": "x", "class_names": ["a", "b", "c"], "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    splits = {
+        f"{split}_{kind}": value[:2] for split in ("validation", "test") for kind, value in (("images", pictures), ("labels", labels))
+    }
+    with pytest.raises(ValueError, match=r"train_labels contains -1: unlabelled images belong in \.unlabeled"):
+        datasets.ImageSet(train_images=pictures, train_labels=labels, **splits, **rest)
+    for kind in KINDS.values():
+        with pytest.raises(ValueError, match="A label is -1: images without a label belong among the unlabelled ones"):
+            method(kind)(pictures, labels, pictures)
+
+
+def test_an_image_set_without_labels_is_refused():
+    images, labels = coloured(0, 0)
+    with pytest.raises(ValueError, match="no labelled training images"):
+        fit(method(), few(train_images=images, train_labels=labels))
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 1.5])
+def test_a_ratio_that_cannot_be_is_refused(ratio):
+    with pytest.raises(ValueError, match=f"unlabeled_ratio .* not {ratio}"):
+        fit(method(), unlabeled_ratio=ratio)
+
+
+@EACH
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"threshold": 1.5}, "threshold must lie between 0 and 1, not 1.5"),
+        ({"threshold": -0.1}, "threshold must lie"),
+        ({"average": 1.01}, "average must lie"),
+        ({"label_smoothing": -1}, "label_smoothing must lie"),
+        ({"ramp": (0.5, 0.2)}, r"ramp is \(start, end\) .* not \(0.5, 0.2\)"),
+        ({"ramp": (0, 40)}, "as parts of all steps"),
+        ({"ramp": (0.1,)}, r"ramp is \(start, end\)"),
+        ({"weight": -1.0}, "finite and not negative"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(kind, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        method(kind, **options)
+
+
+def test_the_settings_can_be_read_off():
+    text = repr(method(threshold=0.9, average=0.5))
+    assert "threshold=0.9" in text and "average=0.5" in text
+
+
+def test_anything_that_classifies_can_be_trained():
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3))
+    made = models.FixMatch(plain, threshold=0.5)
+    assert fit(made, epochs=1).final["coverage"] >= 0
+    assert isinstance(few(), types.SimpleNamespace)
