@@ -1,7 +1,8 @@
-"""Writing a file so that whoever looks sees the old one or the new one, never half of one."""
+"""Writing a file so that whoever looks sees the old one or the new one, never half of one; and names for files."""
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -31,3 +32,8 @@ def write_json(path: str | os.PathLike, content) -> Path:
     """Write JSON, keys sorted, atomically. Raises ValueError for numbers that are not finite."""
     text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     return write_atomically(path, text.encode())
+
+
+def slug(text: str) -> str:
+    """The text as a part of a file's name: lower-case letters and digits with single hyphens, 60 at most."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "unnamed"

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from sslcourse import encoders
 from sslcourse.checkpoints import plain
 from sslcourse.errors import CourseError
-from sslcourse.files import write_atomically
+from sslcourse.files import slug, write_atomically
 from sslcourse.models import Classifier
 
 KIND = "sslcourse network"
@@ -91,15 +90,11 @@ def network_file_name(about: Mapping) -> str:
     if reason := _wrong_with(about):
         raise ValueError(f"A network cannot be named: {reason}.")
     parts = [f"{about['lesson']:02d}"] if about.get("lesson") is not None else []
-    parts += [_slug(about["method"]), _slug(about["dataset"])]
+    parts += [slug(about["method"]), slug(about["dataset"])]
     parts += [str(about["labels"])] if about.get("labels") is not None else []
-    parts += [_slug(about["tier"])] if about.get("tier", "cpu") != "cpu" else []
+    parts += [slug(about["tier"])] if about.get("tier", "cpu") != "cpu" else []
     parts += [f"seed{about['seed']}"] if about.get("seed", 0) else []
     return "-".join(parts) + ".pt"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "unnamed"
 
 
 def save_network(path: str | os.PathLike, model: nn.Module, **about) -> Path:

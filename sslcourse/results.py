@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from sslcourse.files import write_json
+from sslcourse.files import slug, write_json
 from sslcourse.result_metrics import finite, is_finite_number, metric, over_runs, wrong_with  # noqa: F401 (over_runs is public here too)
 from sslcourse.result_tables import SOURCES, Table, overview, percent, readme_table, table  # noqa: F401 (public here too)
 
@@ -157,16 +156,12 @@ def file_name(result: Mapping) -> str:
     Another tier than cpu and another seed than 0 are added, so that a quick smoke run never replaces a real result.
     """
     labels = "all" if result["labels"] is None else str(result["labels"])
-    parts = [f"{result['lesson']:02d}", _slug(result["name"]), _slug(result["dataset"]), labels]
-    parts += [_slug(result["tier"])] if result["tier"] != "cpu" else []
+    parts = [f"{result['lesson']:02d}", slug(result["name"]), slug(result["dataset"]), labels]
+    parts += [slug(result["tier"])] if result["tier"] != "cpu" else []
     seeds = "_".join(map(str, result["seeds"]))
     seeds = seeds if len(seeds) <= 40 else hashlib.sha256(seeds.encode()).hexdigest()[:12]  # a file name has at most 255 bytes
     parts += ["seed" + seeds] if result["seeds"] != [0] else []
     return "-".join(parts) + ".json"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "unnamed"
 
 
 def write(result: Mapping, directory: Path | str) -> Path:
