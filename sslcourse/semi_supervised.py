@@ -58,7 +58,8 @@ class PseudoLabeling(nn.Module):
         self.metrics: dict[str, Tensor] = {}
 
     def extra_repr(self) -> str:
-        return f"threshold={self.threshold}, weight={self.final_weight}, ramp={self.ramp}, average={self.average}"
+        parts = f"threshold={self.threshold}, weight={self.final_weight}, ramp={self.ramp}, average={self.average}"
+        return f"{parts}, label_smoothing={self.label_smoothing}"
 
     def prepare(self, size: int) -> None:
         """Settle on the weak view, for images of this many pixels a side, where none was given."""
@@ -67,8 +68,11 @@ class PseudoLabeling(nn.Module):
 
     def pseudo_logits(self, images: Tensor) -> Tensor:
         """What the classifier says of uint8 images (N, 3, H, W) in their weak view: logits (N, C), without gradient."""
+        return self._answers(self.weak(images))
+
+    def _answers(self, views: Tensor) -> Tensor:
         with torch.no_grad(), evaluation_mode(self.classifier):
-            return self.classifier(_channels_last(self.weak(images)))
+            return self.classifier(_channels_last(views))
 
     def forward(self, images: Tensor, labels: Tensor, unlabeled: Tensor) -> Tensor:
         """images uint8 (B, 3, H, W) with labels int64 (B,), unlabeled uint8 (M, 3, H, W) -> scalar loss."""
@@ -78,8 +82,7 @@ class PseudoLabeling(nn.Module):
         x = self.weak(images)
         if self.strong is None:
             u = self.weak(unlabeled)
-            with torch.no_grad(), evaluation_mode(self.classifier):
-                weak_logits = self.classifier(_channels_last(u))
+            weak_logits = self._answers(u)
         else:
             weak_logits, u = self.pseudo_logits(unlabeled), self.strong(unlabeled)
         logits = self.classifier(_channels_last(torch.cat([x, u]))).float()  # together, so that batch statistics are of both

@@ -151,13 +151,7 @@ def pretrain(
     Schedule: Loshchilov and Hutter 2017, as in SimCLR (Chen et al. 2020, section 2.2).
     """
     epochs, lr, seed = check_budget(images, "unlabeled", epochs, lr, seed)
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm is the largest norm that a gradient may have and must be positive, or None, not {clip_norm}.")
-    device = torch.device(device) if device is not None else next(method.parameters()).device
-    precision = choose_precision(device, precision)
-    if hasattr(method, "prepare"):
-        method.prepare(images.size)
-    to_channels_last(method.to(device))
+    device, precision = _make_ready(method, images, device, precision, clip_norm)
     if weight_decay is None:
         weight_decay = WEIGHT_DECAY.get(optimizer, 0.0)
     loader = TensorLoader(images.unlabeled, batch_size=batch_size, shuffle=True, drop_last=True, seed=seed, device=device)
@@ -188,6 +182,18 @@ def pretrain(
         method, loader, loss_of, look, optimizer=made, epochs=epochs, lr=lr, warmup=warmup, clip_norm=clip_norm, guard=guard, device=device,
         precision=precision, seed=seed, settings=settings, checkpoint=checkpoint, stop_after=stop_after, progress=progress, name=name,
     )  # fmt: skip
+
+
+def _make_ready(method: nn.Module, images, device, precision: str, clip_norm: float | None) -> tuple[torch.device, str]:
+    """Put a method on its device, with its augmentation settled; the device and the precision to train in."""
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm is the largest norm that a gradient may have and must be positive, or None, not {clip_norm}.")
+    device = torch.device(device) if device is not None else next(method.parameters()).device
+    precision = choose_precision(device, precision)
+    if hasattr(method, "prepare"):
+        method.prepare(images.size)
+    to_channels_last(method.to(device))
+    return device, precision
 
 
 def _look_at(encoder: nn.Module, images, view: nn.Module, precision: str) -> dict[str, float]:
@@ -253,10 +259,7 @@ def fit_semi_supervised(
         raise ValueError(
             f"unlabeled_ratio is a whole number of unlabelled images for each labelled one, at least 1, not {unlabeled_ratio}."
         )
-    device = torch.device(device) if device is not None else next(method.parameters()).device
-    precision = choose_precision(device, precision)
-    method.prepare(images.size)
-    to_channels_last(method.to(device))
+    device, precision = _make_ready(method, images, device, precision, clip_norm)
     if weight_decay is None:
         weight_decay = WEIGHT_DECAY.get(optimizer, 0.0)
     batch_size = min(batch_size, len(images.train_labels))
@@ -283,10 +286,8 @@ def fit_semi_supervised(
     def look(epoch: int, last: bool) -> dict:
         if not look_every or not (last or epoch % look_every == 0) or not len(images.validation_labels):
             return {}
-        logits, labels = (
-            predict(method.averaged, images.validation_images, transform=view, precision=precision),
-            images.validation_labels.cpu(),
-        )
+        logits = predict(method.averaged, images.validation_images, transform=view, precision=precision)
+        labels = images.validation_labels.cpu()
         if on_look is not None:
             on_look(epoch, logits)
         sure, right = logits.softmax(1).amax(1) >= method.threshold, logits.argmax(1) == labels

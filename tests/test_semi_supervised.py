@@ -328,8 +328,9 @@ def test_a_run_repeats_and_leaves_the_random_state_alone(kind):
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     fit(method(), checkpoint=tmp_path / "run.pt", stop_after=1)
-    with pytest.raises(Exception, match="threshold|options"):
-        fit(method(threshold=0.5), checkpoint=tmp_path / "run.pt")
+    for changed in ({"threshold": 0.5}, {"label_smoothing": 0.1}):
+        with pytest.raises(Exception, match="threshold|options"):
+            fit(method(**changed), checkpoint=tmp_path / "run.pt")
 
 
 def test_both_kinds_of_images_teach():
@@ -411,6 +412,12 @@ def test_an_image_set_without_labels_is_refused():
 def test_a_ratio_that_cannot_be_is_refused(ratio):
     with pytest.raises(ValueError, match=f"unlabeled_ratio .* not {ratio}"):
         fit(method(), unlabeled_ratio=ratio)
+
+
+@pytest.mark.parametrize("norm", [0, -1.0, math.nan])
+def test_a_norm_that_cannot_be_is_refused(norm):
+    with pytest.raises(ValueError, match="clip_norm is the largest norm"):
+        fit(method(), clip_norm=norm)
 
 
 @EACH
