@@ -233,3 +233,12 @@ def test_three_runs_hold_the_mean_as_often_as_promised_only_with_students_factor
     many, student = comparison.coverage(3, trials=40_000).values()
     assert abs(many - 0.811) < 0.01  # P(|t| < 1.96) with 2 degrees of freedom
     assert abs(student - 0.95) < 0.006
+
+
+def test_a_stand_in_is_named_as_such_and_leaves_its_task_open():
+    on_cifar = [record("BYOL, frozen", 0.5, lesson=4, dataset="cifar10-jpeg", labels=n) for n in (500, 5000)]
+    (row,) = [row for row in comparison.final_table(on_cifar).rows if row[1] == "stand-in"]
+    assert row[2:5] == ["BYOL, frozen", "50.0 ± 1.0 %", "5,000"] and row[6] == "" and row[7].startswith("cifar10 in its place, as JPEG")
+    assert any("BYOL" in name for name in comparison.open_tasks(on_cifar))
+    there = comparison.final_table([*on_cifar, record("BYOL, frozen", 0.6, lesson=4, dataset="stl10", labels=5000)]).rows
+    assert not any(row[1] == "stand-in" for row in there)
