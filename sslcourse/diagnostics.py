@@ -1,6 +1,8 @@
 """Is it learning at all? What a loss should start near, and meters for what it makes of the space of directions."""
 
 import math
+import weakref
+from collections import Counter
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -205,3 +207,61 @@ class LargestTensor(TorchDispatchMode):
                 if size > self.bytes:
                     self.bytes, self.shape = size, tuple(tensor.shape)
         return made
+
+
+class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
+    """While it is entered, counts the bytes that autograd keeps for backward passes, each block of memory once.
+
+    A block counts for as long as anything holds the graph that needs it: a loss that lives on, a list of losses, a running sum. What the
+    parameters of `module` occupy is left out, since they stay in any case.
+
+    >>> x = torch.ones(250, requires_grad=True)
+    >>> with SavedForBackward() as saved:
+    ...     kept = x.exp()  # float32: 4 bytes each
+    ...     before = saved.bytes
+    ...     kept.sum().backward()
+    >>> before, saved.bytes
+    (1000, 0)
+    """
+
+    def __init__(self, module: torch.nn.Module | None = None):
+        super().__init__(self._pack, lambda handle: handle.tensor)
+        parameters = module.parameters() if module is not None else ()
+        self._left_out = {p.untyped_storage().data_ptr() for p in parameters}
+        self._users: Counter[int] = Counter()
+        self._sizes: dict[int, int] = {}
+
+    def __enter__(self) -> "SavedForBackward":
+        super().__enter__()
+        return self
+
+    def _pack(self, tensor: Tensor) -> "_Handle":
+        handle, block = _Handle(tensor.detach()), tensor.untyped_storage()
+        address = block.data_ptr()
+        if address not in self._left_out:
+            self._users[address] += 1
+            self._sizes[address] = block.nbytes()
+            weakref.finalize(handle, self._users.subtract, [address])
+        return handle
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for address, size in self._sizes.items() if self._users[address] > 0)
+
+
+class _Handle:
+    """What autograd holds in place of a saved tensor: it dies with the graph."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
+def graph_size(tensor: Tensor) -> int:
+    """How many operations are in the graph behind a tensor; 0 for one without a graph."""
+    seen, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return len(seen)

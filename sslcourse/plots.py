@@ -159,6 +159,8 @@ def lines(
         ticks = np.unique(everywhere)
         axis.set_xticks(ticks, [f"{v:g}" for v in ticks])
         axis.minorticks_off()
+    elif everywhere.size and (everywhere % 1 == 0).all():  # passes, epochs, steps: there are no halves of them
+        axis.locator_params(axis="x", integer=True)
     if ylim:
         axis.set_ylim(*ylim)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)

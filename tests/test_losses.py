@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from sslcourse import diagnostics
 from sslcourse.losses import nt_xent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -269,22 +269,9 @@ def test_rows_made_inside_autocast_learn():
 # --- memory -----------------------------------------------------------------------------------------------------------------------------
 
 
-class LargestTensor(TorchDispatchMode):
-    """The bytes of the largest memory behind any tensor that an operation returns, forwards and backwards."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
-        return result
-
-
 def largest(loss, n, d):
     z0, z1 = (z.requires_grad_() for z in views(n, d, dtype=torch.float32))
-    with LargestTensor() as mode:
+    with diagnostics.LargestTensor() as mode:
         loss(z0, z1).backward()
     assert z0.grad is not None
     return mode.bytes

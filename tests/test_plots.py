@@ -95,6 +95,15 @@ def test_lines_that_are_not_finite(shown, values, told):
     assert told in alt(shown)
 
 
+@pytest.mark.parametrize(("x", "whole"), [([1, 2, 3], True), ([0.1, 0.2, 0.9], False)])
+def test_whole_numbers_get_ticks_at_whole_numbers(x, whole):
+    _, axis = plt.subplots()
+    plots.lines(x, {"a": [0.1, 0.2, 0.3]}, title="t", xlabel="pass", ylabel="y", ax=axis)
+    ticks = axis.get_xticks()
+    assert all(float(tick).is_integer() for tick in ticks) == whole
+    plt.close(axis.figure)
+
+
 def test_lines_on_a_given_axis_are_left_to_its_owner(shown):
     figure, axis = plt.subplots()
     plots.lines([1, 2], {"a": [1, 2], "b": [2, 1]}, title="T", xlabel="x", ylabel="y", ax=axis)
