@@ -4,6 +4,8 @@ VENV ?= .venv
 TIER ?= cpu
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+# tests run in a process for each core, so each of them gets one thread
+SIDE_BY_SIDE = OMP_NUM_THREADS=1
 
 help:
 	@echo "make setup      a virtual environment in $(VENV) with everything"
@@ -31,9 +33,9 @@ lint: setup
 	$(BIN)/python -m sslcourse notebooks --check
 
 test: lint
-	$(BIN)/python -m pytest tests
-	SSLCOURSE_TIER=smoke SSLCOURSE_DATASET=toybox SSLCOURSE_HEADLESS=1 SSLCOURSE_RESULTS_DIR=build/nbval \
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadfile tests
+	$(SIDE_BY_SIDE) SSLCOURSE_TIER=smoke SSLCOURSE_DATASET=toybox SSLCOURSE_HEADLESS=1 SSLCOURSE_RESULTS_DIR=build/nbval \
+	$(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax --nbval-current-env notebooks
 
 notebooks: setup
 	$(BIN)/python -m sslcourse notebooks --execute --tier cpu

@@ -3,13 +3,15 @@
 import json
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> Path:
+def write_atomically(path: str | os.PathLike, content: bytes, keep: str | os.PathLike | None = None) -> Path:
     """Write beside the target, then rename. The folder is made if need be; an existing file keeps its permissions.
 
+    keep: where the file that was there before goes, in the same folder; without it that file is gone.
     Raises OSError where the file cannot be written; nothing is left behind then.
     """
     path = Path(path)
@@ -21,11 +23,30 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> Path:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)  # mkstemp's files are the owner's alone
+        if keep is not None and path.exists():
+            _second_name(path, Path(keep))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def _second_name(path: Path, keep: Path) -> None:
+    """Give the file another name as well, which may have been another file's; it never has none."""
+    between = keep.with_name(f".{keep.name}.part")
+    between.unlink(missing_ok=True)
+    try:
+        os.link(path, between)
+    except OSError:  # a file system without links
+        shutil.copy2(path, between)
+    os.replace(between, keep)
+
+
+def sweep(folder: str | os.PathLike) -> None:
+    """Delete what a killed process left half-written here; only where nobody else is writing."""
+    for left in Path(folder).glob(".*.part"):
+        left.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, content) -> Path:

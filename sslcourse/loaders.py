@@ -13,16 +13,28 @@ class TensorLoader:
     batch_size: rows a batch. shuffle: a new order every pass. drop_last: leave out a smaller last batch (batch statistics need it).
     seed: the order of pass number e depends on (seed, e) alone, on any device; that is what makes a resumed run exact.
     device: where batches go, when it is not where the tensors lie (a memory-mapped data set that does not fit the GPU).
+    part: (rank, world), where several processes share every batch: this one gets the rank-th of `world` equal parts of it. batch_size
+    stays that of all together, so the batches of a run do not depend on how many processes it has. It needs drop_last.
 
     Yields tuples (x,) or (x, y), ... Every pass covers every row once, but for the last rows that `drop_last` leaves out.
-    Raises ValueError when lengths differ, when there are no rows, or when drop_last would leave nothing.
+    state_dict and load_state_dict keep the place inside a pass too: the next pass then begins after the batches that were given.
+    Raises ValueError when lengths differ, when there are no rows, when drop_last would leave nothing, or when a batch cannot be shared.
 
     >>> loader = TensorLoader(torch.arange(5), batch_size=2, shuffle=False)
     >>> [batch.tolist() for (batch,) in loader]
     [[0, 1], [2, 3], [4]]
     """
 
-    def __init__(self, *tensors: Tensor, batch_size: int, shuffle: bool = False, drop_last: bool = False, seed: int = 0, device=None):
+    def __init__(
+        self,
+        *tensors: Tensor,
+        batch_size: int,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        part: tuple[int, int] = (0, 1),
+    ):
         if not tensors:
             raise ValueError("TensorLoader needs at least one tensor to take rows from.")
         lengths = [len(t) for t in tensors]
@@ -36,10 +48,17 @@ class TensorLoader:
             raise ValueError(
                 f"drop_last would leave no batch at all: {lengths[0]} rows, batch_size {batch_size}. Take a smaller batch_size."
             )
-        self.tensors = tensors
+        rank, world = part
+        if not 0 <= rank < world:
+            raise ValueError(f"part is (rank, world) with 0 <= rank < world, not {part}.")
+        if world > 1 and (batch_size % world or not drop_last):
+            raise ValueError(f"A batch of {batch_size} cannot be shared by {world} processes: take a multiple of {world}, and drop_last.")
+        self.tensors, self.part = tensors, (rank, world)
         self.batch_size, self.shuffle, self.drop_last, self.seed = int(batch_size), shuffle, drop_last, seed
         self.device = torch.device(device) if device is not None else tensors[0].device
         self.epoch = 0  # number of the next pass
+        self.start = 0  # batches of the next pass that were given before, in the run that it goes on from
+        self.batch = 0  # batches of the present pass that have been given
 
     @property
     def rows(self) -> int:
@@ -57,17 +76,33 @@ class TensorLoader:
         return torch.randperm(self.rows, generator=generator)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        order = self.order(self.epoch).to(self.tensors[0].device)
-        self.epoch += 1
-        for number in range(len(self)):
-            rows = order[number * self.batch_size : (number + 1) * self.batch_size]
+        for rows in self._row_batches():
             yield tuple(t.index_select(0, rows).to(self.device, non_blocking=True) for t in self.tensors)
 
+    def _row_batches(self) -> Iterator[Tensor]:
+        """The rows of each batch of the next pass, int64, where the tensors lie; `epoch` and `batch` are advanced on the way."""
+        order = self.order(self.epoch).to(self.tensors[0].device)
+        first, self.start = self.start, 0
+        self.epoch += 1
+        for number in range(first, len(self)):
+            self.batch = number + 1
+            yield self._batch_rows(order, number)
+        self.batch = 0
+
+    def _batch_rows(self, order: Tensor, number: int) -> Tensor:
+        """Which rows of this order are this process's part of batch `number`."""
+        rank, world = self.part
+        share = self.batch_size // world
+        first = number * self.batch_size + rank * share
+        return order[first : first + share]
+
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "seed": self.seed}
+        """Where the loader stands: the pass, and how many batches of it were given; after its last batch, the beginning of the next."""
+        inside = 0 < self.batch < len(self)
+        return {"epoch": self.epoch - 1 if inside else self.epoch, "batch": self.batch if inside else self.start, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.seed = state["epoch"], state["seed"]
+        self.epoch, self.seed, self.start, self.batch = state["epoch"], state["seed"], state.get("batch", 0), 0
 
 
 class PairedLoader:
@@ -88,16 +123,21 @@ class PairedLoader:
     def epoch(self) -> int:
         return self.unlabeled.epoch
 
+    @property
+    def start(self) -> int:
+        return self.unlabeled.start
+
+    @property
+    def batch(self) -> int:
+        return self.unlabeled.batch
+
     def __len__(self) -> int:
         """Batches a pass."""
         return len(self.unlabeled)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        labeled_round, skip = divmod(self.epoch * len(self), len(self.labeled))
-        self.labeled.epoch = labeled_round
+        self.labeled.epoch, self.labeled.start = divmod(self.epoch * len(self) + self.start, len(self.labeled))
         batches = iter(self.labeled)
-        for _ in range(skip):
-            next(batches)
         for (u,) in self.unlabeled:
             batch = next(batches, None)
             if batch is None:

@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslcourse import distributed
 
-def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
+
+def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5, gather_distributed: bool = False) -> Tensor:
     """NT-Xent, the loss of SimCLR: among the 2N − 1 other views of a batch, find the one that shows the same image.
 
     z0, z1: projections (N, D) of the two views of N images, N >= 2, not normalised; the loss sees only their directions.
     temperature: a cosine similarity is divided by it. Returns a scalar, the mean over the 2N anchors; ln(2N − 1) when all rows are equal.
+    gather_distributed: with several processes (`distributed`), the views of all of them are candidates for this one's anchors, and the mean
+    of the processes' losses is the loss of the joint batch; each must bring the same N.
     Chen et al. 2020 (arXiv 2002.05709), section 2.1, equation 1; the authors' code sums its two halves, so its number is twice this one.
 
     Raises ValueError or TypeError, in a sentence, when the input cannot be meant, and on the CPU when a row is all zeros, because it has
@@ -25,15 +29,22 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5) -> Tensor:
     Rows may be as long or as short as their precision can hold.
     """
     _check_pair("nt_xent", z0=z0, z1=z1)
-    if len(z0) < 2:
+    world = distributed.world_size() if gather_distributed else 1
+    if len(z0) * world < 2:
         raise ValueError("nt_xent needs at least 2 images, because the other images of the batch are its negatives: z0 and z1 have 1 row.")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive number such as 0.5, not {temperature}.")
     n = len(z0)
     z = _unit_rows("nt_xent", torch.cat([z0, z1]))  # (2N, D)
-    similarity = z @ z.T / temperature  # (2N, 2N): each view with each other
-    similarity.fill_diagonal_(-math.inf)  # no view is a candidate for itself
     partner = torch.arange(2 * n, device=z.device).roll(n)  # (2N,): row i belongs to row i + N, and row i + N to row i
+    if world == 1:
+        similarity = z @ z.T / temperature  # (2N, 2N): each view with each other
+        similarity.fill_diagonal_(-math.inf)  # no view is a candidate for itself
+    else:
+        first = distributed.rank() * 2 * n  # where this process's rows are among those of all
+        similarity = z @ distributed.gather(z).T / temperature  # (2N, world · 2N)
+        similarity.diagonal(first).fill_(-math.inf)
+        partner = partner + first
     return F.cross_entropy(similarity, partner).to(_result_dtype(z0, z1))
 
 
@@ -52,33 +63,38 @@ def byol_loss(p: Tensor, z: Tensor, stop_gradient: bool = True) -> Tensor:
     return (2 - 2 * cosine).mean().to(_result_dtype(p, z))
 
 
-def cross_correlation(z0: Tensor, z1: Tensor, eps: float = 1e-5) -> Tensor:
+def cross_correlation(z0: Tensor, z1: Tensor, eps: float = 1e-5, gather_distributed: bool = False) -> Tensor:
     """The correlation of each dimension of one view with each of the other, over the batch: (N, D), (N, D) -> (D, D), within -1..1.
 
     Each view is normalised by its own mean and variance (over N, so that the diagonal reaches 1), with eps inside the root, as batch
     normalisation has it: a dimension that is the same for all images has correlation 0, and finite gradients; one whose standard deviation
     is not well above sqrt(eps) = 0.003 comes out with correlations that are too small. Zbontar et al. 2021 (arXiv 2103.03230), equation 2.
+    gather_distributed: with several processes, over the images of all of them; each then has the same matrix.
     Raises ValueError for a batch of one, which has no variance.
     """
     _check_pair("cross_correlation", z0=z0, z1=z1)
-    n = len(z0)
+    world = distributed.world_size() if gather_distributed else 1
+    n = len(z0) * world
     if n < 2:
         raise ValueError("A correlation needs at least 2 images, and z0 and z1 have 1 row: use a larger batch_size, and drop_last.")
-    first, second = (_standardised(z, eps) for z in (z0, z1))
-    return first.T @ second / n
+    first, second = (_standardised(z, eps, world) for z in (z0, z1))
+    products = first.T @ second
+    return (distributed.sum_over_ranks(products) if world > 1 else products) / n
 
 
-def barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float = 5e-3) -> Tensor:
+def barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float = 5e-3, gather_distributed: bool = False) -> Tensor:
     """Barlow Twins: pull the cross-correlation matrix of the two views to the identity.
 
     z0, z1: projections (N, D), N >= 2. The squared distance of the diagonal from 1 (views agree: invariance), plus lambda_param times the
     squares beside the diagonal (dimensions say different things: redundancy reduction). A sum, so it grows with D; chance is about
     D + lambda_param·D²/N (`diagnostics.chance_loss`). Returns a scalar. Zbontar et al. 2021 (arXiv 2103.03230), equation 1.
 
+    gather_distributed: with several processes, the correlation is that of all their images (`cross_correlation`).
     Computed in float64, inside autocast too. Raises ValueError or TypeError for shapes that cannot be meant, a batch of one, and a
     lambda_param that is negative or not finite. Constant dimensions and equal rows give finite losses and gradients.
     """
-    return distance_from_identity(cross_correlation(z0, z1), lambda_param).to(_result_dtype(z0, z1))
+    c = cross_correlation(z0, z1, gather_distributed=gather_distributed)
+    return distance_from_identity(c, lambda_param).to(_result_dtype(z0, z1))
 
 
 def distance_from_identity(c: Tensor, lambda_param: float = 5e-3) -> Tensor:
@@ -164,8 +180,15 @@ def _result_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
-def _standardised(z: Tensor, eps: float) -> Tensor:
-    """Columns (N, D) less their mean, divided by their standard deviation over N, in float64, as batch normalisation does."""
+def _standardised(z: Tensor, eps: float, world: int = 1) -> Tensor:
+    """Columns (N, D) less their mean, divided by their standard deviation over N, in float64, as batch normalisation does.
+
+    With several processes mean and deviation are those of all their rows.
+    """
     z = z.double() if z.device.type != "mps" else z.float()
-    z = z - z.mean(0)
-    return z / (z.square().mean(0) + eps).sqrt()
+
+    def mean(rows: Tensor) -> Tensor:
+        return distributed.sum_over_ranks(rows.mean(0)) / world if world > 1 else rows.mean(0)
+
+    z = z - mean(z)
+    return z / (mean(z.square()) + eps).sqrt()

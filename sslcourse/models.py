@@ -25,6 +25,7 @@ from sslcourse.encoders import (  # noqa: F401  (public here: models.resnet9, ..
     resnet50,
     to_channels_last,
 )
+from sslcourse.precision import at_least_float32
 from sslcourse.semi_supervised import FixMatch, PseudoLabeling  # noqa: F401  (public here too)
 
 
@@ -174,7 +175,7 @@ class Rotation(Method):
             n = len(images)
             chosen = torch.arange(n, device=turned.device) + n * torch.randint(4, (n,), device=turned.device)
             turned, turns = turned[chosen], turns[chosen]
-        logits = self.logits(turned).float()
+        logits = at_least_float32(self.logits(turned))
         self.metrics = {"rotation_accuracy": (logits.detach().argmax(1) == turns).float().mean()}
         return F.cross_entropy(logits, turns)
 
@@ -238,7 +239,7 @@ class SimCLR(TwoViewMethod):
             z0, z1 = self.project(first), self.project(second)
         with torch.no_grad():
             self.metrics = {"positive_similarity": F.cosine_similarity(z0.float(), z1.float()).mean()}
-        return losses.nt_xent(z0, z1, self.temperature)
+        return losses.nt_xent(z0, z1, self.temperature, gather_distributed=True)
 
 
 class BYOL(TwoViewMethod):
@@ -356,6 +357,6 @@ class BarlowTwins(TwoViewMethod):
 
     def forward(self, images: Tensor) -> Tensor:
         z0, z1 = self.project(torch.cat(self.two_views(images))).chunk(2)
-        c = losses.cross_correlation(z0, z1)
+        c = losses.cross_correlation(z0, z1, gather_distributed=True)
         self.metrics = {"diagonal": c.detach().diagonal().mean()}
-        return self.scale * losses.distance_from_identity(c, self.lambda_param).float()
+        return self.scale * losses.distance_from_identity(c, self.lambda_param).to(at_least_float32(z0).dtype)

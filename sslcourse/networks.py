@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sslcourse import encoders
-from sslcourse.checkpoints import plain
+from sslcourse.checkpoints import ZIP, plain
 from sslcourse.errors import CourseError
 from sslcourse.files import slug, write_atomically
 from sslcourse.models import Classifier
@@ -30,7 +30,6 @@ FOLDER = "networks"  # beside the result records
 OWN, COMMITTED = "this run", "committed"
 MAKERS = {maker.__name__: maker for maker in (encoders.resnet9, encoders.resnet18, encoders.resnet50, encoders.alexnet)}
 _REFERENCE = Path(__file__).parent / "reference" / "networks"
-_ZIP = b"PK\x03\x04"  # what torch.save writes; torch's older formats are not read, for `weights_only` once did not hold there
 
 
 @dataclass
@@ -154,7 +153,7 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     try:
         size = path.stat().st_size
         with open(path, "rb") as stream:
-            if stream.read(len(_ZIP)) != _ZIP:
+            if stream.read(len(ZIP)) != ZIP:
                 raise ValueError("not a file of torch.save")
         found = torch.load(path, map_location="cpu", weights_only=True)
         known = found["kind"] == KIND

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslcourse import augment, diagnostics
+from sslcourse import augment, diagnostics, distributed
 from sslcourse.checkpoints import CHECKPOINT_FORMAT, History, load_checkpoint, save_checkpoint  # noqa: F401  (public here too)
 from sslcourse.features import evaluation_view, features, knn_scores, predict
 from sslcourse.loaders import PairedLoader, TensorLoader
@@ -15,7 +15,8 @@ from sslcourse.models import to_channels_last
 from sslcourse.nonfinite_guard import NonFiniteGuard
 from sslcourse.optimizers import decayed_and_not, make_optimizer, one_cycle  # noqa: F401  (public here too)
 from sslcourse.precision import PRECISIONS, autocast, choose_precision, evaluation_mode, seeded  # noqa: F401  (public here too)
-from sslcourse.training_loop import check_budget, run_loop
+from sslcourse.streaming import loader_for
+from sslcourse.training_loop import Hooks, Stopped, check_budget, run_loop  # noqa: F401  (public here too)
 
 WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1e-6}
 LOOK_IMAGES = 5_000  # labelled images that the kNN of a look searches, at most
@@ -79,7 +80,7 @@ def fit_classifier(
     augmentation = (augmentation if augmentation is not None else augment.weak(size)).to(device)
     view = evaluation_view(augmentation, size).to(device)
     batch_size = min(batch_size, len(images.train_labels))
-    loader = TensorLoader(
+    loader = loader_for(
         images.train_images, images.train_labels, batch_size=batch_size, shuffle=True, drop_last=True, seed=seed, device=device
     )
     settings = {
@@ -131,11 +132,13 @@ def pretrain(
     stop_after: int | None = None,
     progress: bool = True,
     name: str = "pretraining",
+    hooks: Hooks | None = None,
 ) -> History:
     """Train a method (`models.Rotation`, `models.SimCLR`, ...) on `images.unlabeled`, without any label.
 
     method: forward(uint8 (N, 3, H, W)) -> scalar loss; trained in place, left in evaluation mode. images: a datasets.ImageSet.
-    epochs: passes over the unlabelled images. batch_size: images a step; a last smaller batch is left out. lr: the peak of a cosine
+    epochs: passes over the unlabelled images, which are moved to the device once, or streamed to it where they do not fit
+    (`streaming.loader_for`). batch_size: images a step; a last smaller batch is left out. lr: the peak of a cosine
     schedule that rises along a line for the first `warmup` part of the steps. optimizer: adamw, sgd or lars; weight_decay: 0.05, 5e-4 and
     1e-6 for them when None, never on biases and normalisation. clip_norm: largest norm of the whole gradient; None does not clip.
     guard: a `diagnostics.NonFiniteGuard`, which stops at the first step whose loss, gradients or weights are not finite, names the cause,
@@ -144,6 +147,8 @@ def pretrain(
     the features of the validation images are (`diagnostics.collapse`), and how many of them the nearest labelled training images (5,000 at
     most) classify rightly. Labels are used for this measuring only. The test split is never touched.
     device, precision, seed, checkpoint, stop_after: as in `fit_classifier`; the checkpoint is written after every epoch.
+    hooks: `training.Hooks`, for long runs: rows as they come, checkpoints inside an epoch, an orderly stop.
+    With several processes (`distributed.process_group`) they share every batch, and train as one process would on the whole of it.
     A method may have after_step(step, steps): called after each of the optimizer's steps, with their number counted from 1.
 
     Returns the History, a row an epoch: epoch, step, lr, loss, chance_loss, the method's own metrics, seconds; at looks also feature_std,
@@ -154,7 +159,8 @@ def pretrain(
     device, precision = _make_ready(method, images, device, precision, clip_norm)
     if weight_decay is None:
         weight_decay = WEIGHT_DECAY.get(optimizer, 0.0)
-    loader = TensorLoader(images.unlabeled, batch_size=batch_size, shuffle=True, drop_last=True, seed=seed, device=device)
+    part = (distributed.rank(), distributed.world_size())
+    loader = loader_for(images.unlabeled, batch_size=batch_size, shuffle=True, drop_last=True, seed=seed, device=device, part=part)
     chance = method.chance_loss(batch_size) if hasattr(method, "chance_loss") else None
     augmentation = getattr(method, "augmentation", None)
     view = evaluation_view(augmentation, images.size)
@@ -168,7 +174,7 @@ def pretrain(
 
     def loss_of(x: Tensor):
         with autocast(device, precision):
-            loss = method(x)
+            loss = joint(x)
         return loss, getattr(method, "metrics", {})
 
     def look(epoch: int, last: bool) -> dict:
@@ -178,10 +184,12 @@ def pretrain(
         return row | _look_at(method.encoder, images, view, precision)
 
     made = make_optimizer(optimizer, method, lr, weight_decay, lr_scales=lr_scales)
-    return run_loop(
-        method, loader, loss_of, look, optimizer=made, epochs=epochs, lr=lr, warmup=warmup, clip_norm=clip_norm, guard=guard, device=device,
-        precision=precision, seed=seed, settings=settings, checkpoint=checkpoint, stop_after=stop_after, progress=progress, name=name,
-    )  # fmt: skip
+    with distributed.one_gradient(method, device) as joint:
+        return run_loop(
+            method, loader, loss_of, look, optimizer=made, epochs=epochs, lr=lr, warmup=warmup, clip_norm=clip_norm, guard=guard,
+            device=device, precision=precision, seed=seed, settings=settings, checkpoint=checkpoint, stop_after=stop_after,
+            progress=progress, name=name, hooks=hooks,
+        )  # fmt: skip
 
 
 def _make_ready(method: nn.Module, images, device, precision: str, clip_norm: float | None) -> tuple[torch.device, str]:
@@ -265,8 +273,8 @@ def fit_semi_supervised(
     batch_size = min(batch_size, len(images.train_labels))
     options = {"shuffle": True, "drop_last": True, "device": device}
     loader = PairedLoader(
-        TensorLoader(images.train_images, images.train_labels, batch_size=batch_size, seed=seed + 1, **options),
-        TensorLoader(images.unlabeled, batch_size=min(batch_size * unlabeled_ratio, len(images.unlabeled)), seed=seed, **options),
+        loader_for(images.train_images, images.train_labels, batch_size=batch_size, seed=seed + 1, **options),
+        loader_for(images.unlabeled, batch_size=min(batch_size * unlabeled_ratio, len(images.unlabeled)), seed=seed, **options),
     )
     view = evaluation_view(method.weak, images.size)
     settings = {

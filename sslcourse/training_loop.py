@@ -9,13 +9,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sslcourse.checkpoints import History, load_checkpoint, plain, save_checkpoint
+from sslcourse import distributed
+from sslcourse.checkpoints import History, load_checkpoint, plain, previous, save_checkpoint
+from sslcourse.errors import CourseError
 from sslcourse.loaders import TensorLoader
 from sslcourse.nonfinite_guard import NonFiniteGuard
 from sslcourse.optimizers import one_cycle
@@ -42,10 +45,12 @@ def run_loop(
     stop_after: int | None,
     progress: bool,
     name: str,
+    hooks: "Hooks | None" = None,
     stacklevel: int = 3,
 ) -> History:
     """The loop. loss_of(*batch) -> loss and further scalars; look(epoch, last) -> further columns, or None for no row at this epoch."""
-    settings = plain(settings)
+    settings, hooks = plain(settings), hooks or Hooks()
+    rank, alone = distributed.rank(), distributed.world_size() == 1
     schedule = one_cycle(optimizer, lr, epochs * len(loader), warmup)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "loader": loader}
@@ -54,18 +59,22 @@ def run_loop(
     after_step = getattr(model, "after_step", None)  # a moving average, where a method keeps one
     steps = epochs * len(loader)
     with seeded(seed):
-        if checkpoint and Path(checkpoint).exists():
-            load_checkpoint(checkpoint, settings, parts, history)
-        quiet = {} if progress else {"disable": True}  # not disable=False: that would overrule the environment's TQDM_DISABLE
+        totals: dict[str, Tensor] = {}
+        if checkpoint and _exists(checkpoint):
+            totals = load_checkpoint(checkpoint, settings, parts, history)
+            totals = {key: torch.as_tensor(value, device=device) for key, value in totals.items()}
+        quiet = {} if progress and rank == 0 else {"disable": True}  # not disable=False: that would overrule the environment's TQDM_DISABLE
         started = time.perf_counter() - history.final.get("seconds", 0.0)
         bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, file=sys.stderr, **quiet)
         model.train()
         last = epochs if stop_after is None else min(epochs, stop_after)
-        step = loader.epoch * len(loader)
+        step = loader.epoch * len(loader) + loader.start
         while loader.epoch < last and not history.stopped:
-            totals: dict[str, Tensor] = {}
+            totals = totals if loader.start else {}
             for batch in loader:
                 step += 1
+                if not alone:  # each process draws its own views, and the same ones when it begins here again
+                    torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
                 if guard is not None:
                     guard.before(step, model)
                 loss, others = loss_of(*batch)
@@ -83,26 +92,66 @@ def run_loop(
                     after_step(step, steps)
                 for key, value in {"loss": loss.detach(), **others}.items():
                     totals[key] = totals[key] + value if key in totals else value.clone()
+                if alone and loader.batch < len(loader) and hooks.wants_checkpoint(step):
+                    if checkpoint and math.isfinite(totals["loss"].item()):  # the last good one stays
+                        if guard is not None:
+                            guard.check_state(step, model, optimizer)
+                        save_checkpoint(checkpoint, settings, parts, history, totals)
+                    hooks.stop_if_asked(step)
             if guard is not None:
                 guard.check_state(step, model, optimizer)
             epoch = loader.epoch
-            means = {key: (total / len(loader)).item() for key, total in totals.items()}
+            means = distributed.mean_over_ranks({key: (total / len(loader)).item() for key, total in totals.items()}, device)
             bar.update()
             if not math.isfinite(means["loss"]):
                 history.stopped = f"The loss was {means['loss']} in epoch {epoch}; lower lr (it is {lr:g}) or look for bad inputs."
                 warnings.warn(history.stopped, stacklevel=stacklevel)
-            more = look(epoch, epoch == last or bool(history.stopped))
+            more = look(epoch, epoch == last or bool(history.stopped)) if rank == 0 else {}
             if more is not None:
                 rate = lr * schedule.lr_lambdas[0](schedule.last_epoch)  # before any factor of lr_scales
                 row = {"epoch": epoch, "step": step, "lr": rate, **means, **more}
                 row["seconds"] = time.perf_counter() - started
                 history.rows.append(row)
                 bar.set_postfix_str(_in_short(row))
-                if checkpoint and not history.stopped:  # the last good one stays
+                if checkpoint and not history.stopped and rank == 0:  # the last good one stays
                     save_checkpoint(checkpoint, settings, parts, history)
+                if hooks.on_row is not None and rank == 0:
+                    hooks.on_row(row, history)
+            if distributed.any_rank(hooks.asked, device):
+                hooks.asked = True
+                hooks.stop_if_asked(step)
         bar.close()
     model.eval()
     return history
+
+
+def _exists(checkpoint: str | os.PathLike) -> bool:
+    return Path(checkpoint).exists() or previous(checkpoint).exists()
+
+
+class Stopped(CourseError):
+    """A run was asked to stop, and has; its checkpoint is written."""
+
+
+@dataclass
+class Hooks:
+    """What whoever runs a long training may want of it, beside its end.
+
+    on_row(row, history): called after every row, with several processes on the first only. checkpoint_every: steps between two checkpoints
+    inside an epoch, 0 for none; the end of each epoch has one in any case. asked: set it, from a signal handler for example, to make the
+    run write a checkpoint after the present step and raise Stopped; with several processes, at the end of the epoch.
+    """
+
+    on_row: Callable[[dict, History], None] | None = None
+    checkpoint_every: int = 0
+    asked: bool = False
+
+    def wants_checkpoint(self, step: int) -> bool:
+        return self.asked or bool(self.checkpoint_every) and step % self.checkpoint_every == 0
+
+    def stop_if_asked(self, step: int) -> None:
+        if self.asked:
+            raise Stopped(f"Stopped as asked, after step {step}. The same call goes on from there.")
 
 
 def _advance(schedule: torch.optim.lr_scheduler.LambdaLR, scaler: torch.amp.GradScaler) -> None:

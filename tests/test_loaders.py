@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sslcourse.loaders import TensorLoader
+from sslcourse.loaders import PairedLoader, TensorLoader
 
 
 def one_pass(loader):
@@ -118,3 +118,51 @@ def test_a_gpu_gives_the_same_order():
 def test_bad_input_is_refused_with_a_sentence(tensors, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         TensorLoader(*tensors, **options)
+
+
+@pytest.mark.parametrize("given", range(9))
+def test_a_pass_that_was_broken_off_goes_on_behind_the_batches_that_were_given(given):
+    def loader():
+        return TensorLoader(torch.arange(30), batch_size=7, shuffle=True, drop_last=True, seed=3)  # 4 batches a pass
+
+    def batches(of, n):
+        found = []
+        while len(found) < n:
+            for (batch,) in of:
+                found.append(batch.tolist())
+                if len(found) == n:
+                    return found, of.state_dict()  # while the batch is in work
+        return found, of.state_dict()
+
+    whole, _ = batches(loader(), 12)
+    first = loader()
+    before, state = batches(first, given)
+    assert first.epoch == -(-given // 4)  # a broken-off pass counts as begun, as ever
+    second = loader()
+    second.load_state_dict(state)
+    assert second.state_dict() == state
+    after, _ = batches(second, 12 - given)
+    assert before + after == whole
+
+
+@pytest.mark.parametrize("given", [0, 1, 5, 6, 7, 13])
+def test_a_broken_off_pass_over_pairs_goes_on_exactly(given):
+    def loader():
+        labeled = TensorLoader(torch.arange(10), torch.arange(10), batch_size=4, shuffle=True, drop_last=True, seed=1)
+        return PairedLoader(labeled, TensorLoader(torch.arange(36), batch_size=6, shuffle=True, drop_last=True, seed=2))
+
+    def batches(of, n):
+        found = []
+        while len(found) < n:
+            for batch in of:
+                found.append([part.tolist() for part in batch])
+                if len(found) == n:
+                    break
+        return found, of.state_dict()
+
+    whole, _ = batches(loader(), 18)
+    before, state = batches(loader(), given)
+    second = loader()
+    second.load_state_dict(state)
+    after, _ = batches(second, 18 - given)
+    assert before + after == whole

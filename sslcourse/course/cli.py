@@ -1,4 +1,4 @@
-"""python -m sslcourse run | data | notebooks | results
+"""python -m sslcourse run | data | pretrain | evaluate | notebooks | results
 
 Exit status: 0 if all went well, 1 if something has to be put right (one sentence says what), 2 for a wrong command line, 130 after Ctrl-C.
 """
@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from sslcourse.errors import CourseError
 
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = _parser(with_data=argv[:1] == ["data"]).parse_args(argv)
+        args = _parser(argv[0] if argv else "").parse_args(argv)
         return args.command(args)
     except SystemExit as stop:  # argparse has already said what is wrong
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser(with_data: bool) -> argparse.ArgumentParser:
+def _parser(named: str) -> argparse.ArgumentParser:
+    """named: the command that is going to be parsed; only its module is imported where that is heavy."""
     from sslcourse import __version__
 
     parser = argparse.ArgumentParser(prog="python -m sslcourse", description="A course on self- and semi-supervised image learning.")
@@ -51,14 +53,33 @@ def _parser(with_data: bool) -> argparse.ArgumentParser:
     run.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
     run.add_argument("--record-costs", action="store_true", help="keep time and memory in the package, for the lessons to quote")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
+    at_once = (
+        "lessons that may run at once, each with its share of the cores and without progress bars (default: 1); they wait for what they "
+        "need, lesson 7 for all others, and the tables of results so far show what was there when a lesson began"
+    )
+    run.add_argument("--jobs", type=_count, default=1, metavar="N", help=at_once)
+    several = (
+        "run the lessons once for each seed, in OUT/seed-K, and tabulate the mean over the seeds; a lesson takes SEED and the next ones "
+        "too, up to SEED + 4, so steps of 10, such as 0 10 20, keep them apart"
+    )
+    run.add_argument("--seeds", type=_seed, nargs="+", metavar="K", help=several)
     run.set_defaults(command=_run)
 
     data = commands.add_parser("data", help="get a data set ready: draw, download or import it")
-    if with_data:
+    if named == "data":
         from sslcourse.course import data_command
 
         data_command.add_arguments(data)
         data.set_defaults(command=data_command.run)
+
+    from sslcourse.course import evaluate_command, pretrain_command
+
+    pretrain = commands.add_parser("pretrain", help="one long run of pretraining, which survives interruptions")
+    pretrain_command.add_arguments(pretrain)
+    pretrain.set_defaults(command=pretrain_command.run)
+    evaluate = commands.add_parser("evaluate", help="what a pretrained encoder is worth with few labels")
+    evaluate_command.add_arguments(evaluate)
+    evaluate.set_defaults(command=evaluate_command.run)
 
     notebooks = commands.add_parser("notebooks", help="check, clean or execute the stored notebooks")
     notebooks.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers, ranges or names; all if left out")
@@ -74,7 +95,9 @@ def _parser(with_data: bool) -> argparse.ArgumentParser:
 
     shown = commands.add_parser("results", help="print the table of a folder of result records, or of the committed ones")
     which = shown.add_mutually_exclusive_group()
-    which.add_argument("directory", nargs="?", metavar="DIR", help="a folder of records, or the --out folder of a run")
+    which.add_argument(
+        "directory", nargs="?", metavar="DIR", help="a folder of records, the --out folder of a run or sweep, or one of several runs"
+    )
     which.add_argument("--reference", action="store_true", help="the records of real runs that come with the package")
     which.add_argument("--update-readme", action="store_true", help="put the tables of those records into README.md")
     shown.add_argument("--markdown", action="store_true", help="as the Markdown table of README.md")
@@ -89,6 +112,18 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a seed, a whole number; name the lessons before --seeds")
+    return int(text)
+
+
 def _run(args: argparse.Namespace) -> int:
     from sslcourse.course import runner
 
@@ -96,17 +131,17 @@ def _run(args: argparse.Namespace) -> int:
     for name, value in args.parameter:
         if parameters.setdefault(name, value) != value:
             raise CourseError(f"{name} is given twice, as {parameters[name]!r} and as {value!r}.")
-    runs = runner.run(
-        args.lessons,
-        tier=args.tier,
-        dataset=args.dataset,
-        out=args.out,
-        parameters=parameters,
-        notebooks_dir=args.notebooks,
-        resume=not args.fresh,
-        timeout=args.timeout,
-        progress=not args.quiet,
-    )
+    if args.record_costs and (args.jobs > 1 or args.seeds):
+        raise CourseError("--record-costs measures one lesson at a time: leave out --jobs and --seeds.")
+    options = {"tier": args.tier, "dataset": args.dataset, "out": args.out, "parameters": parameters, "notebooks_dir": args.notebooks}
+    options |= {"resume": not args.fresh, "timeout": args.timeout, "progress": not args.quiet, "jobs": args.jobs}
+    if args.seeds:
+        from sslcourse.course import sweep
+
+        runs, found = sweep.sweep(args.lessons, args.seeds, **options)
+        print(f"\n{runner.summary_table(runs)}\n\n{found.text()}")
+        return 0 if all(lesson.ok for lesson in runs) else 1
+    runs = runner.run(args.lessons, **options)
     print()
     print(runner.summary_table(runs))
     if args.record_costs:
@@ -121,8 +156,6 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _notebooks(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from sslcourse.course import notebook_files, runner, selection
     from sslcourse.course.lesson import resolve_tier
 
@@ -157,15 +190,31 @@ def _results(args: argparse.Namespace) -> int:
         return 0
     if args.directory is None and not args.reference:
         raise CourseError("Say which records: a folder, such as results or runs, or --reference for those that come with the package.")
+    below = [] if args.reference else _runs_below(args.directory)
+    if below:
+        from sslcourse.course import sweep
+
+        found = sweep.collect(below)
+        together = found.markdown() if args.markdown else found.text()
+        if not (Path(args.directory) / "results").is_dir():  # no run itself
+            print(together)
+            return 0
     records = results.reference() if args.reference else _records_of(args.directory)
     made = results.overview(records) if args.reference else results.table(records)
     print(results.readme_table(records) if args.markdown else made)
+    if below:
+        print(f"\n{together}")
     return 0
 
 
-def _records_of(directory: str) -> list[dict]:
-    from pathlib import Path
+def _runs_below(directory: str) -> list:
+    """The runs in the subfolders of a folder, such as a sweep's."""
+    from sslcourse.course import sweep
 
+    return sweep.run_folders(Path(directory)) if Path(directory).is_dir() else []
+
+
+def _records_of(directory: str) -> list[dict]:
     from sslcourse import results
 
     folder = Path(directory)

@@ -10,58 +10,24 @@ import importlib.util
 import json
 import os
 import re
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sslcourse import __version__, results
 from sslcourse.course import lesson as lessons
 from sslcourse.course import notebook_files
+from sslcourse.course.execution import BEFORE, NOT_RUN, Failure, LessonRun, execute, read_json, run_one
+from sslcourse.course.parallel_runs import LessonProcess, share, stop
 from sslcourse.course.selection import Notebook, check_dataset, check_parameters, find_notebooks, lesson_parameters, select
 from sslcourse.errors import CourseError
 from sslcourse.files import write_json
 
-__all__ = ["Failure", "LessonRun", "execute", "find_notebooks", "lesson_parameters", "run", "summary_table"]
+__all__ = ["Failure", "LessonRun", "execute", "find_notebooks", "lesson_parameters", "run", "store", "summary_table"]
 
-DONE, BEFORE, FAILED, NOT_RUN = "done", "done before", "failed", "not run"
 _STATE = "run.json"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Where a notebook stopped: the number of the execution, the first line of the cell, and the error."""
-
-    cell: int | None
-    line: str
-    error: str
-
-    def __str__(self) -> str:
-        where = f"cell [{self.cell}] ({self.line})" if self.cell else (f"the cell {self.line!r}" if self.line else "the notebook")
-        return f"{where} stopped with {self.error}"
-
-
-@dataclass(frozen=True)
-class LessonRun:
-    """How one lesson of a run went. seconds and peak_memory (bytes) are None where nothing ran or the system does not say."""
-
-    number: int
-    name: str
-    status: str  # done, done before, failed, not run
-    path: str | None = None
-    seconds: float | None = None
-    peak_memory: int | None = None
-    headline: str = ""
-    error: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.status in (DONE, BEFORE)
 
 
 def run(
@@ -75,14 +41,89 @@ def run(
     resume: bool = True,
     timeout: float | None = None,
     progress: bool = True,
+    jobs: int = 1,
 ) -> list[LessonRun]:
-    """Run lessons in order and return how each went; a lesson that fails does not stop those that do not need it.
+    """Run lessons and return how each went, in the order of the course; one that fails does not stop those that do not need it.
 
     chosen: numbers, ranges ('3-5'), names ('simclr') or files; None for all. parameters: values for the cells tagged `parameters`;
     a text stands for whatever type the cell has. resume: skip lessons that already finished with the same parameters, notebook and code.
-    timeout: seconds that one cell may take. Raises CourseError before anything starts if a lesson, parameter, tier, data set or folder
-    is not right, and KeyboardInterrupt, with all that is finished kept, when interrupted.
+    timeout: seconds that one cell may take. jobs: lessons that may run at once, see `run_tasks`.
+    Raises CourseError before anything starts if a lesson, parameter, tier, data set or folder is not right, and KeyboardInterrupt, with
+    all that is finished kept, when interrupted.
     """
+    asked = check(chosen, tier, dataset, parameters, notebooks_dir, jobs)
+    out = writable(Path(out))
+    with only_run(out):
+        return run_tasks(asked.tasks(out), out, resume, timeout, progress, jobs)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One lesson to be run in one folder."""
+
+    notebook: Notebook
+    out: Path
+    injected: Mapping  # for the cell tagged `parameters`
+    tier: str
+    dataset: str
+    fingerprint: str
+    name: str  # for the reader: '02_rotation', or '02_rotation, seed 10'
+
+    @property
+    def target(self) -> Path:
+        return self.out / self.notebook.path.name
+
+    @property
+    def parameters(self) -> dict:
+        """Every parameter with its value, as JSON can hold it."""
+        values = dict(self.notebook.parameters) | dict(self.injected)
+        return {name: json.loads(json.dumps(value, default=str)) for name, value in values.items() if name != "RESULTS_DIR"}
+
+    def waits_for(self, other: "Task") -> bool:
+        """Whether it begins when the other has ended: it needs it, or is the last lesson, which reads what all others leave."""
+        last = self.notebook.number == max(lessons.TITLES) > other.notebook.number
+        return self.out == other.out and (last or other.notebook.number in self.notebook.requires)
+
+    def arguments(self, share: Mapping[str, str], timeout: float | None) -> dict:
+        """For `run_one`. share: environment variables that say what it may take of the machine."""
+        records = self.out / "results"
+        environment = {"SSLCOURSE_TIER": self.tier, "SSLCOURSE_DATASET": self.dataset, "SSLCOURSE_RESULTS_DIR": str(records)}
+        return {
+            "name": self.notebook.stem,
+            "number": self.notebook.number,
+            "source": self.notebook.path,
+            "target": self.target,
+            "parameters": dict(self.injected),
+            "summary": records / lessons.summary_name(self.notebook.number),
+            "environment": environment | dict(share),
+            "timeout": timeout,
+        }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked for, checked."""
+
+    notebooks: list[Notebook]
+    values: Mapping
+    tier: str
+    dataset: str
+
+    def tasks(self, out: Path, note: str = "", **values) -> list[Task]:
+        """The lessons to run in a folder. values: parameters on top of those asked for, checked already. note: ends each one's name."""
+        code, made = _code_digest(), []
+        for notebook in self.notebooks:
+            injected = {"TIER": self.tier, "DATASET": self.dataset, "RESULTS_DIR": str(out / "results")}
+            injected = {name: value for name, value in injected.items() if name in notebook.parameters} | dict(self.values) | values
+            fingerprint = _fingerprint(notebook, injected, self.tier, self.dataset, code)
+            made.append(Task(notebook, out, injected, self.tier, self.dataset, fingerprint, notebook.stem + note))
+        return made
+
+
+def check(chosen, tier: str, dataset: str, parameters: Mapping | None, notebooks_dir, jobs: int = 1) -> Asked:
+    """What `run` is given, checked before anything starts. Raises CourseError for what is not right."""
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise CourseError(f"jobs is {jobs!r}; it has to be a whole number from 1, how many lessons may run at once.")
     tier = lessons.resolve_tier(tier)
     dataset = lessons.resolve_dataset(dataset, tier)
     notebooks = select(chosen, notebooks_dir)
@@ -90,137 +131,84 @@ def run(
     check_dataset(dataset, notebooks, values)
     if importlib.util.find_spec("ipykernel") is None:
         raise CourseError("Headless runs need ipykernel in this environment: pip install ipykernel.")
-    out = _writable(Path(out))
-    with _only_run(out):
-        return _run_all(notebooks, values, tier, dataset, out, resume, timeout, progress)
+    return Asked(notebooks, values, tier, dataset)
 
 
-def _run_all(notebooks, values, tier, dataset, out, resume, timeout, progress) -> list[LessonRun]:
-    state, code = _read_state(out), _code_digest()
-    runs: list[LessonRun] = []
-    for position, notebook in enumerate(notebooks, 1):
-        injected = {"TIER": tier, "DATASET": dataset, "RESULTS_DIR": str(out / "results")}
-        injected = {name: value for name, value in injected.items() if name in notebook.parameters} | values
-        fingerprint, target = _fingerprint(notebook, injected, tier, dataset, code), out / notebook.path.name
-        earlier = state.get(notebook.stem, {})
-        label = f"[{position}/{len(notebooks)}] {notebook.stem}"
-        failed = [r.name for r in runs if r.number in notebook.requires and not r.ok]
-        if failed:
-            print(f"{label}: not run, because it needs {', '.join(failed)}", flush=True)
-            runs.append(LessonRun(notebook.number, notebook.stem, NOT_RUN, error=f"needs {', '.join(failed)}"))
-            continue
-        if resume and earlier.get("fingerprint") == fingerprint and target.exists():
-            print(f"{label}: done before with the same parameters, skipped", flush=True)
-            facts = {key: earlier.get(key) for key in ("seconds", "peak_memory")}
-            runs.append(LessonRun(notebook.number, notebook.stem, BEFORE, str(target), headline=earlier.get("headline", ""), **facts))
-            continue
-        print(f"{label}: tier {tier}, data set {dataset}", flush=True)
-        state.pop(notebook.stem, None)
-        try:
-            done = _run_one(notebook, target, injected, {"SSLCOURSE_TIER": tier, "SSLCOURSE_DATASET": dataset}, timeout, progress)
-        except KeyboardInterrupt:
-            finished = sum(r.ok for r in runs)
-            print(f"\nInterrupted in {notebook.stem}; {finished} of {len(notebooks)} lessons are finished and kept in {out}.")
-            print("The same command again goes on from there; --fresh starts over.", flush=True)
-            raise
-        runs.append(done)
+def run_tasks(
+    tasks: Sequence[Task], out: Path, resume: bool = True, timeout: float | None = None, progress: bool = True, jobs: int = 1
+) -> list[LessonRun]:
+    """Run lessons and return how each went, in the order given. Whoever calls holds their folders; out is the one above them all.
+
+    jobs: with 1 the lessons run one after another, here. With more, up to that many run at once, each in a process of its own with its
+    share of the cores and without progress bars. They wait for the lessons that they need, and the last lesson for all others; what
+    a lesson shows of earlier ones is then what was there when it began.
+    """
+    jobs = min(jobs, len(tasks))
+    states = {task.out: read_state(task.out) for task in tasks}
+    before = {task: [other for other in tasks if task.waits_for(other)] for task in tasks}
+    labels = {task: f"[{position}/{len(tasks)}] {task.name}" for position, task in enumerate(tasks, 1)}
+    waiting, under_way, runs = list(tasks), {}, {}
+
+    def settle(task: Task, done: LessonRun) -> None:
+        under_way.pop(task)
+        runs[task] = done
         if done.ok:
-            state[notebook.stem] = asdict(done) | {"fingerprint": fingerprint}
-        else:
-            print(f"{label}: failed: {done.error}", flush=True)
-        write_json(out / _STATE, {"lessons": state})
-    return runs
+            states[task.out][task.notebook.stem] = asdict(done) | {"fingerprint": task.fingerprint, "parameters": task.parameters}
+        write_json(task.out / _STATE, {"lessons": states[task.out]})
+        if not done.ok:
+            print(f"{labels[task]}: failed: {done.error}", flush=True)
+        elif jobs > 1:
+            print(f"{labels[task]}: done in {lessons.duration(done.seconds)}", flush=True)
 
-
-def _run_one(notebook: Notebook, target: Path, injected: Mapping, environment: Mapping, timeout, progress) -> LessonRun:
-    out = target.parent
-    summary = out / "results" / lessons.summary_name(notebook.number)
-    summary.unlink(missing_ok=True)
-    partial, log = out / f".{notebook.stem}.partial.ipynb", out / "logs" / f"{notebook.stem}.log"
-    log.parent.mkdir(exist_ok=True)
-    begun = time.perf_counter()
     try:
-        with _PeakMemory() as sampled, _environment(SSLCOURSE_RESULTS_DIR=str(out / "results"), **environment):
-            failure = execute(notebook.path, partial, injected, cwd=notebook.path.parent, log=log, timeout=timeout, progress=progress)
-        seconds = round(time.perf_counter() - begun, 3)
-        kept = target.with_suffix(".failed.ipynb") if failure else target
-        if partial.exists():
-            os.replace(partial, kept)
+        while waiting or under_way:
+            ready = (task for task in waiting if all(other in runs for other in before[task]))
+            task = next(ready, None) if len(under_way) < jobs else None
+            if task is None:
+                time.sleep(0.1)
+                ended = {task: process.finished() for task, process in under_way.items()}
+                for task in [task for task, done in ended.items() if done]:
+                    settle(task, ended[task])
+                continue
+            waiting.remove(task)
+            without = _without_running(task, before[task], runs, states[task.out] if resume else {})
+            if without:
+                why = f"not run, because it {without.error}" if without.error else "done before with the same parameters, skipped"
+                print(f"{labels[task]}: {why}", flush=True)
+                runs[task] = without
+                continue
+            print(f"{labels[task]}: tier {task.tier}, data set {task.dataset}", flush=True)
+            states[task.out].pop(task.notebook.stem, None)
+            if jobs == 1:
+                under_way[task] = None
+                settle(task, run_one(**task.arguments({}, timeout), progress=progress))
+            else:
+                slot = min(set(range(jobs)) - {process.slot for process in under_way.values()})
+                under_way[task] = LessonProcess(task.arguments(share(slot, jobs), timeout), slot)
+    except KeyboardInterrupt:
+        stop(filter(None, under_way.values()))
+        finished = sum(done.ok for done in runs.values())
+        inside = f"Interrupted in {', '.join(task.name for task in under_way)}" if under_way else "Interrupted"
+        print(f"\n{inside}; {finished} of {len(tasks)} lessons are finished and kept in {out}.")
+        print("The same command again goes on from there; --fresh starts over.", flush=True)
+        raise
     finally:
-        partial.unlink(missing_ok=True)
-    own = _read_json(summary)
-    peak = own.get("peak_memory") if isinstance(own.get("peak_memory"), int) else sampled.bytes
-    if failure:
-        return LessonRun(notebook.number, notebook.stem, FAILED, str(kept), seconds, peak, error=str(failure))
-    target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
-    return LessonRun(notebook.number, notebook.stem, DONE, str(target), seconds, peak, headline=str(own.get("headline", "")))
+        stop(filter(None, under_way.values()))
+    return [runs[task] for task in tasks]
 
 
-def execute(
-    source: Path,
-    target: Path,
-    parameters: Mapping,
-    *,
-    cwd: Path,
-    log: Path | None = None,
-    timeout: float | None = None,
-    progress: bool = True,
-) -> Failure | None:
-    """Run one notebook with papermill in this interpreter's environment and write it to target, finished or not; None if all went well."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    # papermill formats {} in paths
-    names = [str(Path(path).resolve()).replace("{", "{{").replace("}", "}}") for path in (source, target)]
-    with contextlib.ExitStack() as stack:
-        kernel = stack.enter_context(_this_interpreter())
-        stream = stack.enter_context(open(log, "w", encoding="utf-8")) if log else None
-        if stream and progress:
-            stream = _Echo(stream)
-        try:
-            papermill.execute_notebook(
-                *names,
-                dict(parameters),
-                kernel_name=kernel,
-                language="python",
-                cwd=str(cwd),
-                progress_bar=progress,
-                stdout_file=stream,
-                stderr_file=stream,
-                execution_timeout=timeout,
-            )
-        except PapermillExecutionError as error:
-            first = next(iter(error.source.strip().splitlines()), "")
-            message = next(iter(str(error.evalue).strip().splitlines()), "")
-            return Failure(error.exec_count, first, f"{error.ename}: {message}"[:500])
-        except Exception as error:  # the kernel died, or a cell took longer than the timeout
-            message = next((line for line in str(error).strip().splitlines() if line.strip()), "")
-            return Failure(None, _last_started(target), f"{type(error).__name__}: {message}"[:500])
-    return None
-
-
-class _Echo:
-    """A lesson's log, which also shows what the lesson prints, as it comes, above the progress bar: a cell can take minutes."""
-
-    def __init__(self, log):
-        self.log = log
-
-    def write(self, text: str) -> None:
-        self.log.write(text)
-        for line in filter(str.strip, text.splitlines()):
-            tqdm.write(f"    {line}", file=sys.stderr)
-
-    def flush(self) -> None:
-        self.log.flush()
-
-
-def _last_started(path: Path) -> str:
-    """The first line of the cell that was running when the notebook was written for the last time."""
-    with contextlib.suppress(CourseError):
-        cells = [cell for cell in notebook_files.load(path).cells if cell.cell_type == "code"]
-        started = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
-        return next(iter(started[-1].source.strip().splitlines()), "") if started else ""
-    return ""
+def _without_running(task: Task, before: Sequence[Task], runs: Mapping, state: Mapping) -> LessonRun | None:
+    """How a lesson went that need not run, or cannot; None for one that is to be run."""
+    number, name = task.notebook.number, task.notebook.stem
+    failed = [runs[other].name for other in before if other.notebook.number in task.notebook.requires and not runs[other].ok]
+    if failed:
+        return LessonRun(number, name, NOT_RUN, error=f"needs {', '.join(failed)}")
+    earlier = state.get(name, {})
+    if earlier.get("fingerprint") != task.fingerprint or not task.target.exists():
+        return None
+    facts = {key: earlier.get(key) for key in ("seconds", "peak_memory")}
+    records = tuple(earlier.get("records", ()))
+    return LessonRun(number, name, BEFORE, str(task.target), headline=earlier.get("headline", ""), records=records, **facts)
 
 
 def store(path: Path | str, tier: str = "cpu", dataset: str = "toybox", progress: bool = True) -> None:
@@ -240,76 +228,6 @@ def store(path: Path | str, tier: str = "cpu", dataset: str = "toybox", progress
         notebook_files.save(notebook_files.normalise(notebook_files.load(done)), path)
 
 
-@contextlib.contextmanager
-def _this_interpreter() -> Iterator[str]:
-    """A kernel that is this very interpreter, whatever 'python3' means on the machine: a kernelspec that lives as long as the run."""
-    from ipykernel.kernelspec import get_kernel_dict
-
-    spec = get_kernel_dict()
-    # Without the level, a kernel that is stopped in the middle of a cell prints a traceback of its own.
-    spec["argv"] = [sys.executable, *spec["argv"][1:], "--log-level=CRITICAL"]
-    # a progress bar in a stored output is a page of lines; papermill's own bar, in this process, stays
-    spec["env"] = {"TQDM_DISABLE": "1"}
-    name = "sslcourse-headless"
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, "kernels", name)
-        place.mkdir(parents=True)
-        (place / "kernel.json").write_text(json.dumps(spec))
-        changes = {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")])), "SSLCOURSE_HEADLESS": "1"}
-        changes |= {"MPLBACKEND": None, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # figures inline; no warning about the debugger
-        home = Path(__file__).resolve().parents[2]
-        if (home / "pyproject.toml").exists():  # a checkout that may not be installed: its lessons run anywhere all the same
-            changes["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
-        with _environment(**changes):
-            yield name
-
-
-@contextlib.contextmanager
-def _environment(**changes: str | None) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-
-    def put(values):
-        for name, value in values.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-    put(changes)
-    try:
-        yield
-    finally:
-        put(before)
-
-
-class _PeakMemory:
-    """The most memory that the processes started by this one held together, looked at a few times a second."""
-
-    def __enter__(self):
-        self.bytes, self._stop = None, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self):
-        try:
-            import psutil
-        except ImportError:
-            return
-        while not self._stop.wait(0.2):
-            held = 0
-            with contextlib.suppress(psutil.Error):
-                for child in psutil.Process().children(recursive=True):
-                    with contextlib.suppress(psutil.Error):
-                        held += child.memory_info().rss
-            if held:
-                self.bytes = max(self.bytes or 0, held)
-
-
 def _fingerprint(notebook: Notebook, injected: Mapping, tier: str, dataset: str, code: str) -> str:
     """What decides a lesson's result: its cells, its parameters, and the code of the package."""
     settings = {name: value for name, value in injected.items() if name != "RESULTS_DIR"}
@@ -325,10 +243,11 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _writable(out: Path) -> Path:
+def writable(out: Path, below: str = "results") -> Path:
+    """The folder in full, made if need be together with the one below it. Raises CourseError where nothing can be written."""
     out = out.expanduser().resolve()
     try:
-        (out / "results").mkdir(parents=True, exist_ok=True)
+        (out / below).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
@@ -338,7 +257,7 @@ def _writable(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _only_run(out: Path) -> Iterator[None]:
+def only_run(out: Path) -> Iterator[None]:
     """Hold the out folder for this run. The lock goes with the process, so that one that was killed leaves nothing in the way."""
     busy = "Another run{} is using {}. Wait for it, or choose another folder with --out."
     path = out / ".lock"
@@ -366,17 +285,9 @@ def _only_run(out: Path) -> Iterator[None]:
         lock.truncate()
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _read_state(out: Path) -> dict:
+def read_state(out: Path) -> dict:
     """Finished lessons by name; what is damaged counts as not finished."""
-    state = _read_json(out / _STATE).get("lessons", {})
+    state = read_json(out / _STATE).get("lessons", {})
     return {name: entry for name, entry in state.items() if isinstance(entry, dict)} if isinstance(state, dict) else {}
 
 

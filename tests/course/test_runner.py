@@ -1,18 +1,15 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import time
-import types
 
 import nbformat
 import psutil
 import pytest
+from background import start_in_background, wait_for
 
-import sslcourse
-from sslcourse.course import runner, selection
+from sslcourse.course import execution, runner, selection
 from sslcourse.errors import CourseError
 
 SUMMARY = """
@@ -22,35 +19,7 @@ write_json(Path(RESULTS_DIR) / "run-summary-01.json", {"headline": f"{TIER} {DAT
 """
 
 
-@pytest.fixture(autouse=True)
-def data_sets(monkeypatch):
-    """Which data sets there are, and which of them are ready."""
-
-    def info(name, prepared, needs_network):
-        return types.SimpleNamespace(name=name, prepared=prepared, needs_network=needs_network, how=f"python data_setup.py {name}")
-
-    stand_in = types.SimpleNamespace(available=lambda data_dir: [info("toybox", False, False), info("stl10", False, True)])
-    monkeypatch.setitem(sys.modules, "sslcourse.datasets", stand_in)
-    monkeypatch.setattr(sslcourse, "datasets", stand_in, raising=False)
-
-
-@pytest.fixture(autouse=True)
-def code_digest(monkeypatch):
-    """One that stays, whoever is editing the package meanwhile; the real one."""
-    real = runner._code_digest
-    monkeypatch.setattr(runner, "_code_digest", lambda: "digest")
-    return real
-
-
-@pytest.fixture
-def go(tmp_path):
-    """runner.run on the test's own notebooks, without progress bars."""
-
-    def go(chosen=None, **options):
-        options = {"tier": "smoke", "out": tmp_path / "out", "notebooks_dir": tmp_path / "notebooks", "progress": False} | options
-        return runner.run(chosen, **options)
-
-    return go
+pytestmark = pytest.mark.usefixtures("data_sets", "code_digest")
 
 
 def statuses(runs):
@@ -160,7 +129,7 @@ def test_nothing_starts_when_something_is_wrong(options, message, go, write_note
     write_notebook("01_first.ipynb", "1")
     extra = 'EPOCHS: int = 3\nFLIP = True\nRATE = 0.1\nNAMES = ["a"]\nNOTHING = None\n'
     write_notebook("02_second.ipynb", "1", parameters='TIER = "auto"\nSEED = 0\n' + extra)
-    monkeypatch.setattr(runner, "execute", lambda *a, **k: pytest.fail("a lesson was started"))
+    monkeypatch.setattr(execution, "execute", lambda *a, **k: pytest.fail("a lesson was started"))
     options = dict(options)
     with pytest.raises(CourseError, match=message):
         go(options.pop("chosen", None), **options)
@@ -223,34 +192,6 @@ def test_an_out_folder_that_cannot_be_written_gets_a_sentence(go, write_notebook
     monkeypatch.setattr(runner.tempfile, "TemporaryFile", read_only)
     with pytest.raises(CourseError, match="Read-only file system"):
         go()
-
-
-def start_in_background(tmp_path, *more):
-    """The command line in a process of its own, which takes Ctrl-C even if these tests run where it is ignored."""
-    code = f"""
-        import signal, sys, types
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        import sslcourse
-        toybox = types.SimpleNamespace(name="toybox", prepared=True, needs_network=False)
-        sslcourse.datasets = sys.modules["sslcourse.datasets"] = types.SimpleNamespace(available=lambda data_dir: [toybox])
-        from sslcourse.course import runner
-        from sslcourse.course.cli import main
-        runner._code_digest = lambda: "digest"
-        folders = ["--out", {str(tmp_path / "out")!r}, "--notebooks", {str(tmp_path / "notebooks")!r}]
-        sys.exit(main(["run", "--tier", "smoke", "--quiet", *folders]))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-
-
-def wait_for(path, process):
-    for _ in range(600):
-        if path.exists():
-            return
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.1)
-    process.kill()
-    pytest.fail(f"{path.name} never came: {process.stdout.read()}")
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_next_run_resumes(go, write_notebook, tmp_path):
