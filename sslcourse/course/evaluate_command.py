@@ -41,6 +41,7 @@ def _run(args: argparse.Namespace) -> int:
     import torch
 
     from sslcourse import datasets, networks, results
+    from sslcourse.course import comparison
 
     path = Path(args.network)
     if path.is_dir():
@@ -64,13 +65,14 @@ def _run(args: argparse.Namespace) -> int:
             found = [_one(args, network, images, protocol, per_class, seed) for seed in args.seeds]
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
             metrics = {kind: results.over_runs([getattr(one, kind) for one in found], n=found[0].n) for kind in kinds}
-            name = f"{network.method}, {protocol}"
+            trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
+            name = f"{network.method}{trained_there}, {protocol}"
             lesson = network.about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
             records.append(
                 results.record(
                     lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes,
                     metrics=metrics, seed=args.seeds, tier=network.about.get("tier", "full"), device=device,
-                    seconds=time.perf_counter() - started, image_size=network.size, network=network.about.get("network"),
+                    seconds=time.perf_counter() - started, image_size=network.size, network=comparison.network_name(network),
                     settings={"split": args.split, "epochs": network.about.get("epochs"), "block": args.block or network.block},
                 )
             )  # fmt: skip

@@ -192,6 +192,16 @@ def test_evaluate_asks_what_the_package_would_answer(finished, data, tmp_path):
     assert results.read(tmp_path)[0]["metrics"]["top1"]["value"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_record_of_another_data_set_says_where_the_network_was_trained(finished, data, tmp_path):
+    network = networks.load_network(finished / "encoder.pt")
+    about = {"method": "SimCLR", "dataset": "elsewhere", "size": 16, "lesson": 3}
+    networks.save_network(tmp_path / "other.pt", network.encoder, **about)
+    typed = ["evaluate", str(tmp_path / "other.pt"), "--data-dir", str(data), "--seeds", "0", "--protocol", "knn", "--out", str(tmp_path)]
+    assert main([*typed, "--dataset", "toybox"]) == 0
+    (record,) = results.read(tmp_path)
+    assert record["method"] == "SimCLR on elsewhere, knn" and record["dataset"] == "toybox" and record["network"] == "ResNet-9, width 4"
+
+
 def test_evaluate_refuses_in_sentences(finished, data, tmp_path, capsys):
     for typed, told in (
         ([str(tmp_path)], "There is no encoder.pt"),
