@@ -303,6 +303,7 @@ def main(arguments=None):
     options = parse(arguments)
     load = f", load {os.getloadavg()[0]:.1f} before the start" if hasattr(os, "getloadavg") else ""
     device = torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    os.environ.setdefault("TQDM_DISABLE", "1")
     print(f"torch {torch.__version__}, {options.device} ({device}), {options.precision}{load}")
     print(f"{options.method}, ResNet-9 of width {options.width}, batches of {options.batch} at {options.size} px")
     if options.grow is not None:
