@@ -10,6 +10,7 @@ import torch
 
 from sslcourse import augment, models
 
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # as for a script that is called
 spec = importlib.util.spec_from_file_location("throughput", Path(__file__).parent / "benchmarks" / "throughput.py")
 throughput = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(throughput)

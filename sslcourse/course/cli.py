@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sslcourse.course import arguments
 from sslcourse.errors import CourseError
 
 # Everything heavy is imported by the command that needs it, so that --help answers at once.
@@ -57,7 +58,7 @@ def _parser(named: str) -> argparse.ArgumentParser:
         "lessons that may run at once, each with its share of the cores and without progress bars (default: 1); they wait for what they "
         "need, lesson 7 for all others, and the tables of results so far show what was there when a lesson began"
     )
-    run.add_argument("--jobs", type=_count, default=1, metavar="N", help=at_once)
+    run.add_argument("--jobs", type=arguments.whole, default=1, metavar="N", help=at_once)
     several = (
         "run the lessons once for each seed, in OUT/seed-K, and tabulate the mean over the seeds; a lesson takes SEED and the next ones "
         "too, up to SEED + 4, so steps of 10, such as 0 10 20, keep them apart"
@@ -110,12 +111,6 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
-    return int(text)
 
 
 def _seed(text: str) -> int:

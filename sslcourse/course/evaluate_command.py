@@ -7,7 +7,8 @@ import argparse
 import time
 from pathlib import Path
 
-from sslcourse.course.pretrain_command import LESSONS, TITLES, _whole
+from sslcourse.course.arguments import check_device, whole
+from sslcourse.course.pretrain_command import LESSONS, TITLES
 from sslcourse.errors import CourseError
 
 PROTOCOLS = ("knn", "linear-probe", "fine-tune")
@@ -18,14 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("network", metavar="PATH", help="the folder of a run of `pretrain`, or a file that a lesson has kept")
     parser.add_argument("--dataset", help="name of a prepared data set (default: the one it was trained on)")
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="where data sets are kept (default: data)")
-    parser.add_argument("--labels-per-class", type=_whole, nargs="+", default=[10], metavar="N", help="labelled images of each class")
+    parser.add_argument("--labels-per-class", type=whole, nargs="+", default=[10], metavar="N", help="labelled images of each class")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each draws its own labels (default: 0 1 2)")
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=["knn", "linear-probe"], help="(default: knn linear-probe)")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="test only when everything is chosen")
     parser.add_argument("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
-    parser.add_argument("--steps", type=_whole, default=250, help="of fine-tuning (default: 250)")
+    parser.add_argument("--steps", type=whole, default=250, help="of fine-tuning, at least (default: 250)")
+    passes = "over the labels in fine-tuning, at least, so that many labels get more steps (default: 25)"
+    parser.add_argument("--passes", type=whole, default=25, help=passes)
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--out", metavar="DIR", help="write result records there, which lesson 7 reads")
+    parser.add_argument("--out", metavar="DIR", help="write result records there; with --split test only")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -49,6 +52,9 @@ def _run(args: argparse.Namespace) -> int:
             unfinished = " It is not finished: call pretrain with --resume." if (path / "checkpoint.pt").exists() else ""
             raise CourseError(f"There is no encoder.pt in {path}.{unfinished} Give the folder of a finished run, or a network's file.")
         path = path / "encoder.pt"
+    if args.out and args.split != "test":
+        raise CourseError("--out keeps records, and records are of test images: add --split test, once everything is chosen.")
+    check_device(args.device)
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise CourseError(f"--seeds {' '.join(map(str, args.seeds))}: give different whole numbers from 0.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
             records.append(
                 results.record(
                     lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes,
-                    metrics=metrics, seed=args.seeds, tier=network.about.get("tier", "full"), device=device,
+                    metrics=metrics, seed=args.seeds, tier=network.about.get("tier", "long run"), device=device,
                     seconds=time.perf_counter() - started, image_size=network.size, network=comparison.network_name(network),
                     settings={"split": args.split, "epochs": network.about.get("epochs"), "block": args.block or network.block},
                 )
@@ -91,7 +97,7 @@ def _one(args: argparse.Namespace, network, images, protocol: str, per_class: in
     labelled = images.few_labels(per_class, seed)
     labelled = labelled.subset(test=0) if args.split == "validation" else labelled
     if protocol == "fine-tune":
-        epochs = max(1, args.steps // max(1, len(labelled.train_labels) // 64))
+        epochs = max(args.steps // max(1, len(labelled.train_labels) // 64), args.passes)
         how = {"encoder_lr_scale": 0.5, "split": args.split, "seed": seed, "batch_size": 64, "validate_every": 0}
         how |= {"augmentation": augment.weak(network.size), "progress": not args.quiet}
         return evaluation.fine_tune(network.encoder, labelled, epochs, name=f"fine-tune, {per_class} a class, seed {seed}", **how)

@@ -12,9 +12,10 @@ import inspect
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sslcourse.course.arguments import check_device, count, not_negative, positive, seed, whole
 from sslcourse.errors import CourseError
 
 # what a method is trained with where nothing else is said: the settings of the lessons at tier gpu
@@ -37,27 +38,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="where data sets are kept (default: data)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run: checkpoints, metrics, log, encoder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, or begin it if there is none")
-    parser.add_argument("--epochs", type=_whole, default=100, help="passes over the unlabelled images (default: 100)")
-    parser.add_argument("--batch-size", type=_whole, metavar="N", help="images a step, of all processes together")
-    parser.add_argument("--lr", type=_positive, help="the peak of the learning rate")
+    parser.add_argument("--epochs", type=whole, default=100, help="passes over the unlabelled images (default: 100)")
+    parser.add_argument("--batch-size", type=whole, metavar="N", help="images a step, of all processes together")
+    parser.add_argument("--lr", type=positive, help="the peak of the learning rate")
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd", "lars"))
-    parser.add_argument("--weight-decay", type=_not_negative)
-    parser.add_argument("--warmup", type=_not_negative, default=0.1, help="part of the steps in which the rate rises (default: 0.1)")
-    parser.add_argument("--clip-norm", type=_positive, help="largest norm of the gradient")
-    parser.add_argument("--size", type=_whole, metavar="PIXELS", help="height and width of the images (default: as stored)")
-    parser.add_argument("--view", type=_whole, metavar="PIXELS", help="height and width of the views (default: those of the images)")
-    parser.add_argument("--unlabeled", type=_whole, metavar="N", help="only so many of the unlabelled images")
+    parser.add_argument("--weight-decay", type=not_negative)
+    parser.add_argument("--warmup", type=not_negative, default=0.1, help="part of the steps in which the rate rises (default: 0.1)")
+    parser.add_argument("--clip-norm", type=positive, help="largest norm of the gradient")
+    parser.add_argument("--size", type=whole, metavar="PIXELS", help="height and width of the images (default: as stored)")
+    parser.add_argument("--view", type=whole, metavar="PIXELS", help="height and width of the views (default: those of the images)")
+    parser.add_argument("--unlabeled", type=whole, metavar="N", help="only so many of the unlabelled images")
     parser.add_argument("--network", default="resnet18", choices=NETWORKS)
-    parser.add_argument("--width", type=_whole, help="channels of a ResNet-9's first convolution (default: 64)")
+    parser.add_argument("--width", type=whole, help="channels of a ResNet-9's first convolution (default: 64)")
     option = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     parser.add_argument("--option", help="an option of the method's class, such as --option temperature 0.5; may be repeated", **option)
-    parser.add_argument("--seed", type=_seed, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     parser.add_argument("--compile", action="store_true", help="torch.compile the encoder; the log tells what the warm-up costs")
-    parser.add_argument("--look-every", type=_count, default=5, metavar="EPOCHS", help="epochs between two looks at the features")
-    parser.add_argument("--checkpoint-every", type=_count, default=0, metavar="STEPS", help="further checkpoints inside an epoch")
-    parser.add_argument("--memory-limit", type=_positive, metavar="GB", help="refuse a batch that needs more (default: what is free)")
+    parser.add_argument("--look-every", type=count, default=5, metavar="EPOCHS", help="epochs between two looks at the features")
+    parser.add_argument("--checkpoint-every", type=count, default=0, metavar="STEPS", help="further checkpoints inside an epoch")
+    parser.add_argument("--memory-limit", type=positive, metavar="GB", help="refuse a batch that needs more (default: what is free)")
     parser.add_argument("--guard", action="store_true", help="stop at the first step that is not finite, name the cause, keep the batch")
     parser.add_argument("--tensorboard", action="store_true", help="write the rows for TensorBoard as well")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -69,13 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     from sslcourse import distributed
 
-    if args.device is not None:
-        try:
-            torch.device(args.device)
-        except RuntimeError:
-            raise CourseError(f"--device {args.device} is no device; try cpu, cuda or cuda:0.") from None
-        if args.device.startswith("cuda") and not torch.cuda.is_available():
-            raise CourseError("--device cuda: PyTorch sees no GPU here. Leave it out, or take --device cpu.")
+    check_device(args.device)
     with distributed.process_group(args.device) as device:
         try:
             return _run(args, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -150,7 +145,7 @@ def _run(args: argparse.Namespace, device) -> int:
         if rank == 0:
             folder.write_metrics(history.rows)
             about = {"method": TITLES[args.method], "dataset": images.name, "size": args.view or images.size, "seed": args.seed}
-            about |= {"lesson": LESSONS[args.method], "tier": "full", "network": described, "epochs": args.epochs}
+            about |= {"lesson": LESSONS[args.method], "network": described, "epochs": args.epochs}
             about |= {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
             networks.save_network(folder.encoder, _plain(method.encoder), **about)
             folder.say(f"Kept: {folder.encoder}. Evaluate it: python -m sslcourse evaluate {folder.path} --dataset {args.dataset}")
@@ -288,36 +283,3 @@ def _orderly_stop(hooks) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------------------------
-
-
-def _number(text: str, kind: Callable, accepted: Callable[[float], bool], what: str):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not accepted(value) or not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    return value
-
-
-def _whole(text: str) -> int:
-    return _number(text, int, lambda v: 1 <= v < 2**31, "a whole number from 1")
-
-
-def _count(text: str) -> int:
-    return _number(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0")
-
-
-def _seed(text: str) -> int:
-    return _number(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0")
-
-
-def _positive(text: str) -> float:
-    return _number(text, float, lambda v: v > 0, "a number above 0")
-
-
-def _not_negative(text: str) -> float:
-    return _number(text, float, lambda v: v >= 0, "a number from 0")

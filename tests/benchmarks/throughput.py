@@ -29,7 +29,8 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from one_by_one import Pictures, endless_order
+from torch.utils.data import DataLoader
 
 from sslcourse import augment, datasets, files, models, training
 from sslcourse.precision import autocast, choose_precision
@@ -112,28 +113,6 @@ def ours(options, images, made_before=False, compiled=False):
 
 
 # --- lightly ----------------------------------------------------------------------------------------------------------------------------
-
-
-class Pictures(Dataset):
-    """PIL images in memory, transformed one by one. It pretends to be endless, so that no pass ends while the clock runs."""
-
-    def __init__(self, images, transform):
-        from torchvision.transforms.v2.functional import to_pil_image
-
-        self.pictures, self.transform = [to_pil_image(image) for image in images], transform
-
-    def __len__(self):
-        return 2**40
-
-    def __getitem__(self, index):
-        return self.transform(self.pictures[index % len(self.pictures)])
-
-
-def endless_order():
-    row = 0
-    while True:
-        yield row
-        row += 1
 
 
 def lightly(options, images, channels_last=False):

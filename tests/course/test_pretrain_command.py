@@ -164,9 +164,28 @@ def test_a_compiled_encoder_is_kept_like_any_other(data, tmp_path, monkeypatch):
 
 def test_evaluate_gives_a_table_and_records_that_lessons_read(finished, data, tmp_path, capsys):
     typed = ["evaluate", str(finished), "--data-dir", str(data), "--labels-per-class", "2", "5", "--seeds", "0", "1", "--quiet"]
-    assert main([*typed, "--protocol", "knn", "linear-probe", "fine-tune", "--steps", "2", "--out", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                *typed,
+                "--protocol",
+                "knn",
+                "linear-probe",
+                "fine-tune",
+                "--steps",
+                "2",
+                "--passes",
+                "1",
+                "--split",
+                "test",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr().out
-    assert "SimCLR, knn" in told and "SimCLR, fine-tune" in told and "On validation images, 2 draws of labels." in told
+    assert "SimCLR, knn" in told and "SimCLR, fine-tune" in told and "On test images, 2 draws of labels." in told
     records = results.read(tmp_path)
     assert len(records) == 6 and {r["labels"] for r in records} == {20, 50} and {r["lesson"] for r in records} == {3}
     assert all(r["seeds"] == [0, 1] and r["network"] == "ResNet-9, width 4" and r["image_size"] == 16 for r in records)
@@ -174,8 +193,8 @@ def test_evaluate_gives_a_table_and_records_that_lessons_read(finished, data, tm
 
 def test_evaluate_asks_what_the_package_would_answer(finished, data, tmp_path):
     network = networks.load_network(finished / "encoder.pt")
-    images = datasets.load("toybox", data).few_labels(3, 7).subset(test=0)
-    expected = evaluation.linear_probe(evaluation.feature_set(network.encoder, images, size=16)).top1
+    images = datasets.load("toybox", data).few_labels(3, 7)
+    expected = evaluation.linear_probe(evaluation.feature_set(network.encoder, images, size=16), split="test").top1
     typed = [
         "evaluate",
         str(finished / "encoder.pt"),
@@ -188,7 +207,7 @@ def test_evaluate_asks_what_the_package_would_answer(finished, data, tmp_path):
         "--device",
         "cpu",
     ]
-    assert main([*typed, "--protocol", "linear-probe", "--out", str(tmp_path)]) == 0
+    assert main([*typed, "--protocol", "linear-probe", "--split", "test", "--out", str(tmp_path)]) == 0
     assert results.read(tmp_path)[0]["metrics"]["top1"]["value"] == pytest.approx(expected, abs=1e-12)
 
 
@@ -197,7 +216,7 @@ def test_a_record_of_another_data_set_says_where_the_network_was_trained(finishe
     about = {"method": "SimCLR", "dataset": "elsewhere", "size": 16, "lesson": 3}
     networks.save_network(tmp_path / "other.pt", network.encoder, **about)
     typed = ["evaluate", str(tmp_path / "other.pt"), "--data-dir", str(data), "--seeds", "0", "--protocol", "knn", "--out", str(tmp_path)]
-    assert main([*typed, "--dataset", "toybox"]) == 0
+    assert main([*typed, "--dataset", "toybox", "--split", "test"]) == 0
     (record,) = results.read(tmp_path)
     assert record["method"] == "SimCLR on elsewhere, knn" and record["dataset"] == "toybox" and record["network"] == "ResNet-9, width 4"
 
@@ -209,6 +228,8 @@ def test_evaluate_refuses_in_sentences(finished, data, tmp_path, capsys):
         ([str(finished), "--labels-per-class", "100000"], "the smallest class of toybox has"),
         ([str(finished), "--seeds", "1", "1"], "give different whole numbers"),
         ([str(finished), "--block", "17"], "block"),
+        ([str(finished), "--device", "abc"], "--device abc is no device"),
+        ([str(finished), "--out", str(tmp_path)], "records are of test images: add --split test"),
     ):
         assert main(["evaluate", *typed, "--data-dir", str(data)]) == 1
         assert told in capsys.readouterr().err
