@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslcourse.plots import COLOURS, LINES, MARKERS, images, show
+from sslcourse.figure_style import COLOURS, LINES, MARKERS, show
+from sslcourse.plots import images
 
 RIGHT, WRONG = COLOURS[2], COLOURS[1]  # green with a tick, orange-red with a cross
 BINS = 40

@@ -1,58 +1,26 @@
 """Every figure of the course. Each carries a text that says what is to be seen, written from the data that it shows.
 
 A function here draws, shows and closes its figure. Titles state the finding and are the caller's; the alternative text is made here and
-begins with that title. Colours are Okabe and Ito's eight, which survive colour blindness; line style and marker differ too, for grey print.
+begins with that title. Colours survive colour blindness; line style and marker differ too, for grey print (`figure_style`).
 """
 
-import base64
-import html
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from sslcourse.figure_files import png
+from sslcourse.figure_style import COLOURS, LINES, MARKERS, reference_line, show, use_style
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", "-.", ":")
-
-
-def use_style() -> None:
-    """The course's look, set once in a lesson's set-up cell."""
-    matplotlib.rcParams.update(
-        {
-            "figure.dpi": 90, "savefig.dpi": 90, "figure.facecolor": "white", "axes.facecolor": "white", "font.size": 10.5,
-            "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
-            "axes.titlesize": 11.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
-            "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=MARKERS), "lines.markersize": 5,
-        }
-    )  # fmt: skip
-
-
-def show(figure: Figure, alt: str) -> None:
-    """Show a figure with its alternative text, then close it. In a notebook it is an <img alt=...>; elsewhere the text is printed."""
-    encoded = base64.b64encode(png(figure)).decode()
-    plt.close(figure)
-    style = "max-width:100%;height:auto;background:white"
-    image = f'<img alt="{html.escape(alt, quote=True)}" style="{style}" src="data:image/png;base64,{encoded}">'
-    from IPython.display import display
-
-    display({"text/html": image, "text/plain": f"[figure: {alt}]"}, raw=True)
+__all__ = [
+    "COLOURS", "LINES", "MARKERS", "bars", "confusion", "images", "lines", "matrix", "mistakes", "pretraining_curves", "probabilities",
+    "show", "training_curves", "unnormalise", "use_style",
+]  # fmt: skip
 
 
 def _percent(values) -> np.ndarray:
     return 100 * np.asarray(values, float)
-
-
-def _reference(axis, level: float, name: str) -> None:
-    """A dotted line across a panel, with its name at the right end."""
-    axis.axhline(level, color="black", linestyle=":", linewidth=1.2)
-    axis.text(0.99, level, name, transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=8.5)
 
 
 def _name(i: int, names: Sequence[str] | None) -> str:
@@ -152,7 +120,7 @@ def lines(
     for i, (name, values) in enumerate(series.items()):
         told.append(_line(axis, own[name], values, name, i, xlabel, ends, sparse, (errors or {}).get(name)))
     if chance is not None:
-        _reference(axis, chance, chance_name)
+        reference_line(axis, chance, chance_name)
         told.append(f"{chance_name} is at {chance:.3g}")
     if log_x:
         axis.set_xscale("log")
@@ -186,7 +154,7 @@ def training_curves(history, *, title: str, num_classes: int | None = None) -> N
             told.append(f"{name} is never finite")
     if num_classes:
         guessing = math.log(num_classes)
-        _reference(left, guessing, f"guessing, ln {num_classes}")
+        reference_line(left, guessing, f"guessing, ln {num_classes}")
         told.append(f"the loss of guessing is {guessing:.2f}")
     shown = [v for column in ("loss", "validation_loss") for v in history[column] if math.isfinite(v) and v > 0]
     if shown and max(shown) > 30 * min(shown):
@@ -198,6 +166,9 @@ def training_curves(history, *, title: str, num_classes: int | None = None) -> N
     right.plot(epochs, accuracy, color=COLOURS[2], marker=MARKERS[2], markevery=max(1, len(epochs) // 10))
     right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100))
     right.set_title("Accuracy")
+    if num_classes:
+        reference_line(right, 100 / num_classes, "guessing")
+        told.append(f"guessing has {100 / num_classes:.3g} percent")
     if np.isfinite(accuracy).any():
         told.append(f"validation accuracy ends at {accuracy[-1]:.1f} percent, the best epoch had {np.nanmax(accuracy):.1f}")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
@@ -224,8 +195,10 @@ _PRETRAINING = (
 )
 
 
-def pretraining_curves(history, *, title: str) -> None:
+def pretraining_curves(history, *, title: str, num_classes: int | None = None) -> None:
     """Loss, accuracy on the way and the meters of collapse, a panel each. history: a training.History; what it lacks is left out.
+
+    num_classes: of the data set, to draw where guessing them lies; guessing one of four rotations is drawn where they are measured.
 
     The columns: loss and the constant chance_loss; knn_accuracy and rotation_accuracy as fractions; feature_std, feature_rank and the
     constant healthy_std. All but the loss may be NaN in most rows: their points are joined.
@@ -245,8 +218,14 @@ def pretraining_curves(history, *, title: str) -> None:
         levels = constant and _measured(history, constant[0])
         if levels and np.isfinite(levels[1]).any():
             level = levels[1][np.isfinite(levels[1])][-1]
-            _reference(axis, level, f"{constant[1]}, {level:.3g}")
+            reference_line(axis, level, f"{constant[1]}, {level:.3g}")
             goes.append(f"{constant[1]} is {level:.3g}")
+        if "%" in ylabel:
+            guesses = {"knn_accuracy": num_classes, "rotation_accuracy": 4}
+            for column, name, _ in found:
+                if guesses[column]:
+                    reference_line(axis, 100 / guesses[column], f"guessing, {name}" if len(found) > 1 else "guessing")
+                    goes.append(f"guessing for {name} has {100 / guesses[column]:.3g}")
         told += f" {ylabel.capitalize()}: {'; '.join(goes)}."
         margin = 0.03 * (ends[1] - ends[0]) or 0.5  # of all epochs, so that a loss that broke off is seen to
         axis.set(xlabel="epoch", ylabel=ylabel, xlim=(ends[0] - margin, ends[1] + margin))
@@ -268,19 +247,21 @@ def bars(
     """One horizontal bar a name, with its number at the end and error bars where given."""
     names, numbers = list(values), [float(v) for v in values.values()]
     spread = [0.0 if errors is None or not math.isfinite(errors.get(n, math.nan)) else errors[n] for n in names]
-    figure, axis = plt.subplots(figsize=(7.2, 0.42 * len(names) + 1.2))
+    figure, axis = plt.subplots(figsize=(7.2, 0.42 * (len(names) + (chance is not None) / 2) + 1.2))
     colours = [COLOURS[i % 6] for i in range(len(names))]
     axis.barh(names, numbers, xerr=spread if any(spread) else None, color=colours, capsize=3, height=0.65)
     for i, (number, error) in enumerate(zip(numbers, spread, strict=True)):
         axis.text(number + error, i, f"  {number:.1f}" + (f" ± {error:.1f}" if error else ""), va="center", fontsize=9)
+    axis.set_ylim(len(names) - 0.45, -0.55)
     if chance is not None:
         axis.axvline(chance, color="black", linestyle=":", linewidth=1.2)
-    axis.invert_yaxis()
+        axis.set_ylim(len(names) + 0.05, -0.55)  # room for its name below the bars
+        axis.text(chance, len(names) - 0.3, f"  guessing, {chance:.3g}", va="center", fontsize=8.5)
     axis.margins(x=0.18)
     axis.set(xlabel=ylabel, title=title)
     figure.tight_layout()
     told = "; ".join(f"{n} {v:.1f}" + (f" ± {e:.1f}" if e else "") for n, v, e in zip(names, numbers, spread, strict=True))
-    show(figure, f"{title}. {ylabel}: {told}" + (f"; chance {chance:.1f}" if chance is not None else "") + ".")
+    show(figure, f"{title}. {ylabel}: {told}" + (f"; guessing {chance:.1f}" if chance is not None else "") + ".")
 
 
 def confusion(result, *, title: str) -> None:

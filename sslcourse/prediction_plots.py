@@ -13,7 +13,7 @@ import torch
 from matplotlib.transforms import Bbox
 
 from sslcourse.calibration import Calibration
-from sslcourse.plots import COLOURS, LINES, MARKERS, show
+from sslcourse.figure_style import COLOURS, LINES, MARKERS, show
 
 SEEN = 0.01  # part of the images that a bin of a reliability diagram needs to have a point
 

@@ -126,6 +126,7 @@ def test_training_curves(shown):
         "training loss goes from 2.50 to 1.25, lowest 1.25",
         "validation loss goes from 2.25 to 2.00, lowest 1.75",
         "guessing is 2.30",
+        "guessing has 10 percent",
         "ends at 37.5 percent, the best epoch had 50.0",
     ):
         assert part in text
@@ -173,14 +174,29 @@ PRETRAINED = [
 
 
 def test_pretraining_curves(shown):
-    plots.pretraining_curves(history(PRETRAINED), title="It learns")
+    plots.pretraining_curves(history(PRETRAINED), title="It learns", num_classes=10)
     assert alt(shown) == (
         "It learns. 4 panels over 4 epochs. Loss: training loss goes from 5.5 to 3.5 (least 3.5, most 5.5); chance is 5.54. "
         "Accuracy, %: kNN validation goes from 25 to 50 (least 25, most 50, epoch 2 to 4); "
-        "rotation goes from 50 to 50 (least 50, most 50, epoch 2 to 2). "
+        "rotation goes from 50 to 50 (least 50, most 50, epoch 2 to 2); "
+        "guessing for kNN validation has 10; guessing for rotation has 25. "
         "Standard deviation: feature spread goes from 0.0625 to 0.1 (least 0.0625, most 0.1, epoch 2 to 4); healthy is 0.125. "
         "Effective rank: feature rank goes from 12 to 12 (least 12, most 12, epoch 4 to 4)."
     )
+
+
+def test_guessing_is_drawn_where_accuracy_is(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "show", lambda figure, alt: drawn.append(figure))
+    plots.pretraining_curves(history(PRETRAINED), title="T", num_classes=10)
+    plots.pretraining_curves(history(PRETRAINED), title="T")
+    plots.training_curves(history([{"loss": 1.0, "validation_loss": 1.0, "validation_accuracy": 0.5}]), title="T", num_classes=4)
+    plots.bars({"a": 50.0, "b": 20.0}, title="T", ylabel="%", chance=10)
+    dotted = [[line.get_ydata()[0] for line in figure.axes[1].lines if line.get_linestyle() == ":"] for figure in drawn[:3]]
+    assert dotted == [[10.0, 25.0], [25.0], [25.0]]
+    (axis,) = drawn[3].axes
+    assert axis.texts[-1].get_text().strip() == "guessing, 10" and axis.get_ylim()[0] > axis.texts[-1].get_position()[1] > 1.5
+    plt.close("all")
 
 
 def test_pretraining_curves_leave_out_what_was_not_measured(shown):
@@ -238,7 +254,7 @@ def test_matrices_that_cannot_be_shown_are_refused(shown):
 
 def test_bars(shown):
     plots.bars({"probe": 81.25, "kNN": 70.0}, title="Bars", ylabel="accuracy, %", errors={"probe": 1.5, "kNN": math.nan}, chance=10)
-    assert alt(shown) == "Bars. accuracy, %: probe 81.2 ± 1.5; kNN 70.0; chance 10.0."
+    assert alt(shown) == "Bars. accuracy, %: probe 81.2 ± 1.5; kNN 70.0; guessing 10.0."
 
 
 def test_bars_without_errors_or_with_a_gap(shown):
