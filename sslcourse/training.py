@@ -16,7 +16,7 @@ from sslcourse.nonfinite_guard import NonFiniteGuard
 from sslcourse.optimizers import decayed_and_not, make_optimizer, one_cycle  # noqa: F401  (public here too)
 from sslcourse.precision import PRECISIONS, autocast, choose_precision, evaluation_mode, seeded  # noqa: F401  (public here too)
 from sslcourse.streaming import loader_for
-from sslcourse.training_loop import Hooks, Stopped, check_budget, run_loop  # noqa: F401  (public here too)
+from sslcourse.training_loop import Hooks, Stopped, check_budget, epochs_for, run_loop  # noqa: F401  (public here too)
 
 WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1e-6}
 LOOK_IMAGES = 5_000  # labelled images that the kNN of a look searches, at most

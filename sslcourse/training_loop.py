@@ -97,7 +97,7 @@ def run_loop(
                         if guard is not None:
                             guard.check_state(step, model, optimizer)
                         save_checkpoint(checkpoint, settings, parts, history, totals)
-                    hooks.stop_if_asked(step)
+                    hooks.stop_if_asked(step, bool(checkpoint))
             if guard is not None:
                 guard.check_state(step, model, optimizer)
             epoch = loader.epoch
@@ -119,7 +119,7 @@ def run_loop(
                     hooks.on_row(row, history)
             if distributed.any_rank(hooks.asked, device):
                 hooks.asked = True
-                hooks.stop_if_asked(step)
+                hooks.stop_if_asked(step, bool(checkpoint))
         bar.close()
     model.eval()
     return history
@@ -130,7 +130,7 @@ def _exists(checkpoint: str | os.PathLike) -> bool:
 
 
 class Stopped(CourseError):
-    """A run was asked to stop, and has; its checkpoint is written."""
+    """A run was asked to stop, and has; if it has a checkpoint file, that is written."""
 
 
 @dataclass
@@ -149,9 +149,11 @@ class Hooks:
     def wants_checkpoint(self, step: int) -> bool:
         return self.asked or bool(self.checkpoint_every) and step % self.checkpoint_every == 0
 
-    def stop_if_asked(self, step: int) -> None:
+    def stop_if_asked(self, step: int, kept: bool) -> None:
+        """kept: whether there is a checkpoint to go on from."""
         if self.asked:
-            raise Stopped(f"Stopped as asked, after step {step}. The same call goes on from there.")
+            way_on = "The same call goes on from there." if kept else "It had no checkpoint file, so the same call begins anew."
+            raise Stopped(f"Stopped as asked, after step {step}. {way_on}")
 
 
 def _advance(schedule: torch.optim.lr_scheduler.LambdaLR, scaler: torch.amp.GradScaler) -> None:
@@ -171,6 +173,15 @@ def _in_short(row: Mapping[str, float]) -> str:
     ]
     texts += [f"std {row['feature_std']:.3f}"] if "feature_std" in row else []
     return ", ".join(texts)
+
+
+def epochs_for(labels: int, steps: int, passes: int = 1, batch_size: int = 64) -> int:
+    """Epochs for training on a few or on many labelled images: as many as make `steps` steps, and at least `passes` passes.
+
+    labels: labelled images, of which an epoch takes whole batches only, and one of all where they are fewer than batch_size. The steps
+    keep training on few labels long enough, the passes that on many; both rules together give a baseline that is fair at either end.
+    """
+    return max(1, passes, steps // max(1, labels // batch_size))
 
 
 def check_budget(images, part: str, epochs: int, lr: float, seed: int) -> tuple[int, float, int]:

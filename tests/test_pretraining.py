@@ -471,3 +471,14 @@ def test_what_is_no_data_set_is_refused_with_a_sentence(images):
 def test_images_that_are_not_uint8_are_refused_with_a_sentence():
     with pytest.raises(ValueError, match="uint8 images"):
         pretrain(rotation(), image_set(unlabeled=torch.zeros(32, 3, 8, 8)))
+
+
+@pytest.mark.parametrize("name", ["run.pt", None])
+def test_a_run_that_is_asked_to_stop_says_whether_it_can_go_on(tmp_path, name):
+    hooks = training.Hooks()
+    hooks.on_row = lambda row, history: setattr(hooks, "asked", True)
+    kept = tmp_path / name if name else None
+    way_on = "The same call goes on from there" if name else "It had no checkpoint file, so the same call begins anew"
+    with pytest.raises(training.Stopped, match=f"Stopped as asked, after step . {way_on}".replace("step .", r"step \d+\.")):
+        training.pretrain(simclr(), image_set(), **OPTIONS, hooks=hooks, checkpoint=kept)
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".pt"] == ([name] if name else [])

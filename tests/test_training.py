@@ -21,6 +21,15 @@ def fit(model, images=None, **options):
     return training.fit_classifier(model, images or image_set(), **{**OPTIONS, **options})
 
 
+def test_epochs_make_the_steps_on_few_labels_and_the_passes_on_many():
+    assert training.epochs_for(100, 250) == 250  # one step of 64 an epoch
+    assert training.epochs_for(640, 250) == 25
+    assert training.epochs_for(5_000, 250, passes=25) == 25  # 78 steps an epoch, so more than 250
+    assert training.epochs_for(10, 250, batch_size=10) == 250 and training.epochs_for(5_000, 10) == 1
+    history = fit(new_model(), epochs=training.epochs_for(48, 7, batch_size=16), batch_size=16)  # 3 steps an epoch
+    assert history.final["step"] == 6
+
+
 # --- the run --------------------------------------------------------------------------------------------------------------------------
 
 

@@ -92,12 +92,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int):
     """The result of one protocol with one draw of labels."""
-    from sslcourse import augment, evaluation
+    from sslcourse import augment, evaluation, training
 
     labelled = images.few_labels(per_class, seed)
     labelled = labelled.subset(test=0) if args.split == "validation" else labelled
     if protocol == "fine-tune":
-        epochs = max(args.steps // max(1, len(labelled.train_labels) // 64), args.passes)
+        epochs = training.epochs_for(len(labelled.train_labels), args.steps, args.passes)
         how = {"encoder_lr_scale": 0.5, "split": args.split, "seed": seed, "batch_size": 64, "validate_every": 0}
         how |= {"augmentation": augment.weak(network.size), "progress": not args.quiet}
         return evaluation.fine_tune(network.encoder, labelled, epochs, name=f"fine-tune, {per_class} a class, seed {seed}", **how)

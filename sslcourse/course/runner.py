@@ -9,12 +9,13 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from sslcourse import __version__, results
 from sslcourse.course import lesson as lessons
@@ -28,6 +29,7 @@ from sslcourse.files import write_json
 __all__ = ["Failure", "LessonRun", "execute", "find_notebooks", "lesson_parameters", "run", "store", "summary_table"]
 
 _STATE = "run.json"
+_BUSY = "Another run{} is using {}. Wait for it, or choose another folder with --out."
 
 
 def run(
@@ -258,31 +260,20 @@ def writable(out: Path, below: str = "results") -> Path:
 
 @contextlib.contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """Hold the out folder for this run. The lock goes with the process, so that one that was killed leaves nothing in the way."""
-    busy = "Another run{} is using {}. Wait for it, or choose another folder with --out."
-    path = out / ".lock"
-    with open(path, "a+", encoding="utf-8") as lock:
-        lock.seek(0)
-        owner = re.match(r"\d+", lock.read())
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            import psutil
-
-            if owner and int(owner[0]) != os.getpid() and psutil.pid_exists(int(owner[0])):
-                raise CourseError(busy.format(f" (process {owner[0]})", out)) from None
-        else:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise CourseError(busy.format(f" (process {owner[0]})" if owner else "", out)) from None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
+    """Hold the out folder for this run. The system's lock ends with the process, so one that was killed leaves nothing in the way."""
+    lock, owner = FileLock(out / ".lock"), out / ".owner"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        with contextlib.suppress(OSError, ValueError):
+            raise CourseError(_BUSY.format(f" (process {int(owner.read_text())})", out)) from None
+        raise CourseError(_BUSY.format("", out)) from None
+    try:
+        owner.write_text(str(os.getpid()))
         yield
-        lock.seek(0)
-        lock.truncate()
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def read_state(out: Path) -> dict:
