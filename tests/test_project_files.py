@@ -66,15 +66,24 @@ def test_readme_names_the_commands_that_exist():
 
 
 def test_links_and_pictures_of_the_readme_exist():
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / "README.md").read_text()):
+    text = (ROOT / "README.md").read_text()
+    pictures = re.findall(r'<img src="([^"]+)" alt="[^"]+"', text)
+    assert len(pictures) == text.count("<img") == 7  # a thumbnail a lesson, each with its alternative text
+    for target in [*pictures, *re.findall(r"\]\((?!https?://)([^)#]+)\)", text)]:
         assert (ROOT / target).exists(), target
+
+
+def test_the_citation_has_the_version_and_the_address_of_the_project():
+    cited = re.search(r"```bibtex\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
+    assert re.search(r"version = \{(.*)\}", cited)[1] == PROJECT["version"]
+    assert re.search(r"url     = \{(.*)\}", cited)[1] == PROJECT["urls"]["Repository"]
 
 
 def test_result_tables_of_the_readme_are_made_from_the_reference_records():
     text, records = (ROOT / "README.md").read_text(), results.reference()
     assert results.readme_table(records) in text  # whatever stands around it
     assert readme.updated(text, records) == text, "run python -m sslcourse results --update-readme"
-    for name in ("reference", "toybox"):  # a place for each, also for one that has no records yet
+    for name in ("originals", "reference", "toybox"):  # a place for each, also for one that has no records yet
         assert text.count(f"<!-- results:{name} -->\n") == 1
 
 

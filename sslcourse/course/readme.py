@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from sslcourse import results
+from sslcourse.course import comparison
 from sslcourse.course.lesson import duration, memory
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically
@@ -36,6 +37,7 @@ def tables(records: Iterable[Mapping]) -> dict[str, str]:
     """name of the place in README.md -> Markdown table. A table without any record is left out."""
     records = list(records)
     made = {"reference": results.readme_table(records) if records else None, "toybox": toybox_table(records)}
+    made["originals"] = comparison.final_table(records)._repr_markdown_() if records else None
     return {name: table for name, table in made.items() if table}
 
 

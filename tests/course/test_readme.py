@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from sslcourse import results
-from sslcourse.course import readme
+from sslcourse.course import comparison, readme
 from sslcourse.course.lesson import TITLES
 from sslcourse.errors import CourseError
 
@@ -15,8 +15,9 @@ def record(lesson, method, top1=(0.4, 0.5, 0.6), **changes):
     return results.record(lesson, method, **(given | {"method": method, "metrics": {"top1": results.over_runs(top1)}} | changes))
 
 
-def page(toybox="", reference=""):
+def page(toybox="", reference="", originals=""):
     return (
+        f"<!-- results:originals -->\n{originals}<!-- /results -->\n\n"
         f"# Title\n\n<!-- results:toybox -->\n{toybox}<!-- /results -->\n\nbetween\n\n"
         f"<details>\n\n<!-- results:reference -->\n{reference}<!-- /results -->\n\n</details>\n"
     )
@@ -66,7 +67,9 @@ def test_of_two_records_of_one_method_the_one_with_more_runs_counts_and_then_the
 def test_the_tables_are_put_between_their_comments_and_nothing_else_changes():
     records = [record(1, "supervised", (0.5,)), record(1, "supervised", (0.5,), dataset="flowers")]
     toybox, everything = readme.toybox_table(records), results.readme_table(records)
-    filled = page(f"\n{toybox}\n\n", f"\n{everything}\n\n")
+    beside = comparison.final_table(records)._repr_markdown_()
+    assert "| original project | SimCLR, frozen | 71.3 % | 5,000 |" in beside
+    filled = page(*(f"\n{table}\n\n" for table in (toybox, everything, beside)))
     for old in (page(), page("\n| old |\n", "\n| older |\n\n| more |\n"), filled):
         assert readme.updated(old, records) == filled
 
