@@ -342,7 +342,7 @@ def matrix(
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     figure.tight_layout()
     told = f"{colour_label or 'values'} from {low:.3g} to {high:.3g}"
-    if n == m:
+    if n == m and list(row_names or ()) == list(column_names or ()):  # the same things along both sides
         for name, where in (("on the diagonal", np.eye(n, dtype=bool)), ("off the diagonal", ~np.eye(n, dtype=bool))):
             part = cells[where].compressed()
             told += f", mean {name} {part.mean():.3g}" if len(part) else f", nothing {name}"

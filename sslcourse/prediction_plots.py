@@ -187,6 +187,10 @@ def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel
     values = {name: tuple(float(v) for v in row) for name, row in rows.items()}
     if not values:
         raise ValueError("There is no difference to show.")
+
+    def signed(points: float) -> str:
+        return f"{round(points, 1) + 0.0:+.1f}"  # never -0.0
+
     for name, (difference, low, high) in values.items():
         if not math.isfinite(difference) or low > difference or high < difference:
             raise ValueError(f"{name!r} needs a finite difference that lies in its interval, not {difference:g} in {low:g} to {high:g}.")
@@ -201,10 +205,10 @@ def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel
             axis.plot([low, high], [i, i], color=colour, linestyle="-", linewidth=2, marker="|", markersize=8)
         axis.plot(difference, i, color=colour, linestyle="", marker="o" if difference >= 0 else "s", markersize=7,
                   markerfacecolor=colour if clear else "white")  # fmt: skip
-        interval = f"{low:+.1f} to {high:+.1f}" if known else "interval unknown"
-        text = f"{difference:+.1f}  ({interval})".replace("-", "−")
+        interval = f"{signed(low)} to {signed(high)}" if known else "interval unknown"
+        text = f"{signed(difference)}  ({interval})".replace("-", "−")
         axis.text(1.02, i, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
-        told.append(f"{name} {difference:+.1f}, {interval}" + (", without zero" if clear else ", with zero" if known else ""))
+        told.append(f"{name} {signed(difference)}, {interval}" + (", without zero" if clear else ", with zero" if known else ""))
     axis.set_yticks(range(len(values)), list(values))
     axis.set_ylim(len(values) - 0.5, -0.5)
     axis.margins(x=0.08)

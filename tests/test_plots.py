@@ -223,6 +223,11 @@ def test_matrix(shown):
     assert alt(shown).endswith("from -0.5 to 0.25, nothing on the diagonal, mean off the diagonal 0; 3 cells are left empty.")
 
 
+def test_a_square_matrix_of_two_kinds_of_things_has_no_diagonal(shown):
+    plots.matrix([[10, 20], [0, 5]], title="T", row_names=["x", "y"], column_names=["a", "b"])
+    assert alt(shown) == "T. Matrix of 2 rows and 2 columns: values from 0 to 20, least in row y, column a, most in row x, column b."
+
+
 def test_an_oblong_matrix_names_its_ends(shown):
     plots.matrix([[10, 20, 30], [0, 5, 40]], title="T", row_names=["x", "y"], limits=(0, 100))
     assert alt(shown) == "T. Matrix of 2 rows and 3 columns: values from 0 to 40, least in row y, column 0, most in row y, column 2."

@@ -173,6 +173,11 @@ def test_forest_says_which_intervals_hold_zero(shown):
     )
 
 
+def test_forest_knows_no_minus_zero(shown):
+    prediction_plots.forest({"a": (-0.04, -1.0, -0.01)}, title="T", xlabel="points")
+    assert "a +0.0, -1.0 to +0.0, without zero" in alt(shown)
+
+
 def test_forest_marks_them_by_more_than_a_colour(figures):
     prediction_plots.forest(DIFFERENCES, title="T", xlabel="points")
     axis = figures[0].axes[0]
