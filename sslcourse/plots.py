@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from sslcourse.figure_style import COLOURS, LINES, MARKERS, reference_line, show, use_style
@@ -128,7 +129,7 @@ def lines(
         axis.set_xticks(ticks, [f"{v:g}" for v in ticks])
         axis.minorticks_off()
     elif everywhere.size and (everywhere % 1 == 0).all():  # passes, epochs, steps: there are no halves of them
-        axis.locator_params(axis="x", integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     if ylim:
         axis.set_ylim(*ylim)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
