@@ -16,6 +16,7 @@ from sslcourse.plots import images
 
 RIGHT, WRONG = COLOURS[2], COLOURS[1]  # green with a tick, orange-red with a cross
 BINS = 40
+TEN_MARKERS = (*MARKERS, "<", ">")  # so that ten classes can be told apart in grey print
 
 
 def neighbours(
@@ -103,7 +104,7 @@ def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *,
     size = float(np.clip(18000 / len(labels), 14, 42))
     for axis, (name, value) in zip(axes.flat, points.items(), strict=False):
         for c in np.unique(labels):
-            colour, marker = COLOURS[c % 8], MARKERS[(c + 6 * (c // 8)) % 8]  # the ninth class: the first colour, a marker unlike the first
+            colour, marker = COLOURS[c % 8], TEN_MARKERS[c % 10]
             of = labels == c
             edge = {"edgecolors": "0.25", "linewidths": 0.2}
             axis.scatter(*value[of].T, s=size, c=colour, marker=marker, alpha=0.8, label=class_names[c], **edge)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -372,7 +373,10 @@ def probabilities(values: Tensor, class_names: Sequence[str], *, title: str, tru
     """One bar a class for a single image's probabilities, the true class marked. values: (C,)."""
     figure, axis = plt.subplots(figsize=(6.4, 2.4))
     numbers = _percent(values)
-    axis.bar(range(len(numbers)), numbers, color=[COLOURS[2] if i == truth else COLOURS[0] for i in range(len(numbers))])
+    drawn = axis.bar(range(len(numbers)), numbers, color=COLOURS[0])
+    if truth is not None:
+        drawn[truth].set(facecolor=COLOURS[2], hatch="//", edgecolor="white")
+        axis.legend(handles=[Patch(facecolor=COLOURS[2], hatch="//", edgecolor="white", label=f"true class: {_name(truth, class_names)}")])
     axis.set_xticks(range(len(numbers)), class_names, rotation=35, ha="right")
     axis.set(ylabel="probability, %", title=title, ylim=(0, 100))
     figure.tight_layout()
