@@ -12,8 +12,12 @@ help:
 	@echo "make lab        JupyterLab on lesson 1"
 	@echo "make run        every lesson, headless, at TIER=$(TIER); a table at the end"
 	@echo "make test       the whole test suite"
+	@echo "make test-browser  the lessons in JupyterLab, by a Chromium that is on the path"
+	@echo "make test-colab  the lessons with Colab's versions, in an environment of 5 GB that stays in build/colab"
 	@echo "make lint       ruff over code and notebooks"
 	@echo "make notebooks  run the lessons at tier cpu and store their outputs"
+	@echo "make site       the lessons as web pages in build/site, to be read without a network"
+	@echo "make slides     the lessons as slides in build/slides; REVEAL=DIR takes a local copy of reveal.js"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,7 +41,22 @@ test: lint
 	$(SIDE_BY_SIDE) SSLCOURSE_TIER=smoke SSLCOURSE_DATASET=toybox SSLCOURSE_HEADLESS=1 SSLCOURSE_RESULTS_DIR=build/nbval \
 	$(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax --nbval-current-env notebooks
 
+test-browser: setup
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[lab,test,browser]"
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -m browser tests/browser
+
+test-colab: setup
+	$(BIN)/python tests/colab/run_lessons.py --environment build/colab
+
 notebooks: setup
 	$(BIN)/python -m sslcourse notebooks --execute --tier cpu
 
-.PHONY: help setup lab run lint test notebooks
+site: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[site]"
+	$(BIN)/python -m sslcourse site --out build/site
+
+slides: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[site]"
+	$(BIN)/python -m sslcourse slides --out build/slides $(if $(REVEAL),--reveal $(REVEAL))
+
+.PHONY: help setup lab run lint test test-browser test-colab notebooks site slides

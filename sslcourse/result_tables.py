@@ -5,6 +5,7 @@ A row is a record, or a plain dict with the same keys for what an original proje
 
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from sslcourse.result_metrics import metric
@@ -26,8 +27,13 @@ class Table:
         self.caption = caption
 
     def _repr_html_(self) -> str:
+        def shown(cell):
+            # on a narrow page a percent sign must not stand on a line of its own, and a long name of code has to break
+            text = html.escape(cell).replace(" %", "&nbsp;%")
+            return re.sub(r"[A-Za-z][\w.]{11,}", lambda name: re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[._])(?=[a-z])", "<wbr>", name[0]), text)
+
         def line(cells, tag):
-            return "<tr>" + "".join(f'<{tag} style="text-align:left">{html.escape(cell)}</{tag}>' for cell in cells) + "</tr>"
+            return "<tr>" + "".join(f'<{tag} style="text-align:left">{shown(cell)}</{tag}>' for cell in cells) + "</tr>"
 
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
         body = "".join(line(row, "td") for row in self.rows)

@@ -34,6 +34,13 @@ def test_a_table_escapes_what_it_shows_and_chooses_columns():
     assert str(results.table([])).startswith("method")
 
 
+def test_on_a_narrow_page_numbers_keep_their_units_and_long_names_of_code_may_break():
+    cells = ["87.3 ± 0.4 %", "<b>", "LogSoftmaxBackward0, output 0", "buffer: norm.running_mean", "SimCLR, initialisation"]
+    shown = result_tables.Table(["top1"], [[cell] for cell in cells])._repr_html_()
+    assert ">87.3 ± 0.4&nbsp;%<" in shown and "&lt;b&gt;" in shown and ">SimCLR, initialisation<" in shown
+    assert ">Log<wbr>Softmax<wbr>Backward0, output 0<" in shown and ">buffer: norm.<wbr>running_<wbr>mean<" in shown
+
+
 def test_runs_tier_and_origin_can_be_shown():
     rows = results.fill([make(tier="smoke", method="SimCLR")], [make(seed=[0, 1, 2])])
     made = result_tables.table([*rows, {"method": "BYOL"}], ["method", "runs", "tier", "origin"])

@@ -1,4 +1,4 @@
-"""python -m sslcourse run | data | pretrain | evaluate | notebooks | results
+"""python -m sslcourse run | data | pretrain | evaluate | notebooks | handout | stamp | site | slides | results
 
 Exit status: 0 if all went well, 1 if something has to be put right (one sentence says what), 2 for a wrong command line, 130 after Ctrl-C.
 """
@@ -93,6 +93,28 @@ def _parser(named: str) -> argparse.ArgumentParser:
     notebooks.add_argument("--dataset", default="toybox", help="with --execute (default: toybox)")
     notebooks.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
     notebooks.set_defaults(command=_notebooks)
+
+    from sslcourse.course import handout_command
+
+    handout = commands.add_parser("handout", help="copies of the lessons for a class: without solutions, filled in, or for nbgrader")
+    handout_command.add_arguments(handout)
+    handout.set_defaults(command=handout_command.run)
+
+    fork = commands.add_parser("stamp", help="put the address of your fork into the badges and set-up cells")
+    if named == "stamp":
+        from sslcourse.course import stamp_command
+
+        stamp_command.add_arguments(fork)
+        fork.set_defaults(command=stamp_command.run)
+
+    from sslcourse.course import site_command, slides_command
+
+    pages = commands.add_parser("site", help="the lessons as web pages, which can be read without a network and without Python")
+    site_command.add_arguments(pages)
+    pages.set_defaults(command=site_command.run)
+    shows = commands.add_parser("slides", help="the lessons as reveal.js slides with speaker's notes")
+    slides_command.add_arguments(shows)
+    shows.set_defaults(command=slides_command.run)
 
     shown = commands.add_parser("results", help="print the table of a folder of result records, or of the committed ones")
     which = shown.add_mutually_exclusive_group()

@@ -85,7 +85,9 @@ def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None
     import ipywidgets
     from IPython.display import display
 
-    menu = ipywidgets.Dropdown(options=[(description, name) for name, description in faults.items()], description="fault")
+    # as wide as its longest entry: descriptions are sentences, and a menu cuts them off without a sign
+    layout = ipywidgets.Layout(width="max-content", max_width="100%")
+    menu = ipywidgets.Dropdown(options=[(description, name) for name, description in faults.items()], description="fault", layout=layout)
     button, output = ipywidgets.Button(description="Run"), ipywidgets.Output()
 
     def pressed(_):
@@ -205,7 +207,7 @@ def guessing_game(
     import ipywidgets
     from IPython.display import display
 
-    wide = {"layout": ipywidgets.Layout(width="auto")}
+    wide = {"layout": ipywidgets.Layout(width="auto", align_self="flex-start")}  # as wide as its text, and not as the page
     buttons = [ipywidgets.Button(description=str(choice), **wide) for choice in game.choices]
     again, said, output = ipywidgets.Button(description="start again", **wide), ipywidgets.HTML(), ipywidgets.Output()
 

@@ -1,0 +1,37 @@
+"""What the test cells of graded notebooks call: points, and a check that stops the cell for an answer that is not right."""
+
+import contextlib
+import inspect
+import io
+import warnings
+from collections.abc import Callable
+
+from sslcourse.course.exercises import DONE, OPEN, Exercise, _find, _judge
+
+POINTS = {1: 1, 2: 2, 3: 3}  # by the difficulty of an exercise: a point for each star that the lesson shows
+
+
+def points(task: Exercise) -> int:
+    """How many points an exercise is worth."""
+    return POINTS[task.difficulty]
+
+
+def check_answer(id: str, answer: Callable) -> None:
+    """Return if the answer to exercise `id` is right, and raise AssertionError with the hint if it is not, or not attempted.
+
+    answer: the learner's function as the notebook has it after @exercise. What is judged is the function that the learner wrote, on
+    the spot: neither what @exercise found earlier, nor the reference that took over, nor a function of the package itself counts.
+    Prints nothing whatever the function prints, because nbgrader takes any output on stderr for a failure.
+    Raises CourseError for an id that the lesson does not have.
+    """
+    task = _find(id)
+    learner = getattr(answer, "learner", answer)
+    if not callable(learner):
+        raise AssertionError(f"Exercise {id}: {learner!r} is not a function.")
+    if str(getattr(inspect.unwrap(learner), "__module__", "")).partition(".")[0] == "sslcourse":
+        raise AssertionError(f"Exercise {id}: this is a function of the course. Write one of your own.")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        status, message = _judge(task, learner)
+    if status != DONE:
+        raise AssertionError(f"Exercise {id}: {'not attempted yet.' if status == OPEN else message}")

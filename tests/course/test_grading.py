@@ -1,0 +1,97 @@
+"""The check that graded notebooks call: it believes the learner's own function and nothing else."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sslcourse import losses
+from sslcourse.course import exercises, grading
+from sslcourse.errors import CourseError
+
+
+def right(p, z):
+    return (2 - 2 * F.cosine_similarity(p, z.detach(), dim=1)).mean()
+
+
+def wrong(p, z):
+    return (2 - 2 * F.cosine_similarity(p, z, dim=1)).mean()
+
+
+def untouched(p, z):
+    """2 - 2 cos"""
+    ...
+
+
+def test_a_right_answer_passes_with_and_without_its_decorator():
+    grading.check_answer("4.1", right)
+    grading.check_answer("4.1", exercises.exercise("4.1")(right))
+
+
+@pytest.mark.parametrize("decorated", [True, False])
+def test_a_wrong_answer_stops_the_cell_with_its_hint(decorated):
+    hint = exercises._judge(exercises._find("4.1"), wrong)[1]
+    with pytest.raises(AssertionError) as stopped:
+        grading.check_answer("4.1", exercises.exercise("4.1")(wrong) if decorated else wrong)
+    assert str(stopped.value) == f"Exercise 4.1: {hint}"
+
+
+def test_an_answer_that_was_not_attempted_says_so():
+    with pytest.raises(AssertionError, match="^Exercise 4.1: not attempted yet.$"):
+        grading.check_answer("4.1", exercises.exercise("4.1")(untouched))
+
+
+def test_what_was_found_earlier_is_not_believed(monkeypatch):
+    answer = exercises.exercise("4.1")(wrong)
+    monkeypatch.setitem(exercises._statuses, "4.1", exercises.DONE)
+    answer.status = exercises.DONE
+    with pytest.raises(AssertionError):
+        grading.check_answer("4.1", answer)
+
+
+@pytest.mark.parametrize("borrowed", [losses.byol_loss, exercises._find("4.1").reference])
+def test_a_function_of_the_package_is_no_answer(borrowed):
+    def posing(p, z): ...
+
+    posing.learner = borrowed
+    for answer in (borrowed, posing):
+        with pytest.raises(AssertionError, match="a function of the course"):
+            grading.check_answer("4.1", answer)
+
+
+def test_no_answer_at_all_is_refused():
+    with pytest.raises(AssertionError, match="Exercise 4.1: None is not a function"):
+        grading.check_answer("4.1", None)
+
+
+def test_what_the_answer_prints_is_not_shown(capfd):
+    def talkative(p, z):
+        print("here")
+        print("there", file=sys.stderr)
+        warnings.warn("a habit", stacklevel=1)
+        return right(p, z)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        grading.check_answer("4.1", talkative)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_check_draws_no_random_numbers_of_the_notebook():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    grading.check_answer("4.1", right)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_unknown_exercises_are_refused():
+    with pytest.raises(CourseError, match="There is no exercise 4.9"):
+        grading.check_answer("4.9", right)
+
+
+def test_every_exercise_has_as_many_points_as_stars():
+    for number in range(1, 8):
+        for task in exercises.lesson_exercises(number).values():
+            assert grading.points(task) == task.difficulty

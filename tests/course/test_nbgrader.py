@@ -1,0 +1,228 @@
+"""The course folder for nbgrader: what is in it, and the points that nbgrader gives for right, partly right and empty submissions."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from sslcourse.course import exercises, grading, handout, nbgrader_source, notebook_files
+from sslcourse.course.class_list import Student
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+BYOL = "04_byol.ipynb"  # the quickest lesson
+
+
+def by_grade_id(notebook):
+    return {cell.metadata["nbgrader"]["grade_id"]: cell for cell in notebook.cells if "nbgrader" in cell.metadata}
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def source(request):
+    path = request.param
+    return int(path.name[:2]), nbgrader_source.source_copy(notebook_files.load(path), path.name)
+
+
+def test_every_exercise_is_an_answer_followed_by_a_locked_test(source):
+    number, notebook = source
+    cells = notebook.cells
+    for id, task in exercises.lesson_exercises(number).items():
+        at = next(i for i, c in enumerate(cells) if c.metadata.get("nbgrader", {}).get("grade_id") == f"exercise_{id.replace('.', '_')}")
+        answer, test = cells[at].metadata["nbgrader"], cells[at + 1].metadata["nbgrader"]
+        assert (answer["solution"], answer["grade"], answer["locked"]) == (True, False, False)
+        assert (test["solution"], test["grade"], test["locked"], test["points"]) == (False, True, True, task.difficulty)
+        assert cells[at].source.count("### BEGIN SOLUTION") == cells[at].source.count("### END SOLUTION") == 1
+        assert f'check_answer("{id}", ' in cells[at + 1].source
+        assert "raises-exception" in notebook_files.tags(cells[at + 1])  # "Run All Cells" goes on
+
+
+def test_set_up_is_locked_and_parameters_are_free(source):
+    _, notebook = source
+    marked = by_grade_id(notebook)
+    assert all(marked[name].metadata["nbgrader"]["locked"] for name in ("imports", "tier", "start"))
+    names = [cell.metadata.get("nbgrader", {}).get("grade_id", "") for cell in notebook.cells]
+    (parameters,) = [i for i, cell in enumerate(notebook.cells) if "parameters" in notebook_files.tags(cell)]
+    assert names[parameters] == "" and names[parameters + 1] == "tier"
+    assert names.index("tier") < names.index("start")
+
+
+def test_what_stands_in_place_of_a_solution_counts_as_not_attempted(source):
+    number, notebook = source
+    stub = config()["ClearSolutions"]["code_stub"]["python"]
+    for id in exercises.lesson_exercises(number):
+        cell = by_grade_id(notebook)[f"exercise_{id.replace('.', '_')}"]
+        before, rest = cell.source.split("    ### BEGIN SOLUTION\n")
+        space = {"exercise": exercises.exercise}
+        exec(before + f"    {stub}" + rest.split("    ### END SOLUTION")[1], space)
+        (task,) = [task for task in handout.tasks(notebook) if task.id == id]
+        assert space[task.function.name].status == exercises.OPEN
+        with pytest.raises(AssertionError, match=f"Exercise {id}: not attempted yet"):
+            grading.check_answer(id, space[task.function.name])
+
+
+def config():
+    """The settings in nbgrader_config.py, without nbgrader."""
+    from traitlets.config import Config
+
+    c = Config()
+    before = dict(os.environ)
+    try:
+        exec(nbgrader_source._CONFIG_FILE, {"get_config": lambda: c, "__file__": "/course/nbgrader_config.py"})
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return c
+
+
+def test_the_settings_are_python_that_leaves_the_environment_s_choices(monkeypatch):
+    monkeypatch.setenv("SSLCOURSE_GRADING_TIER", "cpu")
+    seen = {}
+    text = nbgrader_source._CONFIG_FILE + "\nseen.update(os.environ)\n"
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    exec(text, {"get_config": lambda: config(), "__file__": "/course/nbgrader_config.py", "seen": seen})
+    assert seen["SSLCOURSE_GRADING_TIER"] == "cpu" and seen["SSLCOURSE_DATA_DIR"] == "/course/grading/data"
+
+
+def test_the_tier_cell_changes_nothing_unless_it_is_graded(source, monkeypatch):
+    cell = by_grade_id(source[1])["tier"].source
+    space = {"TIER": "cpu", "DATASET": "stl10"}
+    exec(cell, space)
+    assert (space["TIER"], space["DATASET"]) == ("cpu", "stl10")
+    monkeypatch.setenv("SSLCOURSE_GRADING_TIER", "smoke")
+    monkeypatch.setenv("SSLCOURSE_GRADING_DATASET", "toybox")
+    exec(cell, space)
+    assert (space["TIER"], space["DATASET"]) == ("smoke", "toybox")
+
+
+def test_a_lesson_without_a_cell_to_lock_is_refused(write_notebook):
+    path = write_notebook("03_x.ipynb", "print(1)")
+    with pytest.raises(exercises.CourseError, match="03_x.ipynb cannot be made into an assignment: it has no cell for imports, start"):
+        nbgrader_source.source_copy(notebook_files.load(path), path.name)
+
+
+def test_the_class_goes_where_nbgrader_reads_it(tmp_path):
+    students = [Student("ann", {"first_name": "Ann"}), Student("bob", {})]
+    made = handout.make([4], tmp_path, format="nbgrader", students=students, notebooks_dir=ROOT / "notebooks")
+    assert (tmp_path / "students.csv").read_text() == "id,first_name,last_name,email\nann,Ann,,\nbob,,,\n"
+    assert (tmp_path / "seeds.csv").read_text().splitlines()[1:] == [f"{id},{seed}" for id, seed in made.seeds.items()]
+    assert "nbgrader db student import students.csv" in (tmp_path / "README.md").read_text()
+
+
+def test_settings_that_somebody_changed_stay(tmp_path):
+    handout.make([4], tmp_path, format="nbgrader", notebooks_dir=ROOT / "notebooks")
+    (tmp_path / "nbgrader_config.py").write_text("# mine\n")
+    made = handout.make([3, 4], tmp_path, format="nbgrader", notebooks_dir=ROOT / "notebooks")
+    assert (tmp_path / "nbgrader_config.py").read_text() == "# mine\n"
+    assert [note.partition(" ")[0] for note in made.notes] == [str(tmp_path / "nbgrader_config.py")]
+    assert sorted(path.name for path in (tmp_path / "source").iterdir()) == ["lesson_3", "lesson_4"]
+
+
+# With nbgrader itself: the course folder is generated, three students hand in, and everything is graded at tier smoke.
+
+WRONG = "    return (2 - 2 * F.cosine_similarity(p, z, dim=1)).mean()"  # the gradient reaches z
+CHEAT = """
+import sslcourse.course.exercises as checked
+
+for id in ("4.1", "4.2", "4.3"):
+    checked._statuses[id] = "done"
+exercise = lambda id: (lambda function: checked._find(id).reference)
+"""
+
+
+def nbgrader(course, *arguments):
+    environment = os.environ | {"SSLCOURSE_DATA_DIR": str(ROOT / "data"), "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])  # it calls alembic
+    environment["JUPYTER_RUNTIME_DIR"] = str(course / "runtime")
+    command = [sys.executable, "-m", "nbgrader", *arguments]
+    done = subprocess.run(command, cwd=course, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def submitted(course, student, notebook):
+    folder = course / "submitted" / student / "lesson_4"
+    folder.mkdir(parents=True)
+    nbformat.write(notebook, folder / BYOL)
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """The folder of a course in which ann's answers are right, bob's partly, and carol has none and has tried to deceive."""
+    pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install nbgrader")
+    course = tmp_path_factory.mktemp("course")
+    students = [Student("ann", {"first_name": "Ann"}), Student("bob", {}), Student("carol", {})]
+    handout.make([4], course, format="nbgrader", students=students, notebooks_dir=ROOT / "notebooks")
+    nbgrader(course, "db", "student", "import", "students.csv")
+    nbgrader(course, "generate_assignment", "lesson_4")
+    release = course / "release" / "lesson_4" / BYOL
+    answers = by_grade_id(nbformat.read(course / "source" / "lesson_4" / BYOL, 4))
+
+    right = nbformat.read(release, 4)
+    for name, cell in by_grade_id(right).items():
+        if name.startswith("exercise_"):
+            cell.source = answers[name].source.replace("    ### BEGIN SOLUTION\n", "").replace("    ### END SOLUTION", "")
+    (parameters,) = [cell for cell in right.cells if "parameters" in notebook_files.tags(cell)]
+    # the tier that she trained at; and warnings, which nbgrader would take for a failure
+    parameters.source = parameters.source.replace('TIER = "auto"', 'TIER = "full"').replace("SEED = 0", "SEED = 655887550")
+    loss = by_grade_id(right)["exercise_4_1"]
+    loss.source = loss.source.replace("    return", '    import warnings; warnings.warn("a habit"); print("seen")\n    return')
+    submitted(course, "ann", right)
+
+    partly = nbformat.read(release, 4)
+    marked = by_grade_id(partly)
+    marked["exercise_4_1"].source = marked["exercise_4_1"].source.replace("    ...  # your code", WRONG)
+    marked["exercise_4_2"].source = by_grade_id(right)["exercise_4_2"].source
+    marked["test_4_3"].source = "pass  # nothing to see here"
+    submitted(course, "bob", partly)
+
+    empty = nbformat.read(release, 4)
+    at = empty.cells.index(by_grade_id(empty)["start"]) + 1
+    empty.cells.insert(at, nbformat.v4.new_code_cell(CHEAT))
+    empty.cells.remove(by_grade_id(empty)["test_4_1"])
+    submitted(course, "carol", empty)
+
+    nbgrader(course, "autograde", "lesson_4")
+    return course
+
+
+def test_released_notebooks_have_no_solution(graded):
+    release = nbformat.read(graded / "release" / "lesson_4" / BYOL, 4)
+    text = "\n".join(cell.source for cell in release.cells)
+    assert "SOLUTION" not in text and "F.cosine_similarity(p, z.detach()" not in text
+    marked = by_grade_id(release)
+    assert marked["exercise_4_1"].source.splitlines()[-1] == "    ...  # your code"
+    assert marked["test_4_1"].metadata["editable"] is False and "editable" not in marked["exercise_4_1"].metadata
+
+
+def test_points_are_what_the_answers_deserve(graded):
+    from nbgrader.api import Gradebook
+
+    with Gradebook(f"sqlite:///{graded / 'gradebook.db'}") as gradebook:
+        found = {s.student.id: s for s in gradebook.assignment_submissions("lesson_4")}
+        assert {id: (s.score, s.max_score) for id, s in found.items()} == {"ann": (5, 5), "bob": (2, 5), "carol": (0, 5)}
+        # a test that was deleted is for a person to look at
+        assert {id: s.needs_manual_grade for id, s in found.items()} == {"ann": False, "bob": False, "carol": True}
+        assert gradebook.find_student("ann").first_name == "Ann"
+    nbgrader(graded, "export")
+    rows = (graded / "grades.csv").read_text().splitlines()
+    assert len(rows) == 4 and all(row.startswith("lesson_4,") for row in rows[1:])
+
+
+@pytest.mark.parametrize("student", ["ann", "bob", "carol"])
+def test_graded_lessons_ran_to_the_end_at_tier_smoke(graded, student):
+    notebook = nbformat.read(graded / "autograded" / student / "lesson_4" / BYOL, 4)
+    outputs = [(cell, output) for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    failed = {cell.metadata.get("nbgrader", {}).get("grade_id") for cell, output in outputs if output.output_type == "error"}
+    assert failed == {"ann": set(), "bob": {"test_4_1", "test_4_3"}, "carol": {"test_4_2", "test_4_3"}}[student]
+    text = "\n".join(output.get("text", "") for _, output in outputs)
+    assert "tier smoke" in text and "Lesson 4 took" in text
+    assert f"seed {655887550 if student == 'ann' else 0}" in text
+
+
+def test_feedback_shows_the_hint(graded):
+    nbgrader(graded, "generate_feedback", "lesson_4")
+    page = (graded / "feedback" / "bob" / "lesson_4" / "04_byol.html").read_text(encoding="utf-8")
+    assert "Exercise 4.1: The value is right, but a gradient reaches z" in page and "Exercise 4.3: not attempted yet." in page
