@@ -48,6 +48,10 @@ test-browser: setup
 test-colab: setup
 	$(BIN)/python tests/colab/run_lessons.py --environment build/colab
 
+test-nbgrader: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,test,grade]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/course/test_nbgrader.py
+
 notebooks: setup
 	$(BIN)/python -m sslcourse notebooks --execute --tier cpu
 

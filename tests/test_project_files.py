@@ -119,15 +119,6 @@ def test_no_file_carries_a_path_of_somebodys_machine():
     assert not found
 
 
-def test_the_repository_address_stands_in_one_place_and_notebooks_agree():
-    address = PROJECT["urls"]["Repository"]
-    owner_and_name = address.removeprefix("https://github.com/")
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        text = path.read_text()
-        assert f"colab.research.google.com/github/{owner_and_name}/blob/main/notebooks/{path.name}" in text
-        assert f"git+{address}" in text
-
-
 def test_the_library_never_imports_the_course():
     for path in (ROOT / "sslcourse").glob("*.py"):
         if path.name != "__main__.py":  # the door to the command line

@@ -156,10 +156,9 @@ def test_no_lesson_gives_an_answer_away_without_answers(lesson):
 def test_links_lead_to_what_was_copied_or_to_the_published_course(small):
     made = handout.with_links(notebook_files.load(small / "03_x.ipynb"), small, ["MORE.md"])
     text = "\n".join(cell.source for cell in made.cells)
-    base = "https://github.com/sslcourse/sslcourse"
-    assert f"[lesson 4]({base}/blob/main/notebooks/04_y.ipynb#top)" in text
-    assert f"![a curve]({base}/raw/main/notebooks/pictures/curve.png)" in text
-    assert f"<img src='{base}/raw/main/notebooks/pictures/curve.png' alt='it'>" in text
+    assert f"[lesson 4]({handout.PUBLISHED}/notebooks/04_y.ipynb#top)" in text
+    assert f"![a curve]({handout.PUBLISHED_FILES}/notebooks/pictures/curve.png)" in text
+    assert f"<img src='{handout.PUBLISHED_FILES}/notebooks/pictures/curve.png' alt='it'>" in text
     assert "[none](pictures/none.png) $[a](b)$ [more](MORE.md)" in text
     assert "(https://colab.example/03_x.ipynb)" in text
 
