@@ -8,16 +8,17 @@ INSTALLED = $(VENV)/.installed
 SIDE_BY_SIDE = OMP_NUM_THREADS=1
 
 help:
-	@echo "make setup      a virtual environment in $(VENV) with everything"
-	@echo "make lab        JupyterLab on lesson 1"
-	@echo "make run        every lesson, headless, at TIER=$(TIER); a table at the end"
-	@echo "make test       the whole test suite"
-	@echo "make test-browser  the lessons in JupyterLab, by a Chromium that is on the path"
-	@echo "make test-colab  the lessons with Colab's versions, in an environment of 5 GB that stays in build/colab"
-	@echo "make lint       ruff over code and notebooks"
-	@echo "make notebooks  run the lessons at tier cpu and store their outputs"
-	@echo "make site       the lessons as web pages in build/site, to be read without a network"
-	@echo "make slides     the lessons as slides in build/slides; REVEAL=DIR takes a local copy of reveal.js"
+	@echo "make setup          a virtual environment in $(VENV) with everything"
+	@echo "make lab            JupyterLab on lesson 1"
+	@echo "make run            every lesson, headless, at TIER=$(TIER); a table at the end"
+	@echo "make test           the whole test suite"
+	@echo "make test-browser   the lessons in JupyterLab, by a Chromium that is on the path"
+	@echo "make test-colab     the lessons with Colab's versions, in an environment of 5 GB that stays in build/colab"
+	@echo "make test-nbgrader  a right, a half right and an empty submission through nbgrader"
+	@echo "make lint           ruff over code and notebooks"
+	@echo "make notebooks      run the lessons at tier cpu and store their outputs"
+	@echo "make site           the lessons as web pages in build/site, to be read without a network"
+	@echo "make slides         the lessons as slides in build/slides; REVEAL=DIR takes a local copy of reveal.js"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -63,4 +64,4 @@ slides: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[site]"
 	$(BIN)/python -m sslcourse slides --out build/slides $(if $(REVEAL),--reveal $(REVEAL))
 
-.PHONY: help setup lab run lint test test-browser test-colab notebooks site slides
+.PHONY: help setup lab run lint test test-browser test-colab test-nbgrader notebooks site slides

@@ -130,7 +130,7 @@ def _lesson_page(notebook, path: Path, pages: "_Pages"):
             continue
         for output in cell.outputs:
             if "text/html" in output.get("data", {}):
-                output.data["text/html"] = keep_together("".join(output.data["text/html"]))
+                output.data["text/html"] = widen_long_cells(keep_together("".join(output.data["text/html"])))
         labels = notebook_files.tags(cell)
         if "solution" in labels:
             named = re.match(r"# *(Solution[^\n]*)", cell.source)
@@ -148,6 +148,11 @@ def _fold(cell, summary: str) -> None:
 def keep_together(text: str) -> str:
     """The text or HTML, in which "51.6 ± 3.4 %" is not broken into two lines."""
     return re.sub(r"(?<=\d) (?=[±%])|(?<=±) (?=\d)", "\N{NO-BREAK SPACE}", text)
+
+
+def widen_long_cells(html: str) -> str:
+    """HTML whose table cells with a sentence in them carry the class "long", so that no column is a word wide."""
+    return re.sub(r"<td([^>]*)>(?=[^<]{30,}</td>)", r'<td class="long"\1>', html)
 
 
 def unfold_html(text: str) -> str:

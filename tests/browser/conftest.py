@@ -60,6 +60,7 @@ def jupyterlab(tmp_path_factory):
     environment = {
         "SSLCOURSE_TIER": "smoke", "SSLCOURSE_DATASET": "toybox",
         "SSLCOURSE_DATA_DIR": str(data), "SSLCOURSE_RESULTS_DIR": str(folder / "results"),
+        "OMP_NUM_THREADS": "1",  # a second run is compared with the first, and threads add up in any order
     }  # fmt: skip
     with JupyterLabServer(notebooks, folder / "server", environment) as server:
         yield server

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -91,10 +92,17 @@ class JupyterLabServer:
             body = answer.read()
         return json.loads(body) if body else None
 
-    def end_kernels(self) -> None:
-        """End every kernel; each holds the memory of a lesson."""
-        for kernel in self.request("/api/kernels"):
-            self.request(f"/api/kernels/{kernel['id']}", "DELETE")
+    def end_kernels(self, attempts: int = 5) -> None:
+        """End every kernel; each holds the memory of a lesson. One that is just being restarted refuses for a moment."""
+        for attempt in range(attempts):
+            try:
+                for kernel in self.request("/api/kernels"):
+                    self.request(f"/api/kernels/{kernel['id']}", "DELETE")
+                return
+            except urllib.error.HTTPError:
+                if attempt == attempts - 1:
+                    raise
+                time.sleep(2)
 
     def _wait(self, seconds: float = 120) -> None:
         end = time.monotonic() + seconds

@@ -14,10 +14,8 @@ _CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.map(cell => {
     return {type: cell.model.type, source: cell.model.sharedModel.getSource(), tags: metadata.tags || [], outputs,
             waiting: prompt.includes('*'), count: cell.model.executionCount ?? null};
 })"""
-_BUSY = """() => {
-    const panel = jupyterapp.shell.currentWidget, kernel = panel.sessionContext.session?.kernel;
-    return !kernel || kernel.status !== 'idle' || panel.content.widgets.some(c => c.inputArea?.promptNode?.textContent.includes('*'));
-}"""
+_WAITING = "jupyterapp.shell.currentWidget.content.widgets.some(c => c.inputArea?.promptNode?.textContent.includes('*'))"
+_BUSY = f"() => jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status !== 'idle' || {_WAITING}"
 # what the kernel says outside of any cell (an error in a widget's callback) appears only in a log that nobody opens
 _LISTEN = """() => {
     window.kernelErrors = window.kernelErrors || [];
@@ -107,8 +105,7 @@ class LabPage:
         """Returns as soon as the cells are on their way; wait_until_idle waits for their end."""
         self.menu("Kernel", "Restart Kernel and Run All Cells…")
         self.page.locator(".jp-Dialog button", has_text="Restart").click()
-        self.page.wait_for_function("() => !document.querySelector('.jp-Dialog')", timeout=30_000)
-        self.page.wait_for_function(_BUSY, timeout=60_000)
+        self.page.wait_for_function(_WAITING, timeout=120_000)
 
     def wait_until_idle(self, seconds: float) -> None:
         """Until no cell runs or waits, and the kernel has been idle for a moment; a message between two cells is not the end."""

@@ -1,17 +1,22 @@
 """Every lesson in a real JupyterLab: opened, run with its controls alive, explored, filled in rightly and wrongly, and run again."""
 
+import base64
+import io
 import json
 import re
 from dataclasses import dataclass
 from os.path import commonprefix
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lab_page import LabPage
 from learner_answers import exercise_of, right_answer, wrong_answer
+from PIL import Image
 
 LESSONS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PATIENCE = 600  # seconds for a whole lesson at tier smoke: far more than it takes, on any machine
+_PICTURE = r"data:image/png;base64,([A-Za-z0-9+/=]+)"
 NOT_SHOWN = "This setting cannot be shown"  # what an explorer says when the function behind it fails
 
 
@@ -178,29 +183,39 @@ def test_restart_and_run_all_gives_the_same_with_wrong_answers_in_it(lesson):
     lab.wait_until_idle(PATIENCE)
     assert lab.errors() == [] and lab.problems.all() == []
     exercises = {index for index, _, _ in lesson.exercises()}
-    again = lab.cells()
-    differ = [
-        f"cell {i}: {_first_difference(before, after)}"
-        for i, (before, after) in enumerate(zip(map(_facts, lesson.first), map(_facts, again), strict=True))
-        if before != after and i not in exercises and not re.search(r"^report\(\)", again[i]["source"], re.M)
-    ]
+    differ = []
+    for i, (before, after) in enumerate(zip(lesson.first, lab.cells(), strict=True)):
+        if i not in exercises and not re.search(r"^report\(\)", after["source"], re.M):
+            words, pictures = (_words(before), _words(after)), (_pictures(before), _pictures(after))
+            differ += [f"cell {i}: {_first_difference(*words)}"] if words[0] != words[1] else []
+            differ += [f"cell {i}: another picture"] if not all(map(_alike, *pictures)) else []
     assert differ == []
+
+
+def _words(cell: dict) -> str:
+    """What a cell says, without the progress bars, and without times and memory, which no two runs share."""
+    shown = []
+    for output in cell["outputs"]:
+        if output.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):
+            shown.append(json.dumps(output.get("data", output.get("text")), ensure_ascii=False))
+    said = re.sub(_PICTURE, "", "\n".join(shown))
+    return re.sub(r"\d[\d.,]* ?(min \d+ s|s|ms|MB|GB|minutes?|seconds?)\b", "(measured)", said)
+
+
+def _pictures(cell: dict) -> list[np.ndarray]:
+    encoded = [match for html in _of_kind(cell, "text/html") for match in re.findall(_PICTURE, "".join(html))]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"), float) for text in encoded]
+
+
+def _alike(before: np.ndarray, after: np.ndarray) -> bool:
+    """The same picture but for the last digits of what it shows, which even one processor may round differently."""
+    return before.shape == after.shape and abs(before - after).mean() < 1
 
 
 def _first_difference(before: str, after: str) -> str:
     """What stands at the first place where two texts differ, in both of them."""
     at = len(commonprefix([before, after]))
     return f"...{before[max(0, at - 80) : at + 80]}... became ...{after[max(0, at - 20) : at + 80]}..."
-
-
-def _facts(cell: dict) -> str:
-    """What a cell shows, without the progress bars, and without times and memory, which no two runs share."""
-    shown = []
-    for output in cell["outputs"]:
-        if output.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):
-            text = json.dumps(output.get("data", output.get("text")), ensure_ascii=False)
-            shown.append(re.sub(r"\d[\d.,]* ?(min \d+ s|s|ms|MB|GB|minutes?|seconds?)\b", "(measured)", text))
-    return "\n".join(shown)
 
 
 def test_results_so_far_stand_in_the_lesson(lesson):

@@ -158,6 +158,11 @@ def test_text_is_changed_outside_code_only(course):
     assert pages.text("[x](gone.md)", path) == "[x](gone.md)"  # for the check of links to find
 
 
+def test_columns_of_sentences_are_marked():
+    row = '<td style="text-align:left">5</td><td style="text-align:left">a sentence that is longer than a word</td>'
+    assert re.findall('class="long"[^>]*>(.*?)<', site_pages.widen_long_cells(row)) == ["a sentence that is longer than a word"]
+
+
 def test_an_interrupted_folder_leaves_nothing_behind(tmp_path):
     with made_folders.replacing(tmp_path / "out", "site") as folder:
         (folder / "old").write_text("old")
