@@ -51,8 +51,7 @@ def test_stored_outputs_were_computed_at_tier_cpu_on_toybox(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_solutions_in_the_notebook_are_right_answers(path):
-    from sslcourse.course.exercises import _judge as judge
-    from sslcourse.course.exercises import lesson_exercises
+    from sslcourse.course.exercises import judge, lesson_exercises
 
     number = int(path.name[:2])
     names = "import math\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"

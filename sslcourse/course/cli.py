@@ -94,7 +94,7 @@ def _parser(named: str) -> argparse.ArgumentParser:
     notebooks.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
     notebooks.set_defaults(command=_notebooks)
 
-    from sslcourse.course import handout_command
+    from sslcourse.course.handouts import handout_command
 
     handout = commands.add_parser("handout", help="copies of the lessons for a class: without solutions, filled in, or for nbgrader")
     handout_command.add_arguments(handout)
@@ -107,7 +107,7 @@ def _parser(named: str) -> argparse.ArgumentParser:
         stamp_command.add_arguments(fork)
         fork.set_defaults(command=stamp_command.run)
 
-    from sslcourse.course import site_command, slides_command
+    from sslcourse.course.pages import site_command, slides_command
 
     pages = commands.add_parser("site", help="the lessons as web pages, which can be read without a network and without Python")
     site_command.add_arguments(pages)

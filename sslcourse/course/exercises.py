@@ -59,12 +59,12 @@ def exercise(id: str) -> Callable[[Callable], Callable]:
 
     Raises CourseError for an id that the lesson does not have; nothing that the learner's function does raises.
     """
-    task = _find(id)
+    task = find_exercise(id)
 
     def decorate(function: Callable) -> Callable:
         if not callable(function):
             raise CourseError(f"@exercise({id!r}) belongs on the line above a function; here it was given {function!r}.")
-        status, message = _judge(task, function)
+        status, message = judge(task, function)
         _statuses[id] = status
         _say(task, status, message)
         chosen = (
@@ -94,7 +94,7 @@ def report(number: int | None = None):
     if number is None:
         begun = lessons.current()
         number = begun.number if begun else None
-    tasks = lesson_exercises(number) if number else {id: _find(id) for id in _statuses}
+    tasks = lesson_exercises(number) if number else {id: find_exercise(id) for id in _statuses}
     words = {DONE: "✓ done", HINT: "✗ see the hint", OPEN: "· not attempted"}
     rows = [
         [task.id, task.title, "★" * task.difficulty, f"{task.minutes} min", words[_statuses.get(id, OPEN)]] for id, task in tasks.items()
@@ -102,7 +102,8 @@ def report(number: int | None = None):
     return Table(["exercise", "what it asks", "difficulty", "time", "status"], rows)
 
 
-def _find(id: str) -> Exercise:
+def find_exercise(id: str) -> Exercise:
+    """The exercise with this number, such as "3.1". Raises CourseError for a text that is no number, or names no exercise."""
     if not isinstance(id, str) or not re.fullmatch(r"[1-9]\d*\.[1-9]\d*", id):
         raise CourseError(f"@exercise takes the exercise's number as a text, such as @exercise('3.1'), not {id!r}.")
     number = int(id.split(".")[0])
@@ -113,7 +114,8 @@ def _find(id: str) -> Exercise:
     return tasks[id]
 
 
-def _judge(task: Exercise, function: Callable) -> tuple[str, str]:
+def judge(task: Exercise, function: Callable) -> tuple[str, str]:
+    """How an answer to this exercise is: DONE, HINT or OPEN, and the sentence that the learner reads. Nothing that it does raises."""
     if _is_untouched(function):
         return OPEN, "Not attempted yet. The lesson goes on with the reference; fill in the function and run the cell again when you like."
     state = random.getstate(), np.random.get_state(), torch.get_rng_state()

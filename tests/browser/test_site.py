@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sslcourse.course import selection, site, slides
+from sslcourse.course import selection
+from sslcourse.course.pages import site, slides
 from sslcourse.errors import CourseError
 
 LESSONS = [path.stem for path in selection.find_notebooks()]

@@ -2,12 +2,12 @@
 
 import pytest
 
-from sslcourse.course.exercises import _judge
+from sslcourse.course.exercises import judge
 
 
 def judge_of(exercises):
     """judged(number, answer) -> (status, message), for a lesson's exercises."""
-    return lambda number, answer: _judge(exercises[number], answer)
+    return lambda number, answer: judge(exercises[number], answer)
 
 
 def standard_tests(exercises, right, wrong, same_hint=()):

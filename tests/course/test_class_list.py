@@ -2,8 +2,8 @@
 
 import pytest
 
-from sslcourse.course import class_list
-from sslcourse.course.class_list import Student, read_students, seeds_for
+from sslcourse.course.handouts import class_list
+from sslcourse.course.handouts.class_list import Student, read_students, seeds_for
 from sslcourse.course.sweep import SEEDS_WITHIN
 from sslcourse.errors import CourseError
 

@@ -135,14 +135,15 @@ def test_results_asks_which_records_are_meant(tmp_path, capsys):
 
 
 def test_results_puts_the_tables_into_the_readme(tmp_path, capsys, monkeypatch):
-    text = "".join(f"<!-- results:{name} -->\n<!-- /results -->\n" for name in ("toybox", "reference"))
+    text = "".join(f"<!-- results:{name} -->\n<!-- /results -->\n" for name in ("toybox", "reference", "originals"))
     (tmp_path / "README.md").write_text(text)
     monkeypatch.setattr(readme, "path", lambda: tmp_path / "README.md")
     assert cli.main(["results", "--update-readme"]) == 0 and capsys.readouterr().out == "README.md: tables made anew\n"
     assert results.readme_table(results.reference()) in (tmp_path / "README.md").read_text()
     assert cli.main(["results", "--update-readme"]) == 0 and capsys.readouterr().out == "README.md: up to date already\n"
     (tmp_path / "README.md").write_text("no place for a table")
-    assert cli.main(["results", "--update-readme"]) == 1 and "<!-- results:reference -->" in capsys.readouterr().err
+    complaint = "README.md has no places for the table"
+    assert cli.main(["results", "--update-readme"]) == 1 and complaint in capsys.readouterr().err
 
 
 def test_notebooks_checks_cleans_and_strips(write_notebook, tmp_path, capsys):

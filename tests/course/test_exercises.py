@@ -171,13 +171,13 @@ def test_gradients_reach_the_inputs_of_a_check():
         expect_close(z.grad, torch.full((3,), 2 / 3), "The gradient is wrong.")
 
     task = Exercise("9.1", "Gradient", 5, 1, mean_square, check)
-    assert exercises._judge(task, lambda x, y: ((x - y) ** 2).mean())[0] == "done"
-    assert exercises._judge(task, lambda x, y: ((x - y).detach() ** 2).mean())[0] == "hint"
+    assert exercises.judge(task, lambda x, y: ((x - y) ** 2).mean())[0] == "done"
+    assert exercises.judge(task, lambda x, y: ((x - y).detach() ** 2).mean())[0] == "hint"
 
 
 def test_a_check_that_stumbles_is_a_hint():
     task = Exercise("9.1", "x", 5, 1, mean_square, lambda fn: fn(1, 2).shape)
-    status, message = exercises._judge(task, lambda x, y: [x, y])
+    status, message = exercises.judge(task, lambda x, y: [x, y])
     assert status == "hint" and "returned list [1, 2], which could not be checked (AttributeError" in message
 
 

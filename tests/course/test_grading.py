@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from sslcourse import losses
-from sslcourse.course import exercises, grading
+from sslcourse.course import exercises
+from sslcourse.course.handouts import grading
 from sslcourse.errors import CourseError
 
 
@@ -32,7 +33,7 @@ def test_a_right_answer_passes_with_and_without_its_decorator():
 
 @pytest.mark.parametrize("decorated", [True, False])
 def test_a_wrong_answer_stops_the_cell_with_its_hint(decorated):
-    hint = exercises._judge(exercises._find("4.1"), wrong)[1]
+    hint = exercises.judge(exercises.find_exercise("4.1"), wrong)[1]
     with pytest.raises(AssertionError) as stopped:
         grading.check_answer("4.1", exercises.exercise("4.1")(wrong) if decorated else wrong)
     assert str(stopped.value) == f"Exercise 4.1: {hint}"
@@ -51,7 +52,7 @@ def test_what_was_found_earlier_is_not_believed(monkeypatch):
         grading.check_answer("4.1", answer)
 
 
-@pytest.mark.parametrize("borrowed", [losses.byol_loss, exercises._find("4.1").reference])
+@pytest.mark.parametrize("borrowed", [losses.byol_loss, exercises.find_exercise("4.1").reference])
 def test_a_function_of_the_package_is_no_answer(borrowed):
     def posing(p, z): ...
 

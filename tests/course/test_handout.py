@@ -10,8 +10,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sslcourse.course import cli, exercises, handout, handout_files, notebook_files
-from sslcourse.course.class_list import Student
+from sslcourse.course import cli, exercises, notebook_files
+from sslcourse.course.handouts import handout, handout_files
+from sslcourse.course.handouts.class_list import Student
 from sslcourse.errors import CourseError
 from sslcourse.files import write_json
 

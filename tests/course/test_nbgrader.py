@@ -8,8 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sslcourse.course import exercises, grading, handout, nbgrader_source, notebook_files
-from sslcourse.course.class_list import Student
+from sslcourse.course import exercises, notebook_files
+from sslcourse.course.handouts import grading, handout, nbgrader_source
+from sslcourse.course.handouts.class_list import Student
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -128,7 +129,7 @@ import sslcourse.course.exercises as checked
 
 for id in ("4.1", "4.2", "4.3"):
     checked._statuses[id] = "done"
-exercise = lambda id: (lambda function: checked._find(id).reference)
+exercise = lambda id: (lambda function: checked.find_exercise(id).reference)
 """
 
 

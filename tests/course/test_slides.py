@@ -7,11 +7,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from sslcourse.course import cli, notebook_files, selection, slides
+from sslcourse.course import cli, notebook_files, selection
+from sslcourse.course.pages import slides
 from sslcourse.errors import CourseError
 
 pytest.importorskip("markdown_it", reason='the extra "site" is not installed')
-slide_cells = pytest.importorskip("sslcourse.course.slide_cells")
+slide_cells = pytest.importorskip("sslcourse.course.pages.slide_cells")
 
 SOLUTION = {"tags": ["solution"], "jupyter": {"source_hidden": True}, "cellView": "form"}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import nbformat
 
-from sslcourse.course import class_list, handout
-from sslcourse.course.exercises import _find
-from sslcourse.course.grading import points
+from sslcourse.course.exercises import find_exercise
+from sslcourse.course.handouts import class_list, handout
+from sslcourse.course.handouts.grading import points
 from sslcourse.course.notebook_files import tags
 from sslcourse.errors import CourseError
 
@@ -28,7 +28,7 @@ TIER = os.environ.get("SSLCOURSE_GRADING_TIER", TIER)
 DATASET = os.environ.get("SSLCOURSE_GRADING_DATASET", DATASET)"""
 
 _TEST_CELL = """# Exercise {id}: {points}. What is tested is your function, not the reference that stands in for it.
-from sslcourse.course.grading import check_answer
+from sslcourse.course.handouts.grading import check_answer
 
 check_answer("{id}", {name})"""
 
@@ -103,7 +103,7 @@ def _mark(cell, grade_id: str, **facts):
 
 
 def _test(task: handout.Task, grade_id: str):
-    worth = points(_find(task.id))
+    worth = points(find_exercise(task.id))
     source = _TEST_CELL.format(id=task.id, name=task.function.name, points=f"{worth} point{'s' if worth > 1 else ''}")
     # "Run All Cells" goes on after a test that fails, as it does after an exercise that is not right.
     cell = nbformat.v4.new_code_cell(source, id=f"test-{task.id.replace('.', '-')}", metadata={"tags": ["raises-exception"]})

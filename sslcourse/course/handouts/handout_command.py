@@ -33,7 +33,7 @@ def _seed(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the parsed arguments say. -> exit status 0."""
-    from sslcourse.course import class_list, handout
+    from sslcourse.course.handouts import class_list, handout
 
     if args.salt and not args.students:
         raise CourseError("--salt changes the seeds of a class: name the class with --students.")

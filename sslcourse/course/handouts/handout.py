@@ -12,8 +12,9 @@ from pathlib import Path
 
 import nbformat
 
-from sslcourse.course import class_list, handout_files, notebook_files, selection
-from sslcourse.course.class_list import Student
+from sslcourse.course import notebook_files, selection
+from sslcourse.course.handouts import class_list, handout_files
+from sslcourse.course.handouts.class_list import Student
 from sslcourse.course.lesson import check_seed
 from sslcourse.course.notebook_files import tags
 from sslcourse.errors import CourseError
@@ -224,7 +225,7 @@ def make(
     given = {path.name: notebook_files.load(path) for path in paths}
     folder = paths[0].parent
     if format == "nbgrader":
-        from sslcourse.course import nbgrader_source
+        from sslcourse.course.handouts import nbgrader_source
 
         contents, keep = nbgrader_source.course_folder(given, folder, students or (), answers=answers), nbgrader_source.SETTINGS
     else:

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the slides and say where they are. -> 0"""
-    from sslcourse.course import slides
+    from sslcourse.course.pages import slides
 
     made = slides.export(args.lessons, args.out, args.notebooks, args.reveal)
     print(f"Slides of {len(made.files)} lessons in {made.folder}: open {made.folder / 'index.html'} in a browser.")

@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Callable
 
-from sslcourse.course.exercises import DONE, OPEN, Exercise, _find, _judge
+from sslcourse.course.exercises import DONE, OPEN, Exercise, find_exercise, judge
 
 POINTS = {1: 1, 2: 2, 3: 3}  # by the difficulty of an exercise: a point for each star that the lesson shows
 
@@ -24,7 +24,7 @@ def check_answer(id: str, answer: Callable) -> None:
     Prints nothing whatever the function prints, because nbgrader takes any output on stderr for a failure.
     Raises CourseError for an id that the lesson does not have.
     """
-    task = _find(id)
+    task = find_exercise(id)
     learner = getattr(answer, "learner", answer)
     if not callable(learner):
         raise AssertionError(f"Exercise {id}: {learner!r} is not a function.")
@@ -32,6 +32,6 @@ def check_answer(id: str, answer: Callable) -> None:
         raise AssertionError(f"Exercise {id}: this is a function of the course. Write one of your own.")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        status, message = _judge(task, learner)
+        status, message = judge(task, learner)
     if status != DONE:
         raise AssertionError(f"Exercise {id}: {'not attempted yet.' if status == OPEN else message}")

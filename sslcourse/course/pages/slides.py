@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sslcourse.course import made_folders, notebook_files, selection, site, slide_cells
+from sslcourse.course import notebook_files, selection
+from sslcourse.course.pages import made_folders, site, slide_cells
 from sslcourse.errors import CourseError
 
 _TEMPLATE = Path(__file__).parent / "slides_template"

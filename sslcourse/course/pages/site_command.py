@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the site and say what was made. -> 0, or 1 if a link leads nowhere or Sphinx warned; the site is there all the same."""
-    from sslcourse.course import site
+    from sslcourse.course.pages import site
 
     made = site.build(args.out, args.notebooks)
     problems = [*made.warnings, *made.links.problems]

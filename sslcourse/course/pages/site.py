@@ -12,7 +12,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sslcourse.course import made_folders, page_links, selection, site_pages
+from sslcourse.course import selection
+from sslcourse.course.pages import made_folders, page_links, site_pages
 from sslcourse.errors import CourseError
 
 _NEEDED = {"sphinx": "sphinx", "myst_nb": "myst-nb", "furo": "furo", "sphinx_design": "sphinx-design"}

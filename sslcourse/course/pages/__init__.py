@@ -1,0 +1,1 @@
+"""The lessons as pages to browse and as slides."""
