@@ -65,7 +65,7 @@ def run_loop(
             totals = {key: torch.as_tensor(value, device=device) for key, value in totals.items()}
         quiet = {} if progress and rank == 0 else {"disable": True}  # not disable=False: that would overrule the environment's TQDM_DISABLE
         started = time.perf_counter() - history.final.get("seconds", 0.0)
-        bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, file=sys.stderr, **quiet)
+        bar = tqdm(total=epochs, initial=loader.epoch, desc=name, unit="epoch", leave=False, file=_bar_stream(), **quiet)
         model.train()
         last = epochs if stop_after is None else min(epochs, stop_after)
         step = loader.epoch * len(loader) + loader.start
@@ -123,6 +123,11 @@ def run_loop(
         bar.close()
     model.eval()
     return history
+
+
+def _bar_stream():
+    """Where the progress bar is drawn: in a notebook among what is printed, where the next line covers it; stderr leaves a coloured gap."""
+    return sys.stdout if type(sys.stdout).__module__.startswith("ipykernel.") else sys.stderr
 
 
 def _exists(checkpoint: str | os.PathLike) -> bool:

@@ -1,7 +1,9 @@
 """Training a classifier: exact resume, random state, what is reported, and what is refused."""
 
+import io
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -28,6 +30,20 @@ def test_epochs_make_the_steps_on_few_labels_and_the_passes_on_many():
     assert training.epochs_for(10, 250, batch_size=10) == 250 and training.epochs_for(5_000, 10) == 1
     history = fit(new_model(), epochs=training.epochs_for(48, 7, batch_size=16), batch_size=16)  # 3 steps an epoch
     assert history.final["step"] == 6
+
+
+def test_the_bar_leaves_nothing_behind_in_a_notebook(monkeypatch, capsys):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    kernel = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stdout", kernel)
+    fit(new_model(), epochs=2, progress=True)
+    drawn = kernel.getvalue()
+    assert "2/2" in drawn and not drawn.rpartition("\r")[0].rpartition("\r")[2].strip() and drawn.endswith("\r")
+    monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+    fit(new_model(), epochs=2, progress=True)  # in a terminal, what is printed stays free of bars
+    told = capsys.readouterr()
+    assert told.out == "" and "2/2" in told.err
 
 
 # --- the run --------------------------------------------------------------------------------------------------------------------------
