@@ -1,4 +1,4 @@
-"""What README.md says of results and costs, made from the committed records, and putting it there.
+"""What README.md says of results and costs (and TEACHING.md of costs), made from the committed records, and putting it there.
 
 A table stands between two comments, which a reader of the page does not see: <!-- results:NAME --> and <!-- /results -->.
 """
@@ -87,25 +87,38 @@ def updated(text: str, records: Iterable[Mapping]) -> str:
 
 
 def with_costs(text: str, costs: Callable[[int], Mapping] = results.measured_costs) -> str:
-    """The text of README.md with what each lesson took, at smoke and at cpu, in the last column of its row; a row without that stays."""
+    """The text with what each lesson took, at smoke and at cpu, in its row; a row without both measurements stays.
+
+    README.md has them in the last column of a row, notebooks/TEACHING.md, whose links need no folder, in the last two.
+    """
     lines = text.split("\n")
     for i, line in enumerate(lines):
-        lesson = re.match(r"\| \[\d [^|]*\(notebooks/(\d\d)_\w+\.ipynb\)", line)
-        found = costs(int(lesson[1])) if lesson else {}
+        lesson = re.match(r"\| \[\d [^|]*\((notebooks/)?(\d\d)_\w+\.ipynb\)", line)
+        found = costs(int(lesson[2])) if lesson else {}
         if {"smoke", "cpu"} <= set(found):
             told = [f"{duration(found[tier]['seconds'])}, {memory(found[tier]['peak_memory'])}" for tier in ("smoke", "cpu")]
-            lines[i] = f"{line.rstrip('| ').rsplit(' | ', 1)[0]} | {' / '.join(told)} |"
+            told = [" / ".join(told)] if lesson[1] else told
+            lines[i] = f"{line.rstrip('| ').rsplit(' | ', len(told))[0]} | {' | '.join(told)} |"
     return "\n".join(lines)
 
 
 def update(readme: Path | None = None) -> bool:
-    """Put the tables of the committed records and the measured costs into README.md; whether that changed anything."""
+    """Put the tables of the committed records and the measured costs into README.md, and the costs into notebooks/TEACHING.md beside it.
+
+    Returns whether that changed anything.
+    """
     readme = path() if readme is None else Path(readme)
+    teaching, changed = readme.parent / "notebooks" / "TEACHING.md", False
     try:
         before = readme.read_text(encoding="utf-8")
-        after = with_costs(updated(before, results.reference()))
-        if after != before:
-            write_atomically(readme, after.encode())
+        texts = {readme: (before, with_costs(updated(before, results.reference())))}
+        if teaching.is_file():
+            before = teaching.read_text(encoding="utf-8")
+            texts[teaching] = before, with_costs(before)
+        for file, (before, after) in texts.items():
+            if after != before:
+                write_atomically(file, after.encode())
+                changed = True
     except OSError as error:
-        raise CourseError(f"{readme} could not be rewritten: {error.strerror or error}.") from error
-    return after != before
+        raise CourseError(f"{error.filename or readme} could not be rewritten: {error.strerror or error}.") from error
+    return changed

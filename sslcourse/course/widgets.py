@@ -65,7 +65,8 @@ def explore(draw: Callable, **controls) -> None:
     import ipywidgets
     from IPython.display import display
 
-    inputs = {name: _control(ipywidgets, name, spec) for name, spec in controls.items()}
+    room = max(map(len, controls), default=0)  # for the longest name, so that sliders begin below each other
+    inputs = {name: _control(ipywidgets, name, spec, room) for name, spec in controls.items()}
     output = ipywidgets.interactive_output(_guarded(draw), inputs)
     display(ipywidgets.VBox([*inputs.values(), output]))
 
@@ -250,9 +251,9 @@ def _enlarged(picture, text: str) -> None:
     plots.show(figure, f"{text}, to be named by one of the buttons.")
 
 
-def _control(ipywidgets, name: str, spec):
+def _control(ipywidgets, name: str, spec, room: int):
     label = name.replace("_", " ")
-    wide = {"description_width": "initial"}
+    wide = {"description_width": f"{room + 1}ch"}
     if isinstance(spec, bool):
         return ipywidgets.Checkbox(value=spec, description=label, style=wide)
     if isinstance(spec, list):

@@ -106,6 +106,10 @@ def test_update_keeps_the_file_s_permissions_and_says_whether_it_changed(tmp_pat
     path.chmod(0o664)
     assert readme.update(path) is True and readme.update(path) is False
     assert stat.S_IMODE(path.stat().st_mode) == 0o664 and list(tmp_path.iterdir()) == [path]
+    teaching = tmp_path / "notebooks" / "TEACHING.md"
+    teaching.parent.mkdir()
+    teaching.write_text("| [3 SimCLR](03_simclr.ipynb) | to come | to come |\n")
+    assert readme.update(path) is True and "to come" not in teaching.read_text() and readme.update(path) is False
 
 
 def test_a_readme_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
@@ -131,5 +135,7 @@ def test_costs_stand_in_the_last_column_of_a_lessons_row():
     done = readme.with_costs(text, lambda lesson: measured.get(lesson, {}))
     assert done == text.replace("1 s, 2 MB / to come", "21.0 s, 1.2 GB / 5 min 01 s, 900 MB")
     assert readme.with_costs(done, lambda lesson: measured.get(lesson, {})) == done
+    table = "| lesson | smoke | cpu |\n| [3 SimCLR](03_simclr.ipynb) | to come | to come |"  # as in TEACHING.md
+    assert readme.with_costs(table, lambda lesson: measured.get(lesson, {})).endswith("| 21.0 s, 1.2 GB | 5 min 01 s, 900 MB |")
     only_smoke = {3: {"smoke": measured[3]["smoke"]}}
     assert readme.with_costs(text, lambda lesson: only_smoke.get(lesson, {})) == text
