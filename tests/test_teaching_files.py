@@ -139,7 +139,7 @@ CLAIMS = [
     (6, "50 % of the images passed 0.9 before, 0 % after", "50 %, 55 % right | 0 % |"),
     (6, "62 % of those answers are right", "at a threshold of 0.95, 37 % pass, and 62 % of them are right"),
     (7, "1 of 4 encoders differs", "1 of 4 differ after Holm"),
-    (7, "3 of 5 intervals leave zero out", "3 of 5 leave zero out"),
+    (7, "3 of 4 intervals leave zero out", "3 of 4 leave zero out"),
     (7, "3 of 7 tasks filled", "3 of 7 tasks have a row"),
 ]
 
