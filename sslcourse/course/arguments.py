@@ -43,6 +43,13 @@ def seed(text: str) -> int:
     return _number(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0")
 
 
+def listed_seed(text: str) -> int:
+    """One of several seeds, which take all words that follow them."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a seed, a whole number; name the lessons before --seeds")
+    return int(text)
+
+
 def positive(text: str) -> float:
     return _number(text, float, lambda v: v > 0, "a number above 0")
 

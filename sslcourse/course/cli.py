@@ -4,6 +4,7 @@ Exit status: 0 if all went well, 1 if something has to be put right (one sentenc
 """
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,17 @@ from sslcourse.course import arguments
 from sslcourse.errors import CourseError
 
 # Everything heavy is imported by the command that needs it, so that --help answers at once.
+
+# Commands with a module of their own, which has add_arguments(parser) and run(args) -> exit status: name -> (module, what help says).
+_MODULES = {
+    "data": ("data_command", "get a data set ready: draw, download or import it"),
+    "pretrain": ("pretrain_command", "one long run of pretraining, which survives interruptions"),
+    "evaluate": ("evaluate_command", "what a pretrained encoder is worth with few labels"),
+    "handout": ("handouts.handout_command", "copies of the lessons for a class: without solutions, filled in, or for nbgrader"),
+    "site": ("pages.site_command", "the lessons as web pages, which can be read without a network and without Python"),
+    "slides": ("pages.slides_command", "the lessons as reveal.js slides with speaker's notes"),
+    "stamp": ("stamp_command", "put the address of your fork into the badges and set-up cells"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(named: str) -> argparse.ArgumentParser:
-    """named: the command that is going to be parsed; only its module is imported where that is heavy."""
+    """named: the command that is going to be parsed; of those with a module, only its own is imported."""
     from sslcourse import __version__
 
     parser = argparse.ArgumentParser(prog="python -m sslcourse", description="A course on self- and semi-supervised image learning.")
@@ -63,24 +75,15 @@ def _parser(named: str) -> argparse.ArgumentParser:
         "run the lessons once for each seed, in OUT/seed-K, and tabulate the mean over the seeds; a lesson takes SEED and the next ones "
         "too, up to SEED + 4, so steps of 10, such as 0 10 20, keep them apart"
     )
-    run.add_argument("--seeds", type=_seed, nargs="+", metavar="K", help=several)
+    run.add_argument("--seeds", type=arguments.listed_seed, nargs="+", metavar="K", help=several)
     run.set_defaults(command=_run)
 
-    data = commands.add_parser("data", help="get a data set ready: draw, download or import it")
-    if named == "data":
-        from sslcourse.course import data_command
-
-        data_command.add_arguments(data)
-        data.set_defaults(command=data_command.run)
-
-    from sslcourse.course import evaluate_command, pretrain_command
-
-    pretrain = commands.add_parser("pretrain", help="one long run of pretraining, which survives interruptions")
-    pretrain_command.add_arguments(pretrain)
-    pretrain.set_defaults(command=pretrain_command.run)
-    evaluate = commands.add_parser("evaluate", help="what a pretrained encoder is worth with few labels")
-    evaluate_command.add_arguments(evaluate)
-    evaluate.set_defaults(command=evaluate_command.run)
+    for name, (module, told) in _MODULES.items():
+        command = commands.add_parser(name, help=told)
+        if name == named:
+            its = importlib.import_module(f"sslcourse.course.{module}")
+            its.add_arguments(command)
+            command.set_defaults(command=its.run)
 
     notebooks = commands.add_parser("notebooks", help="check, clean or execute the stored notebooks")
     notebooks.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers, ranges or names; all if left out")
@@ -93,28 +96,6 @@ def _parser(named: str) -> argparse.ArgumentParser:
     notebooks.add_argument("--dataset", default="toybox", help="with --execute (default: toybox)")
     notebooks.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
     notebooks.set_defaults(command=_notebooks)
-
-    from sslcourse.course.handouts import handout_command
-
-    handout = commands.add_parser("handout", help="copies of the lessons for a class: without solutions, filled in, or for nbgrader")
-    handout_command.add_arguments(handout)
-    handout.set_defaults(command=handout_command.run)
-
-    fork = commands.add_parser("stamp", help="put the address of your fork into the badges and set-up cells")
-    if named == "stamp":
-        from sslcourse.course import stamp_command
-
-        stamp_command.add_arguments(fork)
-        fork.set_defaults(command=stamp_command.run)
-
-    from sslcourse.course.pages import site_command, slides_command
-
-    pages = commands.add_parser("site", help="the lessons as web pages, which can be read without a network and without Python")
-    site_command.add_arguments(pages)
-    pages.set_defaults(command=site_command.run)
-    shows = commands.add_parser("slides", help="the lessons as reveal.js slides with speaker's notes")
-    slides_command.add_arguments(shows)
-    shows.set_defaults(command=slides_command.run)
 
     shown = commands.add_parser("results", help="print the table of a folder of result records, or of the committed ones")
     which = shown.add_mutually_exclusive_group()
@@ -133,12 +114,6 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return value
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a seed, a whole number; name the lessons before --seeds")
-    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -38,6 +38,8 @@ BUDGETS = {
     "gpu": "15 minutes at most on a T4",
     "full": "hours: the budgets of the papers",
 }
+# How many seeds a lesson takes at most, SEED and the next ones: lesson 1 five at gpu, others three.
+SEEDS_WITHIN = {"smoke": 2, "cpu": 3, "gpu": 5, "full": 5}
 _SIZES = (16, 512)
 
 _current = None

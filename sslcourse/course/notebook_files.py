@@ -206,12 +206,17 @@ def clean(path: Path | str) -> bool:
     return path.read_bytes() != before
 
 
-def strip_outputs(path: Path | str, out: Path | str) -> Path:
-    """Write a copy without outputs and execution counts, for a class to start from."""
-    notebook = normalise(load(path))
+def without_outputs(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take outputs and execution counts out of a notebook, in place."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def strip_outputs(path: Path | str, out: Path | str) -> Path:
+    """Write a copy without outputs and execution counts, for a class to start from."""
+    notebook = without_outputs(normalise(load(path)))
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     save(notebook, out)

@@ -7,13 +7,13 @@ sources of cells are read and changed, character by character: outputs, metadata
 import contextlib
 import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sslcourse.errors import CourseError
+from sslcourse.files import stage_beside
 
 _OWNER = r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:_[A-Za-z0-9]+)?"  # the part after _ is that of a company's managed users
 _NAME = r"[A-Za-z0-9._-]+"
@@ -44,6 +44,10 @@ class Address:
     def install(self) -> str:
         """What pip installs the package from."""
         return f"git+{self.url}" + (f"@{self.branch}" if self.branch != "main" else "")
+
+    def page(self, path: str, folder: bool = False) -> str:
+        """Where a file or folder of the repository is shown; path: from its root."""
+        return f"{self.url}/{'tree' if folder else 'blob'}/{self.branch}/{path}"
 
     def colab(self, lesson: str) -> str:
         """What a lesson's badge opens; lesson: the name of its file."""
@@ -242,7 +246,7 @@ def _write_all(texts: Mapping[Path, str]) -> None:
             if not os.access(path, os.W_OK):
                 raise PermissionError(f"{path} is write-protected")
             for content in (text.encode("utf-8"), path.read_bytes()):
-                made.append(_beside(path, content))
+                made.append(stage_beside(path, content))
             ready.append((path, *made[-2:]))
         for path, new, kept in ready:
             os.replace(new, path)
@@ -256,21 +260,6 @@ def _write_all(texts: Mapping[Path, str]) -> None:
     finally:
         for beside in made:
             beside.unlink(missing_ok=True)
-
-
-def _beside(path: Path, content: bytes) -> Path:
-    """A hidden file of this content in the same folder, with the same permissions."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, path.stat().st_mode & 0o777)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return Path(name)
 
 
 def disagreements(root: Path, address: Address | None = None) -> list[str]:

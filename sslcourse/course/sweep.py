@@ -23,7 +23,6 @@ from sslcourse.networks import COMMITTED
 KIND = "sslcourse sweep"
 _SUMMARIES = f"{results.SUMMARY_PREFIX}*.json"
 METRICS = ("top1", "top3")
-SEEDS_WITHIN = {"smoke": 2, "cpu": 3, "gpu": 5, "full": 5}  # a lesson takes SEED and the next ones: lesson 1 five at gpu, others three
 _ELSEWHERE = {"TIER", "DATASET", "SEED", "DATA_DIR", "RESULTS_DIR"}  # parameters that a record itself names, or that change no result
 _EXPERIMENT = ("lesson", "method", "dataset", "labels")
 _TOGETHER = (*_EXPERIMENT, "tier", "image_size", "network")  # with the parameters, what the runs of one row share
@@ -110,7 +109,7 @@ def sweep(
 
 def too_close(seeds: Sequence[int], tier: str) -> str | None:
     """A sentence about seeds whose lessons share some of their runs; None if there are none."""
-    within = SEEDS_WITHIN[lessons.resolve_tier(tier)]
+    within = lessons.SEEDS_WITHIN[lessons.resolve_tier(tier)]
     if all(abs(a - b) >= within for a, b in combinations(seeds, 2)):
         return None
     return (

@@ -4,7 +4,6 @@ import pytest
 
 from sslcourse.course.handouts import class_list
 from sslcourse.course.handouts.class_list import Student, read_students, seeds_for
-from sslcourse.course.sweep import SEEDS_WITHIN
 from sslcourse.errors import CourseError
 
 
@@ -82,7 +81,7 @@ def test_seeds_depend_on_id_and_salt_alone():
 def test_seeds_of_a_large_class_share_no_run():
     seeds = sorted(seeds_for(f"student-{k}" for k in range(2000)).values())
     assert min(b - a for a, b in zip(seeds, seeds[1:], strict=False)) >= class_list.STEP
-    assert class_list.STEP >= class_list.TAKEN == max(SEEDS_WITHIN.values())
+    assert class_list.STEP >= class_list.TAKEN == 5  # lesson 1 takes SEED to SEED + 4 at gpu
     assert 0 <= seeds[0] and seeds[-1] + class_list.STEP < 2**31  # of what NumPy and torch take
 
 

@@ -47,7 +47,7 @@ def course(write_notebook, tmp_path):
     picture = '<img src="notebooks/pictures/lesson_1.png" alt="a curve">'
     table = f"| lesson | question |\n|---|---|\n| [1 First](notebooks/01_first.ipynb) <br> {picture} | How far? |"
     (tmp_path / "README.md").write_text(f"# A course\n\nWhat it is.\n\n## Lessons\n\n{table}\n")
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\n[project.urls]\nRepository = "https://repository.example/x"\n')
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\n[project.urls]\nRepository = "https://github.com/someone/x"\n')
     return tmp_path / "notebooks"
 
 
@@ -62,7 +62,7 @@ def test_a_site_has_every_page_and_no_dead_link_and_loads_nothing_from_elsewhere
     names = {path.relative_to(pages.folder).as_posix() for path in pages.folder.rglob("*.html")}
     assert {"index.html", "README.html", "notebooks/01_first.html", "notebooks/02_second.html", "notebooks/GLOSSARY.html"} <= names
     assert pages.links.problems == [] and pages.warnings == [], (pages.links.problems, pages.warnings)
-    assert {"https://colab.example/1", "https://repository.example/x/blob/main/pyproject.toml"} <= set(pages.links.outside)
+    assert {"https://colab.example/1", "https://github.com/someone/x/blob/main/pyproject.toml"} <= set(pages.links.outside)
     for path in pages.folder.rglob("*.css"):
         assert not re.search(r"url\(\s*['\"]?(https?:)?//|@import", path.read_text()), path
 
@@ -157,6 +157,15 @@ def test_text_is_changed_outside_code_only(course):
     assert pages.text("![x](https://e.example/p.png) 5 ± 1 %", path) == "[x](https://e.example/p.png) 5\u00a0±\u00a01\u00a0%"
     assert pages.text("[x](#K-means,-twice)", path) == "[x](#k-means-twice)"
     assert pages.text("[x](gone.md)", path) == "[x](gone.md)"  # for the check of links to find
+
+
+def test_links_to_files_follow_the_branch_of_the_badges(course):
+    badge = "https://colab.research.google.com/github/someone/x/blob/autumn/notebooks/01_first.ipynb"
+    lesson = course / "01_first.ipynb"
+    lesson.write_text(lesson.read_text().replace("https://colab.example/1", badge))
+    pages = site_pages._Pages(course.parent, course, set())
+    assert pages.text("[x](../pyproject.toml)", lesson) == "[x](https://github.com/someone/x/blob/autumn/pyproject.toml)"
+    assert pages.text("[x](pictures)", lesson) == "[x](https://github.com/someone/x/tree/autumn/notebooks/pictures)"
 
 
 def test_columns_of_sentences_are_marked():

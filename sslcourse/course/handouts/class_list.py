@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sslcourse.course.lesson import check_seed
+from sslcourse.course.lesson import SEEDS_WITHIN, check_seed
 from sslcourse.errors import CourseError
 
-TAKEN = 5  # seeds that a lesson takes at most: SEED to SEED + 4
+TAKEN = max(SEEDS_WITHIN.values())  # seeds that a lesson takes at most: SEED to SEED + 4
 STEP = 10  # between the seeds of two students, so that they share no run
 _SEEDS = 10**8  # that many different ones: none has more than nine digits
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}(?<!\.)")  # nbgrader keeps + and * for itself

@@ -107,11 +107,9 @@ def _with_body(task: Task, body: Sequence[str]) -> str:
 
 def _bare(notebook):
     """A copy without outputs, execution counts and the Colab badge."""
-    made = notebook_files.normalise(copy.deepcopy(notebook))
+    made = notebook_files.without_outputs(notebook_files.normalise(copy.deepcopy(notebook)))
     for cell in made.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-        elif cell.cell_type == "markdown":
+        if cell.cell_type == "markdown":
             cell.source = _BADGE.sub("", cell.source)
     return made
 

@@ -5,6 +5,7 @@ python -m sslcourse handout 1-3 --out class --students class.csv
 
 import argparse
 
+from sslcourse.course import arguments
 from sslcourse.errors import CourseError
 
 
@@ -18,17 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     students = "a class list, one id a line or a CSV with a column id: a copy and a seed for each, in DIR/student/ID and DIR/seeds.csv"
     each.add_argument("--students", metavar="FILE", help=students)
     seeds = "copies with other seeds, in DIR/student/seed-K; in steps of 10, such as 0 10 20, they share no run"
-    each.add_argument("--seeds", type=_seed, nargs="+", metavar="K", help=seeds)
+    each.add_argument("--seeds", type=arguments.listed_seed, nargs="+", metavar="K", help=seeds)
     parser.add_argument("--salt", default="", metavar="TEXT", help="with --students: another text gives everybody another seed")
     without = "leave out the explanations of quiz choices and of diagnosed faults; the copies in DIR/solutions keep them"
     parser.add_argument("--without-quiz-answers", action="store_true", help=without)
     parser.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a seed, a whole number; name the lessons before --seeds")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,9 +3,9 @@
 Copies differ from what is stored in what only makes sense elsewhere: badges, links into the repository, folded cells.
 """
 
+import contextlib
 import re
 import shutil
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from urllib.parse import unquote
 
 import nbformat
 
-from sslcourse.course import notebook_files
+from sslcourse.course import notebook_files, stamp
+from sslcourse.errors import CourseError
 
 _TITLES = {"TEACHING": "For teachers", "GLOSSARY": "Glossary", "LICENSE": "Licence of the lessons"}  # in this order
 _LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\[\]]*\])*\]\()([^()\s]+)((?:\s+\"[^\"]*\")?\))")
@@ -191,8 +192,7 @@ class _Pages:
         if found in self.paths or (found.parent == self.folder / "pictures" and found.is_file()):
             return name + mark + fragment
         if found.exists() and found.is_relative_to(self.root) and self.repository:
-            kind = "tree" if found.is_dir() else "blob"
-            return f"{self.repository}/{kind}/main/{found.relative_to(self.root).as_posix()}{mark}{fragment}"
+            return self.repository.page(found.relative_to(self.root).as_posix(), found.is_dir()) + mark + fragment
         return target
 
 
@@ -215,12 +215,11 @@ def _as_page(target: str) -> str:
     return re.sub(r"\.(ipynb|md)(?=#|$)", ".html", target) if "://" not in target else target
 
 
-def _repository(root: Path) -> str:
-    """The address of the repository from pyproject.toml; "" without one."""
-    try:
-        return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"].rstrip("/")
-    except (OSError, KeyError, ValueError):
-        return ""
+def _repository(root: Path) -> stamp.Address | None:
+    """The repository that the course's own files name, and its branch; None where they name none."""
+    with contextlib.suppress(CourseError):
+        return stamp.current(root)
+    return None
 
 
 def _copy(path: Path, target: Path) -> None:
