@@ -93,6 +93,12 @@ def _line(axis, x, values, name: str, i: int, xlabel: str, ends: tuple[float, fl
     return f"{name} goes from {first:.3g} to {last:.3g} (least {low:.3g}, most {high:.3g}{also})"
 
 
+def _whole_ticks(axis, x: np.ndarray) -> None:
+    """Ticks at whole numbers only, where x are whole: passes, epochs, steps; there are no halves of them."""
+    if x.size and (x % 1 == 0).all():
+        axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+
+
 def lines(
     x: Sequence[float] | Mapping[str, Sequence[float]],
     series: Mapping[str, Sequence[float]],
@@ -129,8 +135,8 @@ def lines(
         ticks = np.unique(everywhere)
         axis.set_xticks(ticks, [f"{v:g}" for v in ticks])
         axis.minorticks_off()
-    elif everywhere.size and (everywhere % 1 == 0).all():  # passes, epochs, steps: there are no halves of them
-        axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    else:
+        _whole_ticks(axis, everywhere)
     if ylim:
         axis.set_ylim(*ylim)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -173,6 +179,8 @@ def training_curves(history, *, title: str, num_classes: int | None = None) -> N
         told.append(f"guessing has {100 / num_classes:.3g} percent")
     if np.isfinite(accuracy).any():
         told.append(f"validation accuracy ends at {accuracy[-1]:.1f} percent, the best epoch had {np.nanmax(accuracy):.1f}")
+    for axis in (left, right):
+        _whole_ticks(axis, np.asarray(epochs, float))
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     figure.tight_layout()
     show(figure, f"{title}. Two panels over {epochs[-1]:g} epochs: " + "; ".join(told) + ".")
@@ -231,6 +239,7 @@ def pretraining_curves(history, *, title: str, num_classes: int | None = None) -
         told += f" {ylabel.capitalize()}: {'; '.join(goes)}."
         margin = 0.03 * (ends[1] - ends[0]) or 0.5  # of all epochs, so that a loss that broke off is seen to
         axis.set(xlabel="epoch", ylabel=ylabel, xlim=(ends[0] - margin, ends[1] + margin))
+        _whole_ticks(axis, np.asarray(history["epoch"], float))
         axis.set_title(heading)
         if "%" in ylabel:
             axis.set_ylim(0, 100)

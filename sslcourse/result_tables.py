@@ -1,6 +1,6 @@
 """Tables of result records, beside numbers from elsewhere: HTML in a notebook, Markdown in a README, aligned text in a terminal.
 
-A row is a record, or a plain dict with the same keys for what an original project or a paper reports; see `table`.
+A row is a record, or a plain dict with the same keys for what an original project or a publication reports; see `table`.
 """
 
 import html
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sslcourse.result_metrics import metric
 
-SOURCES = ("ours", "original project", "paper")
+SOURCES = ("ours", "original project", "published")
 
 
 def percent(value: float, standard_error: float | None = None) -> str:
@@ -61,8 +61,8 @@ def table(rows: Iterable[Mapping], columns: Sequence[str] | None = None, caption
     """Lay out records and plain rows, in the order given.
 
     A plain row is a dict such as
-    {"source": "paper", "method": "SimCLR", "dataset": "CIFAR-10", "metrics": {"top1": 0.906}, "differs": "ResNet-50"};
-    source is 'ours' (if left out), 'original project' or 'paper', and differs says what makes the row not comparable.
+    {"source": "published", "method": "SimCLR", "dataset": "CIFAR-10", "metrics": {"top1": 0.906}, "differs": "ResNet-50"};
+    source is 'ours' (if left out), 'original project' or 'published', and differs says what makes the row not comparable.
     columns: names of fields and of metrics, and "runs", how many seeds there were; tier and origin (see `results.fill`) say which rows
     come from another budget or another machine. By default method, source, dataset, labels, then every metric that occurs, then differs
     if any row has it.

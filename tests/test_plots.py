@@ -185,6 +185,16 @@ def test_pretraining_curves(shown):
     )
 
 
+def test_epochs_have_ticks_at_whole_numbers(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "show", lambda figure, alt: drawn.append(figure))
+    plots.pretraining_curves(history(PRETRAINED), title="T")
+    plots.training_curves(history([{"loss": 1.0, "validation_loss": 1.0, "validation_accuracy": 0.5}] * 3), title="T")
+    ticks = [tick for figure in drawn for axis in figure.axes for tick in axis.get_xticks()]
+    assert len(drawn) == 2 and len(ticks) >= 12 and all(float(tick).is_integer() for tick in ticks)
+    plt.close("all")
+
+
 def test_guessing_is_drawn_where_accuracy_is(monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "show", lambda figure, alt: drawn.append(figure))

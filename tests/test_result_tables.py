@@ -12,11 +12,12 @@ def test_percent():
 
 
 def test_a_table_sets_ours_beside_others():
-    paper = {"source": "paper", "method": "SimCLR", "dataset": "CIFAR-10", "metrics": {"top1": 0.906}, "differs": "ResNet-50, 1000 epochs"}
-    made = results.table([make(), paper])
+    published = {"source": "published", "method": "SimCLR", "dataset": "CIFAR-10", "metrics": {"top1": 0.906}}
+    published |= {"differs": "ResNet-50, 1000 epochs"}
+    made = results.table([make(), published])
     assert made.header == ["method", "source", "dataset", "labels", "top1", "differs"]
     assert made.rows[0] == ["Supervised", "ours", "toybox", "100", "87.3 ± 0.4 %", "–"]
-    assert made.rows[1] == ["SimCLR", "paper", "CIFAR-10", "–", "90.6 %", "ResNet-50, 1000 epochs"]
+    assert made.rows[1] == ["SimCLR", "published", "CIFAR-10", "–", "90.6 %", "ResNet-50, 1000 epochs"]
     assert str(made).splitlines()[1].startswith("----------  -----")
     assert made._repr_markdown_().splitlines()[1] == "| --- | --- | --- | --- | --- | --- |"
 

@@ -1,6 +1,9 @@
 """The command `evaluate`: what a pretrained encoder is worth with few labels, by the protocols of the lessons.
 
 python -m sslcourse evaluate runs/simclr --dataset stl10 --labels-per-class 10 100 --seeds 0 1 2
+
+Random crops enlarge what they show, so an encoder that was pretrained on small views may read larger images better (Touvron et al. 2019,
+Fixing the train-test resolution discrepancy): try --size on the validation images.
 """
 
 import argparse
@@ -11,7 +14,7 @@ from sslcourse.course.arguments import check_device, whole
 from sslcourse.course.pretrain_command import LESSONS, TITLES
 from sslcourse.errors import CourseError
 
-PROTOCOLS = ("knn", "linear-probe", "fine-tune")
+PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned"}  # and what the lessons' records call them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=["knn", "linear-probe"], help="(default: knn linear-probe)")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="test only when everything is chosen")
     parser.add_argument("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
+    size = "height and width at which the images are looked at (default: those of the views in pretraining)"
+    parser.add_argument("--size", type=whole, metavar="PIXELS", help=size)
     parser.add_argument("--steps", type=whole, default=250, help="of fine-tuning, at least (default: 250)")
     passes = "over the labels in fine-tuning, at least, so that many labels get more steps (default: 25)"
     parser.add_argument("--passes", type=whole, default=25, help=passes)
@@ -55,6 +60,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.out and args.split != "test":
         raise CourseError("--out keeps records, and records are of test images: add --split test, once everything is chosen.")
     check_device(args.device)
+    datasets.check_size(args.size)
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise CourseError(f"--seeds {' '.join(map(str, args.seeds))}: give different whole numbers from 0.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,22 +70,25 @@ def _run(args: argparse.Namespace) -> int:
     smallest = int(torch.bincount(images.train_labels).min())
     if too_many := [n for n in args.labels_per_class if n > smallest]:
         raise CourseError(f"--labels-per-class {too_many[0]}: the smallest class of {dataset} has {smallest} labelled images.")
+    block = network.block if args.block is None else args.block
+    size = args.size or network.size
     records = []
     for per_class in args.labels_per_class:
         for protocol in args.protocol:
             started = time.perf_counter()
-            found = [_one(args, network, images, protocol, per_class, seed) for seed in args.seeds]
+            found = [_one(args, network, images, protocol, per_class, seed, block, size) for seed in args.seeds]
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
             metrics = {kind: results.over_runs([getattr(one, kind) for one in found], n=found[0].n) for kind in kinds}
             trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
-            name = f"{network.method}{trained_there}, {protocol}"
+            way = "probe" if protocol == "linear-probe" and block is not None else PROTOCOLS[protocol]
+            name = f"{network.method}{trained_there}, {way}"
             lesson = network.about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
             records.append(
                 results.record(
                     lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes,
-                    metrics=metrics, seed=args.seeds, tier=network.about.get("tier", "long run"), device=device,
-                    seconds=time.perf_counter() - started, image_size=network.size, network=comparison.network_name(network),
-                    settings={"split": args.split, "epochs": network.about.get("epochs"), "block": args.block or network.block},
+                    metrics=metrics, seed=args.seeds, tier=network.about.get("tier", comparison.LONG), device=device,
+                    seconds=time.perf_counter() - started, image_size=size, network=comparison.network_name(network),
+                    settings={"split": args.split, "block": block} | {name: network.about.get(name) for name in ("epochs", "minutes")},
                 )
             )  # fmt: skip
     print(results.table(records, ["method", "dataset", "labels", "network", "top1", "top3"]))
@@ -90,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int):
+def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int):
     """The result of one protocol with one draw of labels."""
     from sslcourse import augment, evaluation, training
 
@@ -99,7 +108,7 @@ def _one(args: argparse.Namespace, network, images, protocol: str, per_class: in
     if protocol == "fine-tune":
         epochs = training.epochs_for(len(labelled.train_labels), args.steps, args.passes)
         how = {"encoder_lr_scale": 0.5, "split": args.split, "seed": seed, "batch_size": 64, "validate_every": 0}
-        how |= {"augmentation": augment.weak(network.size), "progress": not args.quiet}
+        how |= {"augmentation": augment.weak(size), "progress": not args.quiet}
         return evaluation.fine_tune(network.encoder, labelled, epochs, name=f"fine-tune, {per_class} a class, seed {seed}", **how)
-    seen = evaluation.feature_set(network.encoder, labelled, block=args.block or network.block, size=network.size)
+    seen = evaluation.feature_set(network.encoder, labelled, block=block, size=size)
     return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=args.split)

@@ -223,7 +223,7 @@ class Lesson:
         print(headline)
         print(f"Lesson {self.number} took {duration(self.seconds())} and at most {memory(self.peak_memory())} of memory.")
         if written:
-            print(f"Written to {_shown(self.results_dir)}: {', '.join(written)}.")
+            print(f"{len(written)} result record{'s' * (len(written) > 1)} written to {_shown(self.results_dir)}.")
 
 
 def start(

@@ -28,6 +28,7 @@ DEFAULTS = {
 LESSONS = {"rotation": 2, "simclr": 3, "byol": 4, "barlow_twins": 5}
 TITLES = {"rotation": "rotation", "simclr": "SimCLR", "byol": "BYOL", "barlow_twins": "Barlow Twins"}
 TRAINING = ("batch_size", "lr", "weight_decay", "lr_scales")
+NUMBERS = {"crop": 2, "ratio": 2, "jitter": 4, "sigma": 2, "mean": 3, "std": 3}  # what these options of the views take; others take one
 NETWORKS = ("resnet9", "resnet18", "resnet50", "alexnet")
 
 
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=whole, help="channels of a ResNet-9's first convolution (default: 64)")
     option = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     parser.add_argument("--option", help="an option of the method's class, such as --option temperature 0.5; may be repeated", **option)
+    views = "an option of the method's views (see sslcourse.augment), such as --augment crop 0.2 1 or --augment strength 0.5"
+    parser.add_argument("--augment", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"), help=f"{views}; may be repeated")
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
@@ -183,6 +186,31 @@ def _options(args: argparse.Namespace) -> dict:
     return found
 
 
+def _views(args: argparse.Namespace, size: int):
+    """The method's views of `size` pixels, with what --augment changes."""
+    from sslcourse import augment
+
+    made = {"rotation": augment.weak, "simclr": augment.simclr, "byol": augment.byol_views, "barlow_twins": augment.barlow_views}
+    made = made[args.method]
+    known = dict.fromkeys(name for takes in (made, augment.Augmentation) for name in inspect.signature(takes).parameters)
+    known = [name for name in known if name not in ("size", "options")]
+    found = {}
+    for name, *texts in args.augment:
+        if name not in known:
+            raise CourseError(f"--augment {name}: the views have no such option; they have {', '.join(known)}.")
+        try:
+            numbers = tuple(float(text) for text in texts)
+        except ValueError:
+            numbers = ()
+        if len(numbers) != (wanted := NUMBERS.get(name, 1)) or not all(map(math.isfinite, numbers)):
+            raise CourseError(f"--augment {' '.join([name, *texts])}: {name} takes {wanted} number{'s' * (wanted > 1)}.")
+        found[name] = numbers[0] if len(numbers) == 1 else numbers
+    try:
+        return made(size, **found)
+    except ValueError as error:
+        raise CourseError(f"--augment {', '.join(found)}: {error}") from error
+
+
 def _method(args: argparse.Namespace, options: dict, size: int, device):
     """The method on its device, and its network in words."""
     import torch
@@ -206,8 +234,8 @@ def _method(args: argparse.Namespace, options: dict, size: int, device):
         method = kind(encoder, **options)
     except (TypeError, RuntimeError) as error:
         raise CourseError(f"{kind.__name__} cannot be made with these options: {error}") from error
-    if args.view is not None:
-        method.augmentation = method.default_augmentation(args.view)
+    if args.view is not None or args.augment:
+        method.augmentation = _views(args, args.view or size)
     return method.to(device), described
 
 

@@ -242,3 +242,12 @@ def test_a_stand_in_is_named_as_such_and_leaves_its_task_open():
     assert any("BYOL" in name for name in comparison.open_tasks(on_cifar))
     there = comparison.final_table([*on_cifar, record("BYOL, frozen", 0.6, lesson=4, dataset="stl10", labels=5000)]).rows
     assert not any(row[1] == "stand-in" for row in there)
+
+
+def test_a_long_run_stands_beside_the_row_of_the_lesson():
+    given = {"dataset": "cifar10-jpeg", "labels": 5000}
+    lessons, long = record(top1=0.63, **given), record(top1=0.72, tier="long run", settings={"epochs": 60}, **given)
+    rows = [row for row in comparison.final_table([long, lessons]).rows if row[1] == "ours" and row[2] == "SimCLR, frozen"]
+    assert [row[3] for row in rows] == ["63.0 ± 1.0 %", "72.0 ± 1.0 %"]
+    assert "3 seeds, tier cpu" in rows[0][-1]
+    assert "one pretraining of 60 epochs, 3 draws of labels" in rows[1][-1] and "tier" not in rows[1][-1]

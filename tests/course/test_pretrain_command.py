@@ -92,12 +92,25 @@ def test_views_of_another_size_and_optimizer_options(data, tmp_path):
     assert networks.load_network(tmp_path / "run" / "encoder.pt").size == 12
 
 
+@pytest.mark.parametrize("method", ["rotation", "simclr", "byol", "barlow_twins"])
+def test_the_views_can_be_changed(data, tmp_path, method):
+    heads = [] if method == "rotation" else ["--option", "hidden_dim", "32", "--option", "out_dim", "16"]
+    more = ["--augment", "crop", "0.3", "1", "--augment", "jitter", "0.4", "0.4", "0.4", "0.1", "--epochs", "1", *heads]
+    assert main(arguments(data, tmp_path / "run", *more, method=method)) == 0
+    views = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["settings"]["augmentation"]
+    assert "crop=(0.3, 1.0)" in views and "jitter=(0.4, 0.4, 0.4, 0.1)" in views and "size=16" in views
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         (["--option", "temprature", "1"], "SimCLR has no option 'temprature'; it has hidden_dim, out_dim"),
         (["--option", "temperature", "open('x','w')"], "the value has to be a number, True or False"),
         (["--option", "temperature", "-1"], "temperature must be a positive number"),
+        (["--augment", "zoom", "2"], "--augment zoom: the views have no such option; they have strength, crop"),
+        (["--augment", "crop", "0.2"], "--augment crop 0.2: crop takes 2 numbers"),
+        (["--augment", "blur", "open('x','w')"], "blur takes 1 number."),
+        (["--augment", "crop", "0.5", "0.2"], "0 < smallest ≤ largest ≤ 1"),
         (["--batch-size", "97"], "There are 96 unlabelled images, fewer than a batch of 97"),
         (["--network", "resnet18", "--width", "4"], "--width is for resnet9"),
         (["--device", "abc"], "--device abc is no device"),
@@ -185,7 +198,7 @@ def test_evaluate_gives_a_table_and_records_that_lessons_read(finished, data, tm
         == 0
     )
     told = capsys.readouterr().out
-    assert "SimCLR, knn" in told and "SimCLR, fine-tune" in told and "On test images, 2 draws of labels." in told
+    assert all(f"SimCLR, {way}" in told for way in ("kNN", "frozen", "fine-tuned")) and "On test images, 2 draws of labels." in told
     records = results.read(tmp_path)
     assert len(records) == 6 and {r["labels"] for r in records} == {20, 50} and {r["lesson"] for r in records} == {3}
     assert all(r["seeds"] == [0, 1] and r["network"] == "ResNet-9, width 4" and r["image_size"] == 16 for r in records)
@@ -211,6 +224,19 @@ def test_evaluate_asks_what_the_package_would_answer(finished, data, tmp_path):
     assert results.read(tmp_path)[0]["metrics"]["top1"]["value"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_evaluate_can_look_at_larger_images_and_at_another_block(finished, data, tmp_path):
+    network = networks.load_network(finished / "encoder.pt")
+    images = datasets.load("toybox", data).few_labels(3, 7)
+    typed = ["evaluate", str(finished), "--data-dir", str(data), "--labels-per-class", "3", "--seeds", "7", "--device", "cpu"]
+    typed += ["--protocol", "linear-probe", "--split", "test", "--out", str(tmp_path), "--size", "32", "--block", "2"]
+    assert main(typed) == 0
+    (record,) = results.read(tmp_path)
+    expected = evaluation.linear_probe(evaluation.feature_set(network.encoder, images, size=32, block=2), split="test").top1
+    assert record["metrics"]["top1"]["value"] == pytest.approx(expected, abs=1e-12)
+    assert record["method"] == "SimCLR, probe" and record["image_size"] == 32 and record["tier"] == "long run"
+    assert record["settings"]["block"] == 2 and record["settings"]["epochs"] and record["settings"]["minutes"] > 0
+
+
 def test_a_record_of_another_data_set_says_where_the_network_was_trained(finished, data, tmp_path):
     network = networks.load_network(finished / "encoder.pt")
     about = {"method": "SimCLR", "dataset": "elsewhere", "size": 16, "lesson": 3}
@@ -218,7 +244,7 @@ def test_a_record_of_another_data_set_says_where_the_network_was_trained(finishe
     typed = ["evaluate", str(tmp_path / "other.pt"), "--data-dir", str(data), "--seeds", "0", "--protocol", "knn", "--out", str(tmp_path)]
     assert main([*typed, "--dataset", "toybox", "--split", "test"]) == 0
     (record,) = results.read(tmp_path)
-    assert record["method"] == "SimCLR on elsewhere, knn" and record["dataset"] == "toybox" and record["network"] == "ResNet-9, width 4"
+    assert record["method"] == "SimCLR on elsewhere, kNN" and record["dataset"] == "toybox" and record["network"] == "ResNet-9, width 4"
 
 
 def test_evaluate_refuses_in_sentences(finished, data, tmp_path, capsys):
@@ -228,6 +254,7 @@ def test_evaluate_refuses_in_sentences(finished, data, tmp_path, capsys):
         ([str(finished), "--labels-per-class", "100000"], "the smallest class of toybox has"),
         ([str(finished), "--seeds", "1", "1"], "give different whole numbers"),
         ([str(finished), "--block", "17"], "block"),
+        ([str(finished), "--size", "4"], "between 8 and 512 pixels"),
         ([str(finished), "--device", "abc"], "--device abc is no device"),
         ([str(finished), "--out", str(tmp_path)], "records are of test images: add --split test"),
     ):
