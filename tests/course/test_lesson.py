@@ -135,7 +135,7 @@ def test_finish_writes_records_and_a_summary(begin, capsys, tmp_path):
     made = begun.record("simclr", method="SimCLR", labels=100, metrics={"top1": 0.5})
     begun.finish(headline="SimCLR: 50 %", records=[made])
     out = capsys.readouterr().out
-    assert "SimCLR: 50 %" in out and "03-simclr-toybox-100-smoke.json" in out and str(tmp_path) not in out
+    assert "SimCLR: 50 %" in out and "\n1 result record written to " in out and str(tmp_path) not in out
     assert results.read(begun.results_dir) == [made]  # and the summary beside it raises no warning
     summary = json.loads((begun.results_dir / "run-summary-03.json").read_text())
     assert summary["headline"] == "SimCLR: 50 %" and summary["records"] == ["03-simclr-toybox-100-smoke.json"]
