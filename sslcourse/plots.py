@@ -246,7 +246,8 @@ def pretraining_curves(history, *, title: str, num_classes: int | None = None) -
             axis.legend()
         else:
             low, high = axis.get_ylim()
-            axis.set_ylim(low if heading == "Loss" else 0, high + 0.1 * (high - low))
+            low = low if heading == "Loss" else 0
+            axis.set_ylim(low, high + 0.1 * (high - low))
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     figure.tight_layout()
     show(figure, f"{title}. {len(panels)} panel{'s' if len(panels) > 1 else ''} over {ends[1]:g} epochs.{told}")

@@ -206,10 +206,11 @@ def _our_rows(records: Sequence[Mapping], dataset: str, method: str, labels: int
 def _differs(record: Mapping) -> str:
     about = ["as JPEG"] if record["dataset"] in JPEG else []
     about.append(f"{record['image_size']} px")
-    if record["tier"] == LONG:  # one network, whose labels were drawn anew
-        about += [f"one pretraining of {record['settings']['epochs']} epochs", f"{len(record['seeds'])} draws of labels"]
+    epochs = record["settings"].get("epochs")
+    if record["tier"] == LONG and epochs:  # one network, whose labels were drawn anew
+        about += [f"one pretraining of {epochs} epochs", f"{len(record['seeds'])} draws of labels"]
     else:
-        about += [f"{len(record['seeds'])} seeds", f"tier {record['tier']}"]
+        about += [f"{len(record['seeds'])} seeds", LONG if record["tier"] == LONG else f"tier {record['tier']}"]
     return ", ".join([*about, *filter(None, [record.get("origin")])])
 
 

@@ -14,7 +14,8 @@ from sslcourse.course.arguments import check_device, whole
 from sslcourse.course.pretrain_command import LESSONS, TITLES
 from sslcourse.errors import CourseError
 
-PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned"}  # and what the lessons' records call them
+# what the lessons' records call them; supervised: the same network from scratch, to compare with
+PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", "supervised": "supervised"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
     size = "height and width at which the images are looked at (default: those of the views in pretraining)"
     parser.add_argument("--size", type=whole, metavar="PIXELS", help=size)
-    parser.add_argument("--steps", type=whole, default=250, help="of fine-tuning, at least (default: 250)")
+    parser.add_argument("--steps", type=whole, default=250, help="of fine-tuning, at least; supervised has twice as many (default: 250)")
     passes = "over the labels in fine-tuning, at least, so that many labels get more steps (default: 25)"
     parser.add_argument("--passes", type=whole, default=25, help=passes)
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -72,6 +73,7 @@ def _run(args: argparse.Namespace) -> int:
         raise CourseError(f"--labels-per-class {too_many[0]}: the smallest class of {dataset} has {smallest} labelled images.")
     block = network.block if args.block is None else args.block
     size = args.size or network.size
+    pretraining = {key: network.about.get(key) for key in ("epochs", "minutes")}
     records = []
     for per_class in args.labels_per_class:
         for protocol in args.protocol:
@@ -81,14 +83,15 @@ def _run(args: argparse.Namespace) -> int:
             metrics = {kind: results.over_runs([getattr(one, kind) for one in found], n=found[0].n) for kind in kinds}
             trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
             way = "probe" if protocol == "linear-probe" and block is not None else PROTOCOLS[protocol]
-            name = f"{network.method}{trained_there}, {way}"
+            pretrained = protocol != "supervised"
+            name = f"{network.method}{trained_there}, {way}" if pretrained else way
             lesson = network.about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
             records.append(
                 results.record(
                     lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes,
                     metrics=metrics, seed=args.seeds, tier=network.about.get("tier", comparison.LONG), device=device,
                     seconds=time.perf_counter() - started, image_size=size, network=comparison.network_name(network),
-                    settings={"split": args.split, "block": block} | {name: network.about.get(name) for name in ("epochs", "minutes")},
+                    settings={"split": args.split, "block": block} | (pretraining if pretrained else {}),
                 )
             )  # fmt: skip
     print(results.table(records, ["method", "dataset", "labels", "network", "top1", "top3"]))
@@ -102,13 +105,19 @@ def _run(args: argparse.Namespace) -> int:
 def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int):
     """The result of one protocol with one draw of labels."""
     from sslcourse import augment, evaluation, training
+    from sslcourse.course import comparison
 
     labelled = images.few_labels(per_class, seed)
     labelled = labelled.subset(test=0) if args.split == "validation" else labelled
-    if protocol == "fine-tune":
+    if protocol in ("fine-tune", "supervised"):
+        encoder, scale = network.encoder, 0.5
         epochs = training.epochs_for(len(labelled.train_labels), args.steps, args.passes)
-        how = {"encoder_lr_scale": 0.5, "split": args.split, "seed": seed, "batch_size": 64, "validate_every": 0}
+        if protocol == "supervised":  # twice the steps, as in the lessons, and the whole network at the full rate
+            device = next(encoder.parameters()).device
+            encoder = comparison.fresh([network], lambda: None, dataset=images.name, size=size, seed=seed, device=device).encoder
+            epochs, scale = 2 * epochs, 1.0
+        how = {"encoder_lr_scale": scale, "split": args.split, "seed": seed, "batch_size": 64, "validate_every": 0}
         how |= {"augmentation": augment.weak(size), "progress": not args.quiet}
-        return evaluation.fine_tune(network.encoder, labelled, epochs, name=f"fine-tune, {per_class} a class, seed {seed}", **how)
+        return evaluation.fine_tune(encoder, labelled, epochs, name=f"{protocol}, {per_class} a class, seed {seed}", **how)
     seen = evaluation.feature_set(network.encoder, labelled, block=block, size=size)
     return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=args.split)

@@ -251,3 +251,6 @@ def test_a_long_run_stands_beside_the_row_of_the_lesson():
     assert [row[3] for row in rows] == ["63.0 ± 1.0 %", "72.0 ± 1.0 %"]
     assert "3 seeds, tier cpu" in rows[0][-1]
     assert "one pretraining of 60 epochs, 3 draws of labels" in rows[1][-1] and "tier" not in rows[1][-1]
+    scratch = record("supervised", tier="long run", settings={"split": "test"}, dataset="stl10", labels=5000)
+    (row,) = [row for row in comparison.final_table([scratch]).rows if row[1] == "ours" and row[2] == "supervised"]
+    assert row[-1].endswith("3 seeds, long run")

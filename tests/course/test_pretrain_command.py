@@ -1,5 +1,6 @@
 """The commands pretrain and evaluate: what they write, what a notebook can load, what they refuse before any work is lost."""
 
+import copy
 import csv
 import json
 import sys
@@ -235,6 +236,41 @@ def test_evaluate_can_look_at_larger_images_and_at_another_block(finished, data,
     assert record["metrics"]["top1"]["value"] == pytest.approx(expected, abs=1e-12)
     assert record["method"] == "SimCLR, probe" and record["image_size"] == 32 and record["tier"] == "long run"
     assert record["settings"]["block"] == 2 and record["settings"]["epochs"] and record["settings"]["minutes"] > 0
+
+
+def test_evaluate_can_train_the_same_network_from_scratch(finished, data, tmp_path, monkeypatch):
+    trained, kept = [], networks.load_network(finished / "encoder.pt")
+
+    def fine_tune(encoder, images, epochs, **options):
+        trained.append((copy.deepcopy(encoder), epochs, options["encoder_lr_scale"], len(images.train_labels)))
+        return original(encoder, images, epochs, **options)
+
+    original = evaluation.fine_tune
+    monkeypatch.setattr(evaluation, "fine_tune", fine_tune)
+    typed = [
+        "evaluate",
+        str(finished),
+        "--data-dir",
+        str(data),
+        "--labels-per-class",
+        "3",
+        "--seeds",
+        "0",
+        "1",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
+    typed += ["--protocol", "fine-tune", "supervised", "--steps", "2", "--passes", "1", "--split", "test", "--out", str(tmp_path)]
+    assert main(typed) == 0
+    assert [call[1:] for call in trained] == [(2, 0.5, 30)] * 2 + [(4, 1.0, 30)] * 2
+    weights = [next(call[0].parameters()) for call in trained]
+    same = next(kept.encoder.parameters())
+    assert torch.equal(weights[0], same) and torch.equal(weights[1], same)
+    assert weights[2].shape == same.shape and not torch.equal(weights[2], same) and not torch.equal(weights[2], weights[3])
+    tuned, scratch = sorted(results.read(tmp_path), key=lambda record: record["method"])
+    assert (tuned["method"], scratch["method"], scratch["network"]) == ("SimCLR, fine-tuned", "supervised", tuned["network"])
+    assert tuned["settings"]["epochs"] == 2 and "epochs" not in scratch["settings"]
 
 
 def test_a_record_of_another_data_set_says_where_the_network_was_trained(finished, data, tmp_path):
