@@ -106,7 +106,8 @@ class Method(nn.Module):
         self.encoder, self.augmentation = encoder, augmentation
         self.metrics: dict[str, Tensor] = {}
 
-    def default_augmentation(self, size: int) -> nn.Module:
+    def default_augmentation(self, size: int, **options) -> nn.Module:
+        """The method's own views of `size` pixels; options: what to change in them, see `augment.Augmentation`."""
         raise NotImplementedError
 
     def chance_loss(self, batch_size: int) -> float:
@@ -156,8 +157,8 @@ class Rotation(Method):
         nn.init.normal_(self.head.weight, std=1e-3)
         nn.init.zeros_(self.head.bias)
 
-    def default_augmentation(self, size: int) -> nn.Module:
-        return augment.weak(size)
+    def default_augmentation(self, size: int, **options) -> nn.Module:
+        return augment.weak(size, **options)
 
     def extra_repr(self) -> str:
         return f"all_rotations={self.all_rotations}"
@@ -222,8 +223,8 @@ class SimCLR(TwoViewMethod):
         super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, layers, last_norm))
         self.temperature, self.views_together = temperature, views_together
 
-    def default_augmentation(self, size: int) -> nn.Module:
-        return augment.simclr(size)
+    def default_augmentation(self, size: int, **options) -> nn.Module:
+        return augment.simclr(size, **options)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, views_together={self.views_together}"
@@ -275,8 +276,8 @@ class BYOL(TwoViewMethod):
         self.target = copy.deepcopy(nn.Sequential(encoder, self.projector)).requires_grad_(False) if moving_average else None
         self.tau0, self.stop_gradient = float(tau0), stop_gradient
 
-    def default_augmentation(self, size: int) -> nn.Module:
-        return augment.byol_views(size)
+    def default_augmentation(self, size: int, **options) -> nn.Module:
+        return augment.byol_views(size, **options)
 
     def extra_repr(self) -> str:
         return f"tau0={self.tau0}, stop_gradient={self.stop_gradient}, moving_average={self.target is not None}"
@@ -345,8 +346,8 @@ class BarlowTwins(TwoViewMethod):
         super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, layers))
         self.lambda_param, self.scale, self.out_dim = lambda_param, scale, out_dim
 
-    def default_augmentation(self, size: int) -> nn.Module:
-        return augment.barlow_views(size)
+    def default_augmentation(self, size: int, **options) -> nn.Module:
+        return augment.barlow_views(size, **options)
 
     def extra_repr(self) -> str:
         return f"lambda_param={self.lambda_param}, scale={self.scale}"

@@ -186,14 +186,12 @@ def _options(args: argparse.Namespace) -> dict:
     return found
 
 
-def _views(args: argparse.Namespace, size: int):
+def _views(args: argparse.Namespace, method, size: int):
     """The method's views of `size` pixels, with what --augment changes."""
     from sslcourse import augment
 
-    made = {"rotation": augment.weak, "simclr": augment.simclr, "byol": augment.byol_views, "barlow_twins": augment.barlow_views}
-    made = made[args.method]
-    known = dict.fromkeys(name for takes in (made, augment.Augmentation) for name in inspect.signature(takes).parameters)
-    known = [name for name in known if name not in ("size", "options")]
+    known = ["strength"] if args.method == "simclr" else []
+    known += [name for name in inspect.signature(augment.Augmentation).parameters if name != "size"]
     found = {}
     for name, *texts in args.augment:
         if name not in known:
@@ -206,7 +204,7 @@ def _views(args: argparse.Namespace, size: int):
             raise CourseError(f"--augment {' '.join([name, *texts])}: {name} takes {wanted} number{'s' * (wanted > 1)}.")
         found[name] = numbers[0] if len(numbers) == 1 else numbers
     try:
-        return made(size, **found)
+        return method.default_augmentation(size, **found)
     except ValueError as error:
         raise CourseError(f"--augment {', '.join(found)}: {error}") from error
 
@@ -235,7 +233,7 @@ def _method(args: argparse.Namespace, options: dict, size: int, device):
     except (TypeError, RuntimeError) as error:
         raise CourseError(f"{kind.__name__} cannot be made with these options: {error}") from error
     if args.view is not None or args.augment:
-        method.augmentation = _views(args, args.view or size)
+        method.augmentation = _views(args, method, args.view or size)
     return method.to(device), described
 
 
