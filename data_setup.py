@@ -2,7 +2,7 @@
 
 import sys
 
-from sslcourse.course.data_command import main
+from sslcourse.course.commands.data import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from sslcourse.course.cli import main
+from sslcourse.course.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

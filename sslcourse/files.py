@@ -5,7 +5,10 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+
+ZIP = b"PK\x03\x04"  # what torch.save writes; torch's older formats are not read, for `weights_only` once did not hold there
 
 
 def write_atomically(path: str | os.PathLike, content: bytes, keep: str | os.PathLike | None = None) -> Path:
@@ -72,3 +75,10 @@ def write_json(path: str | os.PathLike, content) -> Path:
 def slug(text: str) -> str:
     """The text as a part of a file's name: lower-case letters and digits with single hyphens, 60 at most."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "unnamed"
+
+
+def plain(value):
+    """NumPy's and torch's scalars as Python's own, inside dictionaries too: what checkpoints and JSON can hold."""
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
+    return value.item() if hasattr(value, "item") else value

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sslcourse.encoders import to_channels_last
+from sslcourse.datasets.prepared import human
+from sslcourse.devices import autocast, choose_precision, seeded
 from sslcourse.errors import CourseError
-from sslcourse.optimizers import make_optimizer
-from sslcourse.precision import autocast, choose_precision, seeded
-from sslcourse.storage import human
+from sslcourse.models.encoders import to_channels_last
+from sslcourse.training.optimizers import make_optimizer
 
 PROBES = (2, 4, 6)  # images in the three steps that are measured, evenly spaced; a loss with negatives needs 2
 CUDA_PROBES = (16, 32, 48)  # larger, because what a kernel takes for itself is only seen at sizes near those it will meet

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sslcourse import datasets, prepare
-from sslcourse.course import data_command
+from sslcourse import datasets
+from sslcourse.course.commands import data as data_command
+from sslcourse.datasets import sources as prepare
 
 SCRIPT = Path(__file__).parents[1] / "data_setup.py"
 

@@ -14,10 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import Malicious, image_set, new_model
 
-from sslcourse import checkpoints, networks, prepare, results, training
-from sslcourse.course import data_command, pretrain_command, runner
-from sslcourse.course.cli import main
+from sslcourse import results, training
+from sslcourse.course import runner
+from sslcourse.course.commands import data as data_command
+from sslcourse.course.commands import pretrain as pretrain_command
+from sslcourse.course.commands.main import main
+from sslcourse.datasets import sources as prepare
 from sslcourse.errors import CourseError
+from sslcourse.models import saved as networks
+from sslcourse.training import checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 A_THOUSAND = settings(

@@ -10,8 +10,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sslcourse import networks, results
+from sslcourse import results
 from sslcourse.course import notebook_files
+from sslcourse.models import saved as networks
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -12,7 +12,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from sslcourse import results
-from sslcourse.course import readme
+from sslcourse.course.commands import readme
 from sslcourse.course.lesson import duration, memory
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from sslcourse import results
-from sslcourse.course import cli
+from sslcourse.course.commands import main as cli
 from sslcourse.course.exercises import lesson_exercises
 from sslcourse.course.lesson import duration, memory
 

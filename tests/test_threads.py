@@ -1,6 +1,6 @@
 from threadpoolctl import threadpool_info
 
-from sslcourse.threads import one_thread
+from sslcourse.devices import one_thread
 
 
 def threads():

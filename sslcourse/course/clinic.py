@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslcourse.diagnostics.nonfinite import Finding, find_nonfinite
 from sslcourse.errors import CourseError
-from sslcourse.nonfinite import Finding, find_nonfinite
 
 EPS = 1e-5
 SUSPECTS = ("NaN in the data", "NaN in the weights", "batch of one", "constant dimension", "eps outside the power", "variance in one pass")

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from sslcourse import evaluation, plots, results, uncertainty
-from sslcourse import networks as kept
-from sslcourse.precision import seeded
-from sslcourse.threads import one_thread  # noqa: F401  (for the lesson's own small fits)
+from sslcourse import evaluation, plots, results
+from sslcourse.devices import (
+    one_thread,  # noqa: F401  (for the lesson's own small fits)
+    seeded,
+)
+from sslcourse.evaluation import uncertainty
+from sslcourse.models import saved as kept
 
 RANDOM = "random initialisation"
 

@@ -201,7 +201,7 @@ class Lesson:
         about: method and size (pixels at which it is evaluated), and labels, block, class_names and the like; lesson, data set, tier and
         seed are filled in. See `sslcourse.networks.save_network`. The same network of another run is replaced.
         """
-        from sslcourse import networks
+        from sslcourse.models import saved as networks
 
         about = {"lesson": self.number, "dataset": self.dataset, "tier": self.tier, "seed": self.seed} | about
         return networks.save_network(self.results_dir / networks.FOLDER / networks.network_file_name(about), model, **about)

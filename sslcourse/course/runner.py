@@ -239,7 +239,7 @@ def _fingerprint(notebook: Notebook, injected: Mapping, tier: str, dataset: str,
 
 def _code_digest() -> str:
     """Changes with any line of the package, so that what was run with other code is run again."""
-    digest, package = hashlib.sha256(), Path(results.__file__).resolve().parent
+    digest, package = hashlib.sha256(), Path(results.__file__).resolve().parents[1]
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

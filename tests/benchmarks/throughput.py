@@ -33,7 +33,7 @@ from one_by_one import Pictures, endless_order
 from torch.utils.data import DataLoader
 
 from sslcourse import augment, datasets, files, models, training
-from sslcourse.precision import autocast, choose_precision
+from sslcourse.devices import autocast, choose_precision
 
 STEPS = {"cpu": 16, "cuda": 100}  # batches an epoch; on a GPU more, as each epoch's end waits for it
 GROWING = (1_000, 3_000, 10_000, 30_000, 100_000)

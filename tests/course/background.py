@@ -18,7 +18,7 @@ def start_in_background(tmp_path, *more):
         toybox = types.SimpleNamespace(name="toybox", prepared=True, needs_network=False)
         sslcourse.datasets = sys.modules["sslcourse.datasets"] = types.SimpleNamespace(available=lambda data_dir: [toybox])
         from sslcourse.course import runner
-        from sslcourse.course.cli import main
+        from sslcourse.course.commands.main import main
         runner._code_digest = lambda: "digest"
         folders = ["--out", {str(tmp_path / "out")!r}, "--notebooks", {str(tmp_path / "notebooks")!r}]
         sys.exit(main(["run", "--tier", "smoke", "--quiet", *folders, *{list(more)!r}]))

@@ -7,7 +7,9 @@ import pytest
 
 import sslcourse
 from sslcourse import results
-from sslcourse.course import cli, readme, runner
+from sslcourse.course import runner
+from sslcourse.course.commands import main as cli
+from sslcourse.course.commands import readme
 from sslcourse.course.runner import LessonRun
 from sslcourse.errors import CourseError
 

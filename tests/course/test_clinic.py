@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sslcourse.course import clinic
+from sslcourse.diagnostics.nonfinite import find_nonfinite
 from sslcourse.errors import CourseError
-from sslcourse.nonfinite import find_nonfinite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

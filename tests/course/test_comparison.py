@@ -12,8 +12,9 @@ import pytest
 import torch
 from tiny import coloured, new_model, same_weights
 
-from sslcourse import datasets, evaluation, models, networks, plots, results
+from sslcourse import datasets, evaluation, models, plots, results
 from sslcourse.course import comparison
+from sslcourse.models import saved as networks
 
 ABOUT = {"dataset": "toybox", "size": 8, "tier": "cpu"}
 

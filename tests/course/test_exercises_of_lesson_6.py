@@ -9,7 +9,6 @@ from answers import judge_of, standard_tests
 from torch.nn import functional as F
 
 from sslcourse import losses
-from sslcourse.calibration import calibration
 from sslcourse.course.checks.lesson_6 import (
     EXERCISES,
     coverage_and_precision,
@@ -17,6 +16,7 @@ from sslcourse.course.checks.lesson_6 import (
     my_fixmatch_loss,
     ramp_weight,
 )
+from sslcourse.evaluation.calibration import calibration
 
 judged = judge_of(EXERCISES)
 

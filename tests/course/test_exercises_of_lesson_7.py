@@ -10,7 +10,7 @@ from answers import judge_of, standard_tests
 from scipy import stats
 
 from sslcourse.course.checks.lesson_7 import EXERCISES, copies_of_test_images, honest_accuracy, mcnemar_p, paired_interval
-from sslcourse.uncertainty import mcnemar, paired_runs
+from sslcourse.evaluation.uncertainty import mcnemar, paired_runs
 
 judged = judge_of(EXERCISES)
 

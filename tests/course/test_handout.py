@@ -10,7 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sslcourse.course import cli, exercises, notebook_files
+from sslcourse.course import exercises, notebook_files
+from sslcourse.course.commands import main as cli
 from sslcourse.course.handouts import handout, handout_files
 from sslcourse.course.handouts.class_list import Student
 from sslcourse.errors import CourseError

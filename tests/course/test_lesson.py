@@ -7,9 +7,10 @@ import numpy
 import pytest
 import torch
 
-from sslcourse import evaluation, models, networks, results
+from sslcourse import evaluation, models, results
 from sslcourse.course import lesson as lessons
 from sslcourse.errors import CourseError
+from sslcourse.models import saved as networks
 
 
 def test_start_reports_and_registers(begin, capsys, tmp_path):

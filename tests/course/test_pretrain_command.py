@@ -9,10 +9,11 @@ import types
 import pytest
 import torch
 
-from sslcourse import augment, datasets, evaluation, models, networks, results, training
-from sslcourse.course import pretrain_command
-from sslcourse.course.cli import main
-from sslcourse.run_folder import RunFolder
+from sslcourse import augment, datasets, evaluation, models, results, training
+from sslcourse.course.commands import pretrain as pretrain_command
+from sslcourse.course.commands.main import main
+from sslcourse.course.commands.run_folder import RunFolder
+from sslcourse.models import saved as networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

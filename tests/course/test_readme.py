@@ -5,7 +5,8 @@ import stat
 import pytest
 
 from sslcourse import results
-from sslcourse.course import comparison, readme
+from sslcourse.course import comparison
+from sslcourse.course.commands import readme
 from sslcourse.course.lesson import TITLES
 from sslcourse.errors import CourseError
 

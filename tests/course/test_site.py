@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from sslcourse.course import cli, selection
+from sslcourse.course import selection
+from sslcourse.course.commands import main as cli
 from sslcourse.course.pages import made_folders, page_links, site, site_pages
 from sslcourse.errors import CourseError
 

@@ -7,7 +7,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
-from sslcourse.course import cli, notebook_files, selection
+from sslcourse.course import notebook_files, selection
+from sslcourse.course.commands import main as cli
 from sslcourse.course.pages import slides
 from sslcourse.errors import CourseError
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sslcourse.course import cli, stamp
+from sslcourse.course import stamp
+from sslcourse.course.commands import main as cli
 from sslcourse.course.stamp import Address
 from sslcourse.errors import CourseError
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from sslcourse import networks, results
-from sslcourse.course import cli, runner, sweep
+from sslcourse import results
+from sslcourse.course import runner, sweep
+from sslcourse.course.commands import main as cli
 from sslcourse.course.execution import LessonRun
 from sslcourse.errors import CourseError
 from sslcourse.files import write_json
+from sslcourse.models import saved as networks
 
 TOP1 = {0: 0.5, 10: 0.6, 20: 0.7}
 

@@ -5,7 +5,7 @@ python -m sslcourse handout 1-3 --out class --students class.csv
 
 import argparse
 
-from sslcourse.course import arguments
+from sslcourse.course.commands import arguments
 from sslcourse.errors import CourseError
 
 

@@ -1,0 +1,1 @@
+"""What `python -m sslcourse` can be asked to do, one file a command."""

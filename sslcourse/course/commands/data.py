@@ -1,0 +1,77 @@
+"""The command `data`: `python data_setup.py ...` and `python -m sslcourse data ...`."""
+
+import argparse
+import sys
+
+from sslcourse import datasets
+from sslcourse.datasets import sources as prepare
+from sslcourse.errors import CourseError
+
+
+def add_arguments(parser):
+    """Add the options of the command to an argparse parser."""
+    parser.add_argument("name", nargs="?", help=f"which data set: {', '.join(datasets.KNOWN)} (default: toybox)")
+    parser.add_argument("--from", dest="source", metavar="PATH", help="your own images: a folder, a .zip, or a .tar of any kind")
+    parser.add_argument("--name", dest="own_name", metavar="NAME", help="the name that your own images get")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the images, 8 to 512")
+    parser.add_argument("--limit", type=int, metavar="N", help="take at most N images a class and split, for a quick look")
+    parser.add_argument("--strict", action="store_true", help="refuse files that cannot be read, instead of skipping them")
+    parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="where data sets are kept (default: data)")
+    parser.add_argument("--force", action="store_true", help="prepare it again, even if it is there")
+    parser.add_argument("--keep-archive", action="store_true", help="keep the downloaded archive after it has been unpacked")
+    parser.add_argument("--list", action="store_true", help="only say what there is")
+
+
+def run(args):
+    """Do what the parsed arguments say. -> exit status: 0, 1 after a sentence on stderr, 130 after Ctrl-C."""
+    try:
+        return _run(args)
+    except (CourseError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of the output has gone: no matter of files
+        raise
+    except OSError as error:
+        print(f"The system refused: {error}. Check the path and its permissions, or choose another --data-dir.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. Nothing half-made was kept; a download continues where it stopped when you run the same again.", file=sys.stderr)
+        return 130
+
+
+def _run(args):
+    if args.list:
+        print(datasets.available(args.data_dir))
+        return 0
+    if args.own_name is not None and args.source is None:
+        raise CourseError("--name is for your own images: add --from with a folder or archive.")
+    if args.source is not None and args.name is not None and args.own_name is not None and args.name != args.own_name:
+        raise CourseError(f"Two names are given, {args.name!r} and {args.own_name!r}. Keep one.")
+    name = args.own_name if args.own_name is not None else args.name
+    if args.source is not None and name is None:
+        raise CourseError(f"Give the images a name: --from {args.source} --name my-photos")
+    report = prepare.prepare(
+        name if name is not None else "toybox",
+        args.data_dir,
+        source=args.source,
+        size=args.size,
+        strict=args.strict,
+        limit=args.limit,
+        force=args.force,
+        keep_archive=args.keep_archive,
+    )
+    print(report.sentence)
+    if name is None:
+        print("\nWhat else there is:\n")
+        print(datasets.available(args.data_dir))
+    else:
+        size = f", size={args.size}" if args.size is not None else ""
+        print(f"Use it: datasets.load({datasets.known_spelling(name)!r}, data_dir={str(args.data_dir)!r}{size})")
+    return 0
+
+
+def main(arguments=None):
+    """`python data_setup.py`: parse, run, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="data_setup.py", description="Get a data set ready for the course. Alone, it draws toybox.")
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))

@@ -1,0 +1,124 @@
+"""The command `evaluate`: what a pretrained encoder is worth with few labels, by the protocols of the lessons.
+
+python -m sslcourse evaluate runs/simclr --dataset stl10 --labels-per-class 10 100 --seeds 0 1 2
+
+Random crops enlarge what they show, so an encoder that was pretrained on small views may read larger images better (Touvron et al. 2019,
+Fixing the train-test resolution discrepancy): try --size on the validation images.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from sslcourse.course.commands.arguments import check_device, whole
+from sslcourse.course.commands.pretrain import LESSONS, TITLES
+from sslcourse.errors import CourseError
+
+# what the lessons' records call them; supervised: the same network from scratch, to compare with
+PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", "supervised": "supervised"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to an argparse parser."""
+    parser.add_argument("network", metavar="PATH", help="the folder of a run of `pretrain`, or a file that a lesson has kept")
+    parser.add_argument("--dataset", help="name of a prepared data set (default: the one it was trained on)")
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="where data sets are kept (default: data)")
+    parser.add_argument("--labels-per-class", type=whole, nargs="+", default=[10], metavar="N", help="labelled images of each class")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each draws its own labels (default: 0 1 2)")
+    parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=["knn", "linear-probe"], help="(default: knn linear-probe)")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="test only when everything is chosen")
+    parser.add_argument("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
+    size = "height and width at which the images are looked at (default: those of the views in pretraining)"
+    parser.add_argument("--size", type=whole, metavar="PIXELS", help=size)
+    parser.add_argument("--steps", type=whole, default=250, help="of fine-tuning, at least; supervised has twice as many (default: 250)")
+    passes = "over the labels in fine-tuning, at least, so that many labels get more steps (default: 25)"
+    parser.add_argument("--passes", type=whole, default=25, help=passes)
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--out", metavar="DIR", help="write result records there; with --split test only")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the parsed arguments say. -> exit status 0."""
+    try:
+        return _run(args)
+    except ValueError as error:  # what the package says of a value that cannot be
+        raise CourseError(str(error)) from error
+
+
+def _run(args: argparse.Namespace) -> int:
+    import torch
+
+    from sslcourse import datasets, results
+    from sslcourse.course import comparison
+    from sslcourse.models import saved as networks
+
+    path = Path(args.network)
+    if path.is_dir():
+        if not (path / "encoder.pt").exists():
+            unfinished = " It is not finished: call pretrain with --resume." if (path / "checkpoint.pt").exists() else ""
+            raise CourseError(f"There is no encoder.pt in {path}.{unfinished} Give the folder of a finished run, or a network's file.")
+        path = path / "encoder.pt"
+    if args.out and args.split != "test":
+        raise CourseError("--out keeps records, and records are of test images: add --split test, once everything is chosen.")
+    check_device(args.device)
+    datasets.check_size(args.size)
+    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+        raise CourseError(f"--seeds {' '.join(map(str, args.seeds))}: give different whole numbers from 0.")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    network = networks.load_network(path, device)
+    dataset = args.dataset or network.dataset
+    images = datasets.load(dataset, args.data_dir, size=None)
+    smallest = int(torch.bincount(images.train_labels).min())
+    if too_many := [n for n in args.labels_per_class if n > smallest]:
+        raise CourseError(f"--labels-per-class {too_many[0]}: the smallest class of {dataset} has {smallest} labelled images.")
+    block = network.block if args.block is None else args.block
+    size = args.size or network.size
+    pretraining = {key: network.about.get(key) for key in ("epochs", "minutes")}
+    records = []
+    for per_class in args.labels_per_class:
+        for protocol in args.protocol:
+            started = time.perf_counter()
+            found = [_one(args, network, images, protocol, per_class, seed, block, size) for seed in args.seeds]
+            kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
+            metrics = {kind: results.over_runs([getattr(one, kind) for one in found], n=found[0].n) for kind in kinds}
+            trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
+            way = "probe" if protocol == "linear-probe" and block is not None else PROTOCOLS[protocol]
+            pretrained = protocol != "supervised"
+            name = f"{network.method}{trained_there}, {way}" if pretrained else way
+            lesson = network.about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
+            records.append(
+                results.record(
+                    lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes,
+                    metrics=metrics, seed=args.seeds, tier=network.about.get("tier", comparison.LONG), device=device,
+                    seconds=time.perf_counter() - started, image_size=size, network=comparison.network_name(network),
+                    settings={"split": args.split, "block": block} | (pretraining if pretrained else {}),
+                )
+            )  # fmt: skip
+    print(results.table(records, ["method", "dataset", "labels", "network", "top1", "top3"]))
+    print(f"On {args.split} images, {len(args.seeds)} draws of labels. It is one network: the errors do not know how pretrainings differ.")
+    if args.out:
+        for record in records:
+            print(f"Written: {results.write(record, args.out)}")
+    return 0
+
+
+def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int):
+    """The result of one protocol with one draw of labels."""
+    from sslcourse import augment, evaluation, training
+    from sslcourse.course import comparison
+
+    labelled = images.few_labels(per_class, seed)
+    labelled = labelled.subset(test=0) if args.split == "validation" else labelled
+    if protocol in ("fine-tune", "supervised"):
+        encoder, scale = network.encoder, 0.5
+        epochs = training.epochs_for(len(labelled.train_labels), args.steps, args.passes)
+        if protocol == "supervised":  # twice the steps, as in the lessons, and the whole network at the full rate
+            device = next(encoder.parameters()).device
+            encoder = comparison.fresh([network], lambda: None, dataset=images.name, size=size, seed=seed, device=device).encoder
+            epochs, scale = 2 * epochs, 1.0
+        how = {"encoder_lr_scale": scale, "split": args.split, "seed": seed, "batch_size": 64, "validate_every": 0}
+        how |= {"augmentation": augment.weak(size), "progress": not args.quiet}
+        return evaluation.fine_tune(encoder, labelled, epochs, name=f"{protocol}, {per_class} a class, seed {seed}", **how)
+    seen = evaluation.feature_set(network.encoder, labelled, block=block, size=size)
+    return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=args.split)

@@ -1,0 +1,124 @@
+"""What README.md says of results and costs (and TEACHING.md of costs), made from the committed records, and putting it there.
+
+A table stands between two comments, which a reader of the page does not see: <!-- results:NAME --> and <!-- /results -->.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from sslcourse import results
+from sslcourse.course import comparison
+from sslcourse.course.lesson import duration, memory
+from sslcourse.errors import CourseError
+from sslcourse.files import write_atomically
+
+LABELS = 100  # ten a class: what every lesson measures on toybox
+SUBJECTS = {1: "supervised", 2: "rotation", 3: "SimCLR", 4: "BYOL", 5: "Barlow Twins", 6: "pseudo-labels"}
+_KINDS = {  # rows, and the methods that belong there whatever their lesson calls them
+    "probe on an untrained network": r"untrained\b.*|random initialisation",
+    "supervised": r"supervised",
+    "pretrained without labels, then a linear probe": r".+, (frozen|probe)",
+    "pretrained without labels, then fine-tuned": r".+, fine-tuned",
+}
+# Not a further comment inside: where an end is missing, everything up to the next table's end would be taken for the table.
+_BLOCK = r"<!-- results:{} -->\n(?:(?!<!-- /?results).)*<!-- /results -->"
+
+
+def path() -> Path:
+    """README.md of the checkout that this package lies in. Raises CourseError where it is installed elsewhere."""
+    found = Path(results.__file__).resolve().parents[2] / "README.md"
+    if not found.is_file():
+        raise CourseError(f"There is no {found}: README.md is updated in a checkout of the repository, not in an installed package.")
+    return found
+
+
+def tables(records: Iterable[Mapping]) -> dict[str, str]:
+    """name of the place in README.md -> Markdown table. A table without any record is left out."""
+    records = list(records)
+    made = {"reference": results.readme_table(records) if records else None, "toybox": toybox_table(records)}
+    made["originals"] = comparison.final_table(records)._repr_markdown_() if records else None
+    return {name: table for name, table in made.items() if table}
+
+
+def toybox_table(records: Iterable[Mapping]) -> str | None:
+    """What lessons 1 to 6 found on toybox with 100 labels at tier cpu, one column a lesson; None where no record is of that kind.
+
+    Baselines, probes and fine-tuning have a row each, by whatever name a lesson calls them. A method of another kind has a row of its own,
+    and so have two methods of one kind in one lesson. Of two records of the same method the one with more runs counts, then the newer.
+    """
+    chosen = results.select(records, dataset="toybox", labels=LABELS, tier="cpu")
+    chosen = [record for record in chosen if "top1" in record["metrics"] and record["lesson"] in SUBJECTS]
+    best = {}
+    for record in sorted(chosen, key=lambda r: (r["lesson"], len(r["seeds"]), r.get("date") or "")):
+        best[record["lesson"], record["method"]] = record
+    if not best:
+        return None
+    lessons = sorted({lesson for lesson, _ in best})
+    rows = {kind: {} for kind in _KINDS}  # in this order; those that stay empty are dropped below
+    for (lesson, method), record in best.items():
+        kind = _kind(method)
+        alone = sum(_kind(other) == kind for where, other in best if where == lesson) == 1
+        top1 = record["metrics"]["top1"]
+        rows.setdefault(kind if alone else method, {})[lesson] = results.percent(top1["value"], top1["standard_error"])
+    header = [f"{LABELS} labels, toybox, test images", *(f"{n}, {SUBJECTS[n]}" for n in lessons)]
+    body = [[name, *(cells.get(n, "–") for n in lessons)] for name, cells in rows.items() if cells]
+    return results.Table(header, body)._repr_markdown_()
+
+
+def _kind(method: str) -> str:
+    return next((kind for kind, methods in _KINDS.items() if re.fullmatch(methods, method)), method)
+
+
+def updated(text: str, records: Iterable[Mapping]) -> str:
+    """The text of README.md with its tables made anew; a table without any record stays as it is.
+
+    Raises CourseError where the comments that enclose a table are missing, or there twice.
+    """
+    for name, table in tables(records).items():
+        block = f"<!-- results:{name} -->\n\n{table}\n\n<!-- /results -->"  # some Markdown readers want the empty lines
+        text, found = re.subn(_BLOCK.format(name), lambda _, block=block: block, text, flags=re.DOTALL)
+        if found != 1:
+            raise CourseError(
+                f"README.md has {found or 'no'} places for the table {name!r}; it needs one, between the lines "
+                f"<!-- results:{name} --> and <!-- /results -->."
+            )
+    return text
+
+
+def with_costs(text: str, costs: Callable[[int], Mapping] = results.measured_costs) -> str:
+    """The text with what each lesson took, at smoke and at cpu, in its row; a row without both measurements stays.
+
+    README.md has them in the last column of a row, notebooks/TEACHING.md, whose links need no folder, in the last two.
+    """
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        lesson = re.match(r"\| \[\d [^|]*\((notebooks/)?(\d\d)_\w+\.ipynb\)", line)
+        found = costs(int(lesson[2])) if lesson else {}
+        if {"smoke", "cpu"} <= set(found):
+            told = [f"{duration(found[tier]['seconds'])}, {memory(found[tier]['peak_memory'])}" for tier in ("smoke", "cpu")]
+            told = [" / ".join(told)] if lesson[1] else told
+            lines[i] = f"{line.rstrip('| ').rsplit(' | ', len(told))[0]} | {' | '.join(told)} |"
+    return "\n".join(lines)
+
+
+def update(readme: Path | None = None) -> bool:
+    """Put the tables of the committed records and the measured costs into README.md, and the costs into notebooks/TEACHING.md beside it.
+
+    Returns whether that changed anything.
+    """
+    readme = path() if readme is None else Path(readme)
+    teaching, changed = readme.parent / "notebooks" / "TEACHING.md", False
+    try:
+        before = readme.read_text(encoding="utf-8")
+        texts = {readme: (before, with_costs(updated(before, results.reference())))}
+        if teaching.is_file():
+            before = teaching.read_text(encoding="utf-8")
+            texts[teaching] = before, with_costs(before)
+        for file, (before, after) in texts.items():
+            if after != before:
+                write_atomically(file, after.encode())
+                changed = True
+    except OSError as error:
+        raise CourseError(f"{error.filename or readme} could not be rewritten: {error.strerror or error}.") from error
+    return changed

@@ -1,0 +1,159 @@
+"""What an encoder makes of images, and the vote of the nearest neighbours: measuring that needs no training."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslcourse import augment, datasets
+from sslcourse.datasets import prepared as storage
+from sslcourse.devices import autocast, choose_precision, evaluation_mode
+from sslcourse.loaders import TensorLoader
+
+
+def evaluation_view(augmentation: nn.Module | None, size: int) -> augment.Augmentation:
+    """No randomness, at the size and with the normalisation of this augmentation: what an encoder that was trained with it should see.
+
+    size: pixels a side of the images, which counts where the augmentation is none of `augment`'s and does not tell its own.
+    """
+    augmentation = getattr(augmentation, "first", augmentation)  # of two views
+    if not isinstance(augmentation, augment.Augmentation):
+        return augment.evaluation(getattr(augmentation, "size", size))
+    return augment.evaluation(augmentation.size, mean=augmentation.mean.flatten().tolist(), std=augmentation.std.flatten().tolist())
+
+
+@torch.no_grad()
+def _in_batches(model: nn.Module, compute, images: Tensor, size, transform, batch_size: int, precision: str) -> Tensor:
+    """compute(normalised batch), for all images, with the model in evaluation mode; float32 on the CPU."""
+    device = next(model.parameters(), images).device
+    precision = choose_precision(device, precision)
+    transform = (transform if transform is not None else augment.evaluation(size or images.shape[2])).to(device)
+    pieces = []
+    with evaluation_mode(model):
+        for (x,) in TensorLoader(images, batch_size=batch_size, device=device):
+            with autocast(device, precision):
+                pieces.append(compute(transform(x).contiguous(memory_format=torch.channels_last)).float().cpu())
+    return torch.cat(pieces)
+
+
+def predict(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    size: int | None = None,
+    transform: nn.Module | None = None,
+    batch_size: int = 512,
+    precision: str = "fp32",
+) -> Tensor:
+    """Logits of a classifier in evaluation mode, whatever mode it was in (which is put back).
+
+    images: uint8 (N, 3, H, W). size: resize to it first. transform: uint8 -> normalised float; `augment.evaluation` when None.
+    Returns float32 (N, classes) on the CPU. The order of the images and the size of the batches do not change a prediction.
+    """
+    return _in_batches(model, model, images, size, transform, batch_size, precision)
+
+
+def features(
+    encoder: nn.Module,
+    images: Tensor,
+    *,
+    block: int | None = None,
+    grid: int = 1,
+    size: int | None = None,
+    transform: nn.Module | None = None,
+    batch_size: int = 512,
+    precision: str = "auto",
+) -> Tensor:
+    """What an encoder makes of images, in evaluation mode, before any head: uint8 (N, 3, H, W) -> float32 (N, D) on the CPU.
+
+    block: None takes the encoder's own output, D = feature_dim. A number takes the feature map after that block, counted from 1 (-1 is the
+    last), and keeps the largest value of each channel in each cell of a grid × grid raster: D = channels · grid². grid needs a block.
+    size, transform: as in `predict`; they have to be those that the encoder was trained with.
+    """
+    if block is None:
+        if grid != 1:
+            raise ValueError(f"grid={grid} needs a block to take the feature map from; without one the encoder does its own pooling.")
+        return _in_batches(encoder, encoder, images, size, transform, batch_size, precision)
+    if not hasattr(encoder, "feature_maps"):
+        raise ValueError(f"{type(encoder).__name__} has no feature_maps, so no block of it can be chosen; leave block=None.")
+    blocks = len(encoder.blocks)
+    if block == 0 or not -blocks <= block <= blocks:
+        raise ValueError(f"block is {block}; this encoder has blocks 1 to {blocks}, or -1 for the last.")
+    if grid < 1:
+        raise ValueError(f"grid is the number of cells a side and must be at least 1, not {grid}.")
+    upto = block if block > 0 else blocks + 1 + block
+
+    def compute(x: Tensor) -> Tensor:
+        return F.adaptive_max_pool2d(encoder.feature_maps(x, upto)[-1], grid).flatten(1)
+
+    return _in_batches(encoder, compute, images, size, transform, batch_size, precision)
+
+
+@dataclass
+class FeatureSet:
+    """Features and labels of a data set's three splits: features float32 (N, D), labels int64 (N,)."""
+
+    train: Tensor
+    train_labels: Tensor
+    validation: Tensor
+    validation_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    class_names: list[str]
+
+    @property
+    def dim(self) -> int:
+        return self.train.shape[1]
+
+    def few_labels(self, per_class: int = 10, seed: int = 0) -> "FeatureSet":
+        """The same with `per_class` labelled rows a class: the images that `ImageSet.few_labels` chooses with this seed."""
+        rows = datasets.few_rows(self.train_labels, self.class_names, per_class, seed)
+        return replace(self, train=self.train[rows], train_labels=self.train_labels[rows])
+
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Features and labels of "train", "validation" or "test"."""
+        if name not in storage.SPLITS:
+            raise ValueError(f"split is one of {', '.join(storage.SPLITS)}, not {name!r}.")
+        return getattr(self, name), getattr(self, f"{name}_labels")
+
+
+def feature_set(encoder: nn.Module, images, **options) -> FeatureSet:
+    """Features of all three splits of an ImageSet. options: those of `features`."""
+    fields = {}
+    for name in storage.SPLITS:
+        pictures = getattr(images, f"{name}_images")
+        fields[name] = features(encoder, pictures, **options) if len(pictures) else torch.zeros(0, 0)
+        fields[f"{name}_labels"] = getattr(images, f"{name}_labels").cpu()
+    dim = max(fields[name].shape[1] for name in storage.SPLITS)
+    fields |= {name: torch.zeros(0, dim) for name in storage.SPLITS if not len(fields[name])}
+    return FeatureSet(**fields, class_names=list(images.class_names))
+
+
+def neighbours(bank: Tensor, queries: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """The k rows of the bank most alike to each query, by cosine: bank (N, D), queries (Q, D) -> similarities (Q, k), indices (Q, k).
+
+    The most alike come first. Worked through in chunks of queries, so memory stays at chunk × N.
+    """
+    if bank.dim() != 2 or queries.dim() != 2 or bank.shape[1] != queries.shape[1]:
+        raise ValueError(f"bank and queries must be (N, D) and (Q, D) with the same D, not {tuple(bank.shape)} and {tuple(queries.shape)}.")
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k is {k}; it must lie between 1 and {len(bank)}, the rows of the bank.")
+    bank = F.normalize(bank.float(), dim=1)
+    found = [(F.normalize(rows.float(), dim=1) @ bank.T).topk(k, dim=1) for rows in queries.split(chunk)]
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def knn_scores(bank: Tensor, labels: Tensor, queries: Tensor, num_classes: int, k: int = 20, temperature: float = 0.1) -> Tensor:
+    """The weighted vote of the k nearest neighbours (Wu et al. 2018, section 3.4): (Q, num_classes), each row sums to 1.
+
+    Each of the k neighbours votes for its own class with weight exp(cosine / temperature).
+    bank (N, D) with labels (N,), queries (Q, D); k is cut to N.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}.")
+    if len(labels) != len(bank):
+        raise ValueError(f"Each row of the bank needs its label: {len(bank)} rows, {len(labels)} labels.")
+    similarity, index = neighbours(bank, queries, min(k, len(bank)))
+    weight = ((similarity - similarity[:, :1]).double() / temperature).softmax(1).float()  # the same vote as with exp, cannot overflow
+    return weight.new_zeros(len(queries), num_classes).scatter_add_(1, labels.to(bank.device)[index], weight)

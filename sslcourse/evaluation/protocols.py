@@ -1,0 +1,283 @@
+"""How good is an encoder or a classifier? Predictions, kNN, linear probe, fine-tuning, retrieval, confusion and comparisons.
+
+Everything that chooses, chooses on the validation split. The test split is measured only where `split="test"` says so.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
+from sklearn.metrics import confusion_matrix
+from torch import Tensor, nn
+
+from sslcourse import training
+from sslcourse.datasets import prepared as storage
+from sslcourse.devices import one_thread, seeded
+from sslcourse.evaluation.features import (  # noqa: F401  (public here too)
+    FeatureSet,
+    evaluation_view,
+    feature_set,
+    features,
+    knn_scores,
+    neighbours,
+    predict,
+)
+from sslcourse.evaluation.uncertainty import mean_and_error, standard_error, wilson_interval  # noqa: F401  (public here)
+from sslcourse.models import Classifier
+
+SMALL_PROBE = 300_000  # numbers; fitting fewer, threads on shared cores wait for each other far longer than they work
+PENALTIES = (0.001, 0.01, 0.1, 1.0)  # inverse strengths of the probe's weight penalty, scikit-learn's C
+
+
+@dataclass
+class Result:
+    """What `evaluate` found on N labelled images with C classes. Accuracies are fractions between 0 and 1."""
+
+    logits: Tensor  # (N, C)
+    labels: Tensor  # (N,)
+    class_names: Sequence[str]
+    settings: dict = field(default_factory=dict)  # what was chosen on the way, such as the probe's penalty
+
+    @property
+    def n(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """The most probable class of each image, (N,)."""
+        return self.logits.argmax(1)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, (N, C)."""
+        return self.logits.softmax(1)
+
+    @property
+    def top1(self) -> float:
+        return top_k(self.logits, self.labels, 1)
+
+    @property
+    def top3(self) -> float:
+        """Part of the images whose class is among the three most probable; with three classes or fewer it is 1 and says nothing."""
+        return top_k(self.logits, self.labels, 3)
+
+    @property
+    def standard_error(self) -> float:
+        return standard_error(self.top1, self.n)
+
+    @property
+    def confidence_interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of top1."""
+        return wilson_interval(self.top1, self.n)
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """Counts (C, C): row is the true class, column the predicted one."""
+        return confusion_matrix(self.labels.numpy(), self.predictions.numpy(), labels=range(self.logits.shape[1]))
+
+    def worst_mistakes(self, k: int = 8) -> Tensor:
+        """Indices of the k wrong predictions made with the most confidence, the most confident first."""
+        confidence = self.probabilities.max(1).values
+        wrong = (self.predictions != self.labels).nonzero().flatten()
+        return wrong[confidence[wrong].argsort(descending=True)][:k]
+
+    def most_confused(self, k: int = 3) -> list[tuple[str, str, int]]:
+        """The k most frequent mistakes as (true class, predicted class, count)."""
+        counts = self.confusion.copy()
+        np.fill_diagonal(counts, 0)
+        order = np.argsort(counts, axis=None)[::-1][:k]
+        pairs = [np.unravel_index(i, counts.shape) for i in order]
+        return [(self.class_names[t], self.class_names[p], int(counts[t, p])) for t, p in pairs if counts[t, p]]
+
+    def __str__(self) -> str:
+        return f"top-1 {100 * self.top1:.1f} ± {100 * self.standard_error:.1f} %, top-3 {100 * self.top3:.1f} % on {self.n} images"
+
+
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, class_names: Sequence[str] | None = None, **options) -> Result:
+    """Predict in evaluation mode and hold the predictions against the labels. images uint8 (N, 3, H, W), labels int64 (N,).
+
+    options: those of `predict`. Raises ValueError when there are no images, lengths differ, or a label is not a class.
+    """
+    if len(images) != len(labels) or not len(labels):
+        raise ValueError(f"evaluate needs as many labels as images, and at least one: {len(images)} images, {len(labels)} labels.")
+    logits = predict(model, images, **options)
+    labels = labels.cpu()
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(f"Labels must lie in 0..{logits.shape[1] - 1}; these lie in {int(labels.min())}..{int(labels.max())}.")
+    return Result(logits, labels, list(class_names) if class_names is not None else [str(c) for c in range(logits.shape[1])])
+
+
+def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Part of the rows whose label is among the k largest logits. logits (N, C), labels (N,)."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}.")
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (best == labels.unsqueeze(1)).any(1).double().mean().item()
+
+
+# --- measuring an encoder -------------------------------------------------------------------------------------------------------------
+
+
+def _check_features(found, split: str) -> None:
+    if not isinstance(found, FeatureSet):
+        raise TypeError(f"This needs a FeatureSet, from evaluation.feature_set(encoder, images), not {type(found).__name__}.")
+    if not len(found.train):
+        raise ValueError("There are no labelled training rows: use an ImageSet with train_images.")
+    for name in ("train", split):
+        if not found.split(name)[0].isfinite().all():
+            raise ValueError(f"The features of the {name} split hold NaN or inf: the encoder that made them is broken, so train it anew.")
+    if not len(found.split(split)[1]):
+        raise ValueError(f"The {split} split is empty, so nothing can be measured on it: name another split.")
+
+
+def knn_accuracy(found: FeatureSet, *, k: int = 20, temperature: float = 0.1, split: str = "validation") -> Result:
+    """The weighted vote of the k nearest training rows (Wu et al. 2018, section 3.4), for each row of a split. Nothing is trained.
+
+    found: from `feature_set`; its train rows are the bank. k is cut to their number.
+    """
+    _check_features(found, split)
+    rows, labels = found.split(split)
+    scores = knn_scores(found.train, found.train_labels, rows, len(found.class_names), k, temperature)
+    settings = {"k": min(k, len(found.train)), "temperature": temperature}
+    return Result(scores.clamp_min(1e-12).log(), labels, found.class_names, settings)
+
+
+def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Sequence[float] = PENALTIES) -> Result:
+    """Logistic regression on frozen features, each scaled to mean 0 and deviation 1 over the training rows.
+
+    found: from `feature_set`. penalties: values of scikit-learn's C (small is a strong penalty); the one with the best accuracy on the
+    validation split is taken, the stronger of equals, and noted in `.settings`. Without validation rows there has to be one value only.
+    split: where the chosen probe is then measured.
+    Protocol: Zhang et al. 2016 and Chen et al. 2020, section 2.3.
+
+    The four penalties take 0.05 s for 100 rows of 128 features, 0.6 s for 5,000 × 128, 4.5 s for 5,000 × 512 and 15–20 s for 45,000 × 512
+    (ten classes, ResNet-9 features, one core, scikit-learn 1.9). In float64 and each penalty from zero it is 83 s for the last, and the
+    same optimum to five digits. torch's L-BFGS in float32 is as good, slower for few rows, and at most 1.4 times faster for 45,000.
+    """
+    _check_features(found, split)
+    penalties = sorted(float(c) for c in penalties)
+    if not penalties or not all(0 < c < math.inf for c in penalties):
+        raise ValueError(f"penalties must be positive numbers, at least one, not {penalties}.")
+    if len(penalties) > 1 and not len(found.validation):
+        raise ValueError("Choosing among penalties needs validation rows, and there are none; give one value, such as penalties=(0.1,).")
+    classes, labels = len(found.class_names), found.train_labels.numpy()
+    if len(np.unique(labels)) < 2:
+        raise ValueError("A probe needs labelled rows of at least two classes: take more of them.")
+    scaled = _scaling(found.train)
+    train, validation, best = scaled(found.train), scaled(found.validation), None
+    probe = LogisticRegression(max_iter=1000, warm_start=True)  # each penalty begins where the one before ended
+    with one_thread() if train.size < SMALL_PROBE else nullcontext():
+        for c in penalties:
+            probe.set_params(C=c).fit(train, labels)
+            accuracy = probe.score(validation, found.validation_labels.numpy()) if len(penalties) > 1 else 0.0
+            if best is None or accuracy > best[0]:
+                best = accuracy, c, copy.deepcopy(probe)
+    _, c, probe = best
+    rows, truth = found.split(split)
+    scores = torch.from_numpy(probe.decision_function(scaled(rows))).double()
+    if scores.dim() == 1:  # of two classes scikit-learn scores the second against the first
+        scores = torch.stack([torch.zeros_like(scores), scores], 1)
+    logits = torch.full((len(rows), classes), -200.0)  # less than any class that the probe has seen
+    logits[:, torch.from_numpy(probe.classes_)] = scores.log_softmax(1).clamp_min(-100).float()
+    return Result(logits, truth, found.class_names, {"C": c, "features": found.dim})
+
+
+def _scaling(train: Tensor) -> Callable[[Tensor], np.ndarray]:
+    """What brings each feature to mean 0 and deviation 1 over these rows (N, D); one that does not change there becomes 0."""
+    train = train.double()  # means of large numbers lose their digits in float32
+    mean, std = train.mean(0), train.std(0, correction=0)
+    std = torch.where(std > 1e-6 * mean.abs(), std, math.inf)  # differences below float32's own are noise
+    return lambda rows: ((rows.double() - mean) / std).float().numpy()
+
+
+@dataclass
+class FineTuned(Result):
+    """A Result with the network that gave it and the History of its training."""
+
+    model: nn.Module | None = None
+    history: "training.History | None" = None
+
+
+def fine_tune(
+    encoder: nn.Module, images, epochs: int, *, split: str = "validation", lr: float = 2e-3, encoder_lr_scale: float = 0.5, **options
+) -> FineTuned:
+    """Train a copy of the encoder and a new linear layer on the labelled images, then measure on a split. The encoder itself is left alone.
+
+    images: an ImageSet, usually with few labels. lr: of the new layer; the encoder's is encoder_lr_scale times that.
+    options: those of `training.fit_classifier`.
+    Protocol: Chen et al. 2020, section 4.2 (semi-supervised).
+    """
+    if split not in storage.SPLITS:
+        raise ValueError(f"split is one of {', '.join(storage.SPLITS)}, not {split!r}.")
+    if not len(getattr(images, f"{split}_labels")):
+        raise ValueError(f"The {split} split is empty, so nothing can be measured on it: name another split.")
+    with seeded(int(options.get("seed", 0))):
+        model = Classifier(copy.deepcopy(encoder).requires_grad_(True), len(images.class_names)).to(next(encoder.parameters()).device)
+    history = training.fit_classifier(model, images, epochs, lr=lr, lr_scales={"encoder": encoder_lr_scale}, **options)
+    view = evaluation_view(options.get("augmentation"), images.size)
+    measured = evaluate(model, getattr(images, f"{split}_images"), getattr(images, f"{split}_labels"), images.class_names, transform=view)
+    return FineTuned(measured.logits, measured.labels, measured.class_names, history.settings, model, history)
+
+
+@dataclass
+class Retrieval:
+    """For each query of a split, its nearest training images: indices, cosines and whether they show the same class, each (Q, k)."""
+
+    indices: Tensor
+    similarities: Tensor
+    right: Tensor
+
+    @property
+    def precision(self) -> float:
+        """Part of the neighbours that show the query's class."""
+        return self.right.double().mean().item()
+
+
+def retrieve(found: FeatureSet, *, k: int = 8, split: str = "validation") -> Retrieval:
+    """The k training images most alike to each image of a split, by the cosine of their features, the most alike first."""
+    _check_features(found, split)
+    rows, labels = found.split(split)
+    similarities, indices = neighbours(found.train, rows, k)
+    return Retrieval(indices, similarities, found.train_labels[indices] == labels.unsqueeze(1))
+
+
+# --- maps -----------------------------------------------------------------------------------------------------------------------------
+
+
+def pca(rows: Tensor, dims: int = 2) -> Tensor:
+    """Coordinates along the directions in which rows vary most: float (N, D) -> (N, dims). Distances are real, with much left out."""
+    return torch.from_numpy(PCA(dims, random_state=0).fit_transform(rows.numpy()))
+
+
+def tsne(rows: Tensor, perplexity: float = 30, seed: int = 0) -> Tensor:
+    """t-SNE (van der Maaten and Hinton 2008): float (N, D) -> (N, 2). Neighbours lie together; sizes and distances of clumps mean nothing.
+
+    perplexity: about how many neighbours count, below N.
+    """
+    if not 0 < perplexity < len(rows):
+        raise ValueError(f"perplexity is about a number of neighbours and must lie between 0 and the {len(rows)} rows, not {perplexity}.")
+    with one_thread():  # its threads beside PyTorch's, more than there are cores, wait for each other far longer than they work
+        return torch.from_numpy(TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(rows.numpy()))
+
+
+# --- comparing ------------------------------------------------------------------------------------------------------------------------
+
+
+def paired_difference(first: Result, second: Result) -> tuple[float, float]:
+    """top1 of the first less that of the second on the same images, and the standard error of the difference.
+
+    The two share their images, so hard images cost both: the difference is known better than either accuracy.
+    Raises ValueError when the labels differ.
+    """
+    if len(first.labels) != len(second.labels) or not torch.equal(first.labels, second.labels):
+        raise ValueError("A paired difference needs two results on the same images in the same order.")
+    difference = (first.predictions == first.labels).double() - (second.predictions == second.labels).double()
+    return difference.mean().item(), (difference.std(correction=1) / math.sqrt(len(difference))).item()

@@ -1,0 +1,145 @@
+"""Learning from labelled and unlabelled images at once: a classifier that labels images for itself.
+
+`PseudoLabeling` is the general form; `FixMatch` the one that works. forward(labelled images, labels, unlabelled images) is the loss.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslcourse import augment, losses
+from sslcourse.devices import evaluation_mode
+
+
+class PseudoLabeling(nn.Module):
+    """A classifier that learns from a few labelled images, and from what it says itself of unlabelled ones (Lee 2013).
+
+    classifier: normalised images (N, 3, H, W) -> logits (N, C), such as `models.Classifier`. It is trained; `averaged`, a moving average of
+    its weights, is what is evaluated.
+    weak: the augmentation of labelled images and of those that get a pseudo-label; None takes `augment.weak` at the images' size.
+    strong: the augmentation of the images that learn from it; None is the weak view itself, as in plain pseudo-labelling.
+    threshold: the least probability of a pseudo-label, 0 to 1 (`losses.pseudo_label_loss`).
+    weight: of the unlabelled images in the loss; ramp: (start, end) of its rise from 0, as parts of all steps
+    (`losses.pseudo_label_weight`); (0, 0) gives it from the first step on.
+    average: how much of the averaged weights a step keeps at most; in the first steps less, (1 + step)/(10 + step), so that a short run
+    does not keep its beginning. 0 evaluates the classifier's own weights. Batch statistics are averaged alike.
+    label_smoothing: of the labelled images' loss.
+    Pseudo-labels are made in evaluation mode, without dropout and from the running batch statistics.
+    metrics: supervised_loss; pseudo_loss, before its weight; pseudo_weight; coverage, the part of the unlabelled images that pass.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        *,
+        weak: nn.Module | None = None,
+        strong: nn.Module | None = None,
+        threshold: float = 0.0,
+        weight: float = 1.0,
+        ramp: tuple[float, float] = (0.0, 0.4),
+        average: float = 0.0,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        for name, value in (("threshold", threshold), ("average", average), ("label_smoothing", label_smoothing)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {value}.")
+        if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1] <= 1:
+            raise ValueError(f"ramp is (start, end) as parts of all steps, with 0 <= start <= end <= 1, not {ramp}.")
+        self.classifier = classifier
+        self.averaged = copy.deepcopy(classifier).requires_grad_(False) if average else classifier
+        self.weak, self.strong = weak, strong
+        self.threshold, self.ramp, self.average, self.label_smoothing = float(threshold), tuple(map(float, ramp)), average, label_smoothing
+        self.final_weight = float(weight)
+        first = losses.pseudo_label_weight(0, *self.ramp, weight)
+        self.register_buffer("weight", torch.tensor(first, dtype=torch.float32))  # on the device, so that nobody waits for it
+        self.metrics: dict[str, Tensor] = {}
+
+    def extra_repr(self) -> str:
+        parts = f"threshold={self.threshold}, weight={self.final_weight}, ramp={self.ramp}, average={self.average}"
+        return f"{parts}, label_smoothing={self.label_smoothing}"
+
+    def prepare(self, size: int) -> None:
+        """Settle on the weak view, for images of this many pixels a side, where none was given."""
+        if self.weak is None:
+            self.weak = augment.weak(size).to(self.weight.device)
+
+    def pseudo_logits(self, images: Tensor) -> Tensor:
+        """What the classifier says of uint8 images (N, 3, H, W) in their weak view: logits (N, C), without gradient."""
+        return self._answers(self.weak(images))
+
+    def _answers(self, views: Tensor) -> Tensor:
+        with torch.no_grad(), evaluation_mode(self.classifier):
+            return self.classifier(_channels_last(views))
+
+    def forward(self, images: Tensor, labels: Tensor, unlabeled: Tensor) -> Tensor:
+        """images uint8 (B, 3, H, W) with labels int64 (B,), unlabeled uint8 (M, 3, H, W) -> scalar loss."""
+        if labels.device.type == "cpu" and len(labels) and int(labels.min()) < 0:
+            raise ValueError(f"A label is {int(labels.min())}: images without a label belong among the unlabelled ones.")
+        self.prepare(images.shape[-1])
+        x = self.weak(images)
+        if self.strong is None:
+            u = self.weak(unlabeled)
+            weak_logits = self._answers(u)
+        else:
+            weak_logits, u = self.pseudo_logits(unlabeled), self.strong(unlabeled)
+        logits = self.classifier(_channels_last(torch.cat([x, u]))).float()  # together, so that batch statistics are of both
+        supervised = F.cross_entropy(logits[: len(x)], labels, label_smoothing=self.label_smoothing)
+        pseudo = losses.pseudo_label_loss(weak_logits.float(), logits[len(x) :], self.threshold)
+        with torch.no_grad():
+            passing = weak_logits.float().softmax(1).amax(1) >= self.threshold
+            self.metrics = {
+                "supervised_loss": supervised.detach(),
+                "pseudo_loss": pseudo.detach(),
+                "pseudo_weight": self.weight.clone(),
+                "coverage": passing.float().mean(),
+            }
+        return supervised + self.weight * pseudo
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        """Raise the weight along its ramp, and move the averaged weights towards the classifier's."""
+        start, end = (part * steps for part in self.ramp)
+        self.weight.fill_(losses.pseudo_label_weight(step, start, end, self.final_weight))
+        if self.averaged is self.classifier:
+            return
+        moved = 1 - min(self.average, (1 + step) / (10 + step))
+        mine, theirs = self.averaged.state_dict(), self.classifier.state_dict()
+        floats = [name for name, value in mine.items() if value.is_floating_point()]
+        torch._foreach_lerp_([mine[name] for name in floats], [theirs[name] for name in floats], moved)
+        for name in mine.keys() - set(floats):  # how many batches the statistics have seen
+            mine[name].copy_(theirs[name])
+
+
+class FixMatch(PseudoLabeling):
+    """The weak view labels, where it is sure, and the strong view learns (Sohn et al. 2020, arXiv 2001.07685).
+
+    The defaults are the paper's but for the average, which suits short runs (the paper has 0.999 for a million steps).
+    strong: None takes `augment.strong` at the images' size. The rest as in `PseudoLabeling`.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        *,
+        weak: nn.Module | None = None,
+        strong: nn.Module | None = None,
+        threshold: float = 0.95,
+        weight: float = 1.0,
+        ramp: tuple[float, float] = (0.0, 0.0),
+        average: float = 0.99,
+        label_smoothing: float = 0.0,
+    ):
+        options = {"threshold": threshold, "weight": weight, "ramp": ramp, "average": average, "label_smoothing": label_smoothing}
+        super().__init__(classifier, weak=weak, strong=strong, **options)
+
+    def prepare(self, size: int) -> None:
+        super().prepare(size)
+        if self.strong is None:
+            self.strong = augment.strong(size).to(self.weight.device)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

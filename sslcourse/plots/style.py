@@ -1,0 +1,48 @@
+"""How figures look: colours, markers, type, level lines; and how one is shown together with its alternative text."""
+
+import base64
+import html
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sslcourse.plots.files import png
+
+# Okabe and Ito's eight colours. In grey some of them look alike, so lines have styles and markers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+
+
+def use_style() -> None:
+    """The course's look, set once in a lesson's set-up cell."""
+    matplotlib.rcParams.update(
+        {
+            "figure.dpi": 90, "savefig.dpi": 90, "figure.facecolor": "white", "axes.facecolor": "white", "font.size": 10.5,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
+            "axes.titlesize": 11.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+            "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=MARKERS), "lines.markersize": 5,
+            "legend.framealpha": 0.8, "legend.edgecolor": "none",
+        }
+    )  # fmt: skip
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Show a figure with its alternative text, then close it. In a notebook it is an <img alt=...>; elsewhere the text is printed."""
+    encoded = base64.b64encode(png(figure)).decode()
+    plt.close(figure)
+    style = "max-width:100%;height:auto;background:white"
+    image = f'<img alt="{html.escape(alt, quote=True)}" style="{style}" src="data:image/png;base64,{encoded}">'
+    from IPython.display import display
+
+    display({"text/html": image, "text/plain": f"[figure: {alt}]"}, raw=True)
+
+
+def reference_line(axis: Axes, level: float, name: str) -> None:
+    """A dotted line across a panel at a level, with its name at the right end, readable where a curve passes."""
+    axis.axhline(level, color="black", linestyle=":", linewidth=1.2)
+    behind = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6}
+    place = {"xycoords": axis.get_yaxis_transform(), "xytext": (0, 1.5), "textcoords": "offset points"}
+    axis.annotate(name, (0.99, level), **place, ha="right", va="bottom", fontsize=8.5, bbox=behind)

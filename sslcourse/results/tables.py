@@ -1,0 +1,112 @@
+"""Tables of result records, beside numbers from elsewhere: HTML in a notebook, Markdown in a README, aligned text in a terminal.
+
+A row is a record, or a plain dict with the same keys for what an original project or a publication reports; see `table`.
+"""
+
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from sslcourse.results.metrics import metric
+
+SOURCES = ("ours", "original project", "published")
+
+
+def percent(value: float, standard_error: float | None = None) -> str:
+    """A fraction as text: 0.873 and 0.004 give '87.3 ± 0.4 %'."""
+    return f"{100 * value:.1f} %" if standard_error is None else f"{100 * value:.1f} ± {100 * standard_error:.1f} %"
+
+
+class Table:
+    """Rows of text under a header: HTML in a notebook, Markdown for a README, aligned plain text elsewhere."""
+
+    def __init__(self, header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = ""):
+        self.header = [str(cell) for cell in header]
+        self.rows = [[str(cell) for cell in row] for row in rows]
+        self.caption = caption
+
+    def _repr_html_(self) -> str:
+        def shown(cell):
+            # on a narrow page a percent sign must not stand on a line of its own, and a long name of code has to break
+            text = html.escape(cell).replace(" %", "&nbsp;%")
+            return re.sub(r"[A-Za-z][\w.]{11,}", lambda name: re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[._])(?=[a-z])", "<wbr>", name[0]), text)
+
+        def line(cells, tag):
+            return "<tr>" + "".join(f'<{tag} style="text-align:left">{shown(cell)}</{tag}>' for cell in cells) + "</tr>"
+
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        body = "".join(line(row, "td") for row in self.rows)
+        return f"<table>{caption}<thead>{line(self.header, 'th')}</thead><tbody>{body}</tbody></table>"
+
+    def _repr_markdown_(self) -> str:
+        def line(cells):
+            # an < of its own would begin a tag: Markdown takes HTML as it is
+            return "| " + " | ".join(" ".join(cell.splitlines()).replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+
+        return "\n".join([line(self.header), "|" + " --- |" * len(self.header), *map(line, self.rows)])
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [self.header, *self.rows]
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join(([self.caption] if self.caption else []) + lines)
+
+    __repr__ = __str__
+
+
+def table(rows: Iterable[Mapping], columns: Sequence[str] | None = None, caption: str = "") -> Table:
+    """Lay out records and plain rows, in the order given.
+
+    A plain row is a dict such as
+    {"source": "published", "method": "SimCLR", "dataset": "CIFAR-10", "metrics": {"top1": 0.906}, "differs": "ResNet-50"};
+    source is 'ours' (if left out), 'original project' or 'published', and differs says what makes the row not comparable.
+    columns: names of fields and of metrics, and "runs", how many seeds there were; tier and origin (see `results.fill`) say which rows
+    come from another budget or another machine. By default method, source, dataset, labels, then every metric that occurs, then differs
+    if any row has it.
+    A field that a row does not have is shown as '–'.
+    """
+    rows = list(rows)
+    for row in rows:
+        if row.get("source", "ours") not in SOURCES:
+            raise ValueError(f"the source of a row is one of {', '.join(SOURCES)}, not {row['source']!r}")
+    metric_names = list(dict.fromkeys(name for row in rows for name in row.get("metrics", {})))
+    if columns is None:
+        columns = ["method", "source", "dataset", "labels", *metric_names]
+        columns += ["differs"] if any(row.get("differs") for row in rows) else []
+    return Table(columns, [[_cell(row, column) for column in columns] for row in rows], caption)
+
+
+def overview(records: Iterable[Mapping]) -> Table:
+    """Records of many lessons, sorted: what was found, with how many labels and runs, at which tier and in what time."""
+    order = sorted(records, key=lambda r: (r["lesson"], r["dataset"], r["labels"] or math.inf, r["method"]))
+    rows = [r | {"pixels": r["image_size"], "lesson took": f"{r['seconds'] / 60:.1f} min"} for r in order]
+    return table(rows, ["lesson", "method", "dataset", "pixels", "labels", "network", "top1", "top3", "runs", "tier", "lesson took"])
+
+
+def readme_table(records: Iterable[Mapping]) -> str:
+    """`overview` as the Markdown table of a README."""
+    return overview(records)._repr_markdown_()
+
+
+def _cell(row: Mapping, column: str) -> str:
+    if column in row.get("metrics", {}):
+        found = metric(column, row["metrics"][column], runs=1)
+        if found["unit"] == "number":
+            error = found["standard_error"]
+            return f"{found['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+        return percent(found["value"], found["standard_error"])
+    if column == "source":
+        return row.get("source", "ours")
+    if column == "labels" and "kind" in row and row["labels"] is None:
+        return "all"
+    if column == "runs" and "runs" not in row and row.get("seeds"):
+        return f"{len(row['seeds']):,}"
+    value = row.get(column)
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

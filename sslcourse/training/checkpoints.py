@@ -1,0 +1,121 @@
+"""What a run leaves: its History, and checkpoints from which it goes on exactly where it was."""
+
+import io
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from sslcourse.errors import CourseError
+from sslcourse.files import ZIP, write_atomically, write_json
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass
+class History:
+    """One row of numbers an epoch (or every few), in order. `history["loss"]` is a column; NaN where a row has no such number."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    settings: dict = field(default_factory=dict)
+    stopped: str = ""  # why the run ended early, in a sentence
+
+    def __getitem__(self, name: str) -> list[float]:
+        if not any(name in row for row in self.rows):
+            known = sorted({key for row in self.rows for key in row})
+            raise KeyError(f"History has no column {name!r}; it has {', '.join(known) or 'no rows yet'}.")
+        return [row.get(name, math.nan) for row in self.rows]
+
+    @property
+    def final(self) -> dict[str, float]:
+        return self.rows[-1] if self.rows else {}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it as JSON, which has no NaN: a number that is not finite becomes null."""
+        rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in self.rows]
+        write_json(path, {"rows": rows, "settings": self.settings, "stopped": self.stopped})
+
+
+def previous(path: str | os.PathLike) -> Path:
+    """Where `save_checkpoint` keeps the checkpoint before the newest: run.pt -> run.previous.pt."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save_checkpoint(
+    path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History, under_way: Mapping | None = None
+) -> None:
+    """Everything that a run needs to go on exactly: states of the parts, random generators, history. Written atomically.
+
+    The file that was there before stays beside it, under the name that `previous` gives; at every moment one of the two is whole.
+    under_way: what an unfinished epoch has added up so far, numbers and tensors.
+    """
+    path = Path(path)
+    state = {
+        "format": CHECKPOINT_FORMAT,
+        "settings": settings,
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "history": {"rows": history.rows, "stopped": history.stopped},
+        "under_way": dict(under_way or {}),
+        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []},
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        write_atomically(path, buffer.getvalue(), keep=previous(path))
+    except OSError as error:
+        raise CourseError(
+            f"{path} could not be written ({error.strerror}). Free some disk space or name another folder; the checkpoint before it is as "
+            "it was."
+        ) from error
+
+
+def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History) -> dict:
+    """Put the states of `save_checkpoint` back into the parts, the history and the random generators; returns what was under way.
+
+    A damaged file is passed over, with a warning, if the one before it is whole. Raises CourseError when neither is a checkpoint of this
+    course, or when it belongs to a run with other settings. Nothing in a file is ever executed.
+    """
+    way_out = "Delete it to start the run anew, or name another file."
+    try:
+        state = _read(path, way_out)
+    except CourseError as error:
+        if not previous(path).exists():
+            raise
+        path = previous(path)
+        state = _read(path, way_out)
+        warnings.warn(f"{error} The checkpoint before it, {path.name}, was taken.", stacklevel=2)
+    theirs = state["settings"]
+    differing = [f"{name} {theirs.get(name)!r} there and {value!r} here" for name, value in settings.items() if theirs.get(name) != value]
+    if differing:
+        raise CourseError(f"{path} belongs to a run with other settings: {'; '.join(differing)}. {way_out}")
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"][name])
+        history.rows[:], history.stopped = state["history"]["rows"], state["history"]["stopped"]
+        torch.set_rng_state(state["rng"]["cpu"])
+        if torch.cuda.is_initialized():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"][: torch.cuda.device_count()])  # it may have run where there are more
+        return dict(state.get("under_way", {}))
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CourseError(f"{path} does not fit this model or optimizer ({reason}). {way_out}") from error
+
+
+def _read(path: str | os.PathLike, way_out: str) -> dict:
+    try:
+        with open(path, "rb") as stream:
+            if stream.read(len(ZIP)) != ZIP:
+                raise ValueError("not a file of torch.save")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        known = state["format"] == CHECKPOINT_FORMAT
+        state["settings"] = dict(state["settings"])
+    except Exception as error:  # torch raises many kinds for what is not its file; each means the same to the reader
+        raise CourseError(f"{path} cannot be read as a checkpoint of this course ({type(error).__name__}). {way_out}") from error
+    if not known:
+        raise CourseError(f"{path} was written in checkpoint format {state['format']}; this version reads {CHECKPOINT_FORMAT}. {way_out}")
+    return state
