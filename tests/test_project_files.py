@@ -1,5 +1,6 @@
 """environment.yml, pyproject.toml, constraints.txt, Makefile and README say the same; nothing carries an address of somebody's machine."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -119,12 +120,44 @@ def test_no_file_carries_a_path_of_somebodys_machine():
     assert not found
 
 
-def test_the_library_never_imports_the_course():
-    for path in (ROOT / "sslcourse").glob("*.py"):
-        if path.name != "__main__.py":  # the door to the command line
-            assert "sslcourse.course" not in re.sub(r'"""[\s\S]*?"""', "", path.read_text(), count=1), path.name
+# What each part of the library may import of the others, besides errors and files. plots and results know tensors and records only.
+BELOW = {
+    "devices": [], "augment": [], "losses": [], "datasets": ["devices"], "loaders": ["devices", "datasets"],
+    "models": ["devices", "augment", "losses", "diagnostics"], "diagnostics": ["losses", "devices"],
+    "training": ["devices", "augment", "datasets", "loaders", "losses", "models", "diagnostics", "evaluation.features"],
+    "evaluation.features": ["devices", "augment", "datasets", "loaders"],
+    "evaluation": ["devices", "augment", "datasets", "loaders", "models", "training"],
+    "plots": ["augment", "evaluation"], "results": [],
+}  # fmt: skip
 
 
-def test_files_stay_short_enough_to_read():
-    long = {p.name: n for p in (ROOT / "sslcourse").rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
-    assert not long
+def imports_of(path):
+    """Modules of the package that a file imports when it is imported itself, without `sslcourse.`; `a.b` for a name b from a."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sslcourse":
+            yield from (f"{node.module}.{alias.name}".removeprefix("sslcourse.") for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("sslcourse.") for alias in node.names if alias.name.startswith("sslcourse."))
+
+
+def test_imports_of_the_library_go_one_way():
+    package = ROOT / "sslcourse"
+    for path in sorted(package.rglob("*.py")):
+        part = path.relative_to(package).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+        if part.split(".")[0] in ("course", "errors", "files", "__main__", "__init__"):
+            continue
+        own = part.split(".")[0]
+        allowed = BELOW[part if part in BELOW else own] + [own, "errors", "files", "__version__"]
+        wrong = [name for name in imports_of(path) if not any(name == a or name.startswith(a + ".") for a in allowed)]
+        assert not wrong, f"{part} imports {', '.join(wrong)}"
+
+
+def lines_of(folder, without=None):
+    return sum(p.read_text().count("\n") for p in (ROOT / folder).rglob("*.py") if without is None or ROOT / without not in p.parents)
+
+
+def test_the_package_stays_small():
+    assert lines_of("sslcourse", without="sslcourse/course") <= 6_200
+    assert lines_of("sslcourse/course") <= 5_000
+    assert lines_of("tests") <= 12_500
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 160

@@ -86,13 +86,6 @@ def test_sections_of_a_plan_are_in_the_lesson(number):
     assert [title for title in named if not is_section(title, number)] == []
 
 
-def test_quoted_section_titles_exist():
-    for number, text in chapters().items():
-        quoted = re.findall(r'"([A-Z][^"\n]*[^".\n])"', without_code(text))
-        among = LESSONS if number == 0 else [number]
-        assert [title for title in quoted if not any(is_section(title, n) for n in among)] == [], f"chapter {number}"
-
-
 @each_lesson
 def test_a_chapter_lists_the_exercises_as_they_are(number):
     rows = table(chapters()[number], "| exercise | difficulty | minutes | what the hints catch |")
@@ -120,52 +113,17 @@ def test_numbers_of_a_chapter_are_shown_by_the_lesson(number):
     assert len(named) > 5 and missing == [], "numbers in TEACHING.md that the stored lesson does not show"
 
 
-# lesson, what TEACHING.md says, and how the stored lesson says it: whole numbers, and what stands beside what
-CLAIMS = [
-    (1, "three runs say 57.1, 52.3 and 43.3", "single runs: 57.1, 52.3, 43.3"),
-    (1, "0.61, against 0.60 in the healthy run, and 8.7 %", "0.61   validation accuracy   8.7 %"),
-    (1, "the mistakes are halved by 20 labels a class", "halved by 20 labels a class"),
-    (2, "block 5 of 6 is best", "With 10 labels a class, block 5 reaches"),
-    (2, "the probe gains 31.8, 24.1 and 20.8 points", "seed by seed +31.8, +24.1, +20.8"),
-    (3, "About 1 at τ = 0.05, 32 at 0.2, 234 at 1", "1 at τ = 0.05, 32 at τ = 0.2, 234 at τ = 1"),
-    (3, "5.99; at 45 it would be 4.49", "batch of   45: chance level 4.49"),
-    (4, "half-way through 930 steps? 21.8 % at 0.996", "21.8 % at τ₀ = 0.996"),
-    (4, "not without the moving average", "It did not in these: no moving average"),
-    (5, "Of 20 faults it calls 8", "Of 20 faults, anomaly mode calls 8"),
-    (5, "nothing about 5 of the 20", "says nothing about\n5"),
-    (5, "from 60 to 66 of 256", "from 60 to 66 of 256"),
-    (5, "62 with the term against 5 without", "62 with the term, 5 without"),
-    (6, "470 small nodes", "470 small nodes"),
-    (6, "50 % of the images passed 0.9 before, 0 % after", "50 %, 55 % right | 0 % |"),
-    (6, "62 % of those answers are right", "at a threshold of 0.95, 37 % pass, and 62 % of them are right"),
-    (7, "1 of 4 encoders differs", "1 of 4 differ after Holm"),
-    (7, "3 of 4 intervals leave zero out", "3 of 4 leave zero out"),
-    (7, "3 of 7 tasks filled", "3 of 7 tasks have a row"),
-]
-
-
-@pytest.mark.parametrize(("number", "here", "there"), CLAIMS)
-def test_findings_are_those_of_the_stored_lesson(number, here, there):
-    assert here in chapters()[number] and there in everything_shown(number)
-
-
 # --- The whole ---
 
 
 def test_costs_are_the_measured_ones():
     rows = {int(re.match(r"\[(\d)", row[0])[1]): row for row in table(chapters()[0], "| lesson | smoke | cpu |")}
     assert set(rows) == set(LESSONS)
-    assert "2.6 GB" in chapters()[0] and "2.6 GB" in (ROOT / "README.md").read_text(encoding="utf-8")  # of STL-10
     for number, row in rows.items():
         costs = results.measured_costs(number)
         assert LESSONS[number].name in row[0]
         assert row[1:] == [f"{duration(costs[tier]['seconds'])}, {memory(costs[tier]['peak_memory'])}" for tier in ("smoke", "cpu")]
         assert costs["cpu"]["peak_memory"] < 2e9 and costs["cpu"]["cores"] == 2  # "no lesson took more than half of" 4 GB; two cores
-
-
-def test_it_is_said_that_tier_gpu_was_not_measured_as_long_as_that_is_so():
-    measured = any("gpu" in results.measured_costs(number) for number in LESSONS)
-    assert ("Tier `gpu` was not measured" in chapters()[0]) == (not measured)
 
 
 def commands(text: str) -> list[str]:
@@ -174,30 +132,17 @@ def commands(text: str) -> list[str]:
 
 def test_commands_exist_with_their_options(capsys):
     named = [c.removeprefix("python -m sslcourse ").split() for c in commands(chapters()[0]) if c.startswith("python -m sslcourse ")]
-    assert {"run", "handout", "slides", "results", "notebooks"} <= {words[0] for words in named}
+    assert {"run", "handout", "results"} <= {words[0] for words in named}
     for words in named:
         assert cli.main([words[0], "--help"]) == 0, " ".join(words)
         told = capsys.readouterr().out
         assert [word for word in words if word.startswith("--") and word not in told] == [], " ".join(words)
-    options = re.findall(r"`(--[a-z]+) FILE`", chapters()[0])
-    cli.main(["handout", "--help"])
-    told = capsys.readouterr().out
-    assert options and all(option in told for option in options) and "nbgrader" in told
-    cli.main(["data", "--help"])
-    told = capsys.readouterr().out
-    assert all(word in told for c in commands(chapters()[0]) if "data_setup.py" in c for word in c.split() if word.startswith("--"))
 
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     named = {c.split()[1] for c in commands(TEACHING.read_text(encoding="utf-8")) if c.startswith("make ")}
     assert named and named <= targets
-
-
-def test_environment_variables_are_those_of_the_package():
-    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "sslcourse").rglob("*.py"))
-    for name in set(re.findall(r"SSLCOURSE_[A-Z_]+", TEACHING.read_text(encoding="utf-8"))):
-        assert name in code or (name.removeprefix("SSLCOURSE_") in code and "SSLCOURSE_{parameter}" in code), name
 
 
 # --- Links ---
@@ -220,17 +165,13 @@ def dead_links(text: str, page: Path) -> list[str]:
     return dead
 
 
-@pytest.mark.parametrize("page", [TEACHING, GLOSSARY], ids=lambda page: page.name)
-def test_every_link_of_the_pages_leads_somewhere(page):
-    text = page.read_text(encoding="utf-8")
+PAGES = [TEACHING, GLOSSARY, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/RESULTS.md"))]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *LESSONS.values()], ids=lambda page: page.name)
+def test_every_link_within_the_project_leads_somewhere(page):
+    text = page.read_text(encoding="utf-8") if page.suffix == ".md" else prose(int(page.name[:2]))
     assert dead_links(text, page) == []
-    assert len(re.findall(r"\]\(", text)) > 20
-
-
-@each_lesson
-def test_links_of_a_lesson_into_the_glossary_lead_somewhere(number):
-    links = re.findall(r"\]\((?:GLOSSARY|TEACHING)\.md[^)]*\)", prose(number))
-    assert dead_links("\n".join(links), LESSONS[number]) == []
 
 
 # --- The glossary ---
@@ -238,15 +179,6 @@ def test_links_of_a_lesson_into_the_glossary_lead_somewhere(number):
 ENTRY = re.compile(r'^((?:<a id="[^"]+"></a>)+)\*\*(.+?)\*\*(.*) \[Lesson (\d)\]\((\S+)\)$', flags=re.MULTILINE)
 # how a lesson says it, where it uses other words than the headword and its synonyms
 SAID_AS = {"Label efficiency": "worth in labels", "Leak": "leaks", "Frozen features": "frozen", "Rotation prediction": "rotations"}
-# bold in a lesson and no term of the field: emphasis, names of runs and of parts of figures, words of a single experiment
-NOT_TERMS = set(
-    "all|and|half|not|ten|train again with other seeds|on the validation images|no upright image|toybox|supervised|unlabelled images|"
-    "resampled|rotation, probe|rotation, fine-tuned|untrained, probe|clutter|broadcast|colours|blurred|solarised|complete|in place|"
-    "memory|no moving average|no predictor|no stop-gradient|rank|dimension|labels|images|training|classifiers|encoders|differences|"
-    "disputed|favourite|pretended|frozen".split("|")
-)
-
-
 def entries() -> dict[str, tuple[list[str], str, int]]:
     """term -> (ids, the text behind the term, the lesson)."""
     found = {}
@@ -264,22 +196,13 @@ def names(term: str) -> list[str]:
 
 
 def test_glossary_has_its_entries_in_alphabetical_order_with_an_anchor_each():
-    text = GLOSSARY.read_text(encoding="utf-8")
     terms = [*entries()]
-    assert 50 <= len(terms) <= 80
-    assert len(terms) == len(re.findall(r'^<a id="', text, flags=re.MULTILINE)), "a line with an anchor is no entry: see the comment above"
+    assert len(terms) == len(re.findall(r'^<a id="', GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)), "anchor without entry"
     assert terms == sorted(terms, key=lambda term: re.sub(r"[^a-z ]", "", term.lower()))
     ids = [i for found, _, _ in entries().values() for i in found]
     assert len(ids) == len(set(ids))
     for term, (own, _, _) in entries().items():
         assert re.sub(r"[^a-z -]", "", term.lower()).replace(" ", "-") in own, f"{term}: no anchor of that name"
-
-
-def test_glossary_entries_are_one_to_three_sentences():
-    for term, (_, text, _) in entries().items():
-        text = re.sub(r"^(\([^)]*\)?[^)]*?\))?\. ?", "", text)
-        sentences = re.split(r"(?<=[.)])\s+(?=[A-Zτ`])", text.replace("et al.", "et al"))
-        assert 1 <= len(sentences) <= 3, f"{term}: {sentences}"
 
 
 def test_glossary_terms_are_used_by_the_lesson_that_they_name():
@@ -289,17 +212,3 @@ def test_glossary_terms_are_used_by_the_lesson_that_they_name():
         said = [SAID_AS.get(term, term), *names(term)]
         forms = [re.sub(r"[^a-z0-9 ]", " ", name.lower()).strip() for name in said]
         assert any(form and re.search(rf"\b{re.escape(form)}", text) for form in forms), f"lesson {number} does not speak of {term}"
-
-
-@each_lesson
-def test_terms_that_a_lesson_introduces_are_in_the_glossary(number):
-    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", prose(number))  # the text of a link
-    bold = {text.strip() for text in re.findall(r"\*\*([a-z][a-zA-Z, -]{1,40})\*\*", plain)}
-    known = {re.sub(r"[^a-z]", "", name.lower()) for term in entries() for name in names(term)}
-
-    def is_known(text: str) -> bool:
-        letters = re.sub(r"[^a-z]", "", text.lower())
-        stems = [name[: max(4, len(name) - 3)] for name in known]  # calibrated for calibration, negatives for negative
-        return any(letters.startswith(stem) and len(letters) <= len(stem) + 7 for stem in stems)
-
-    assert sorted(text for text in bold - NOT_TERMS if not is_known(text)) == [], "put them into GLOSSARY.md, or into NOT_TERMS"

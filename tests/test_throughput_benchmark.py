@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslcourse import augment, models
+from sslcourse import models
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # as for a script that is called
 spec = importlib.util.spec_from_file_location("throughput", Path(__file__).parent / "benchmarks" / "throughput.py")
@@ -37,14 +37,6 @@ def test_contenders_take_turns_and_the_missing_one_is_left_out():
     assert rates == {"ours": [300.0, 300.0], "lightly": [100.0, 100.0], "gone": []}
 
 
-def test_the_table_has_medians_and_how_many_times_faster_ours_is():
-    rows = {"ours": (None, "so"), "lightly": (None, "else"), "gone": (None, throughput.MISSING)}
-    _, ours, lightly, gone = throughput.table(rows, {"ours": [100.0, 9_000.0, 2_000.0], "lightly": [800.0, 700.0, 900.0], "gone": []})
-    assert ours.split()[:6] == ["ours", "2,000", "100", "to", "9,000", "so"]  # no ratio to itself
-    assert lightly.split()[:6] == ["lightly", "800", "700", "to", "900", "2.50×"]
-    assert gone.endswith(throughput.MISSING) and "×" not in gone
-
-
 @pytest.mark.parametrize("method", throughput.METHODS)
 def test_the_same_views_are_given_each_time_and_as_many_as_the_method_needs(method, images):
     with_augmentation, made_before = (throughput.new_method(options_of("--method", method), made) for made in (False, True))
@@ -68,34 +60,6 @@ def test_a_turn_counts_whole_epochs_of_training(images, monkeypatch):
     assert seen == [6, 6, 6, 6]
 
 
-def test_a_training_that_breaks_down_is_no_measurement(images, monkeypatch):
-    monkeypatch.setattr(throughput, "LR", 1e30)
-    with pytest.warns(UserWarning, match="loss was"), pytest.raises(RuntimeError, match="loss was"):
-        throughput.epochs_of(throughput.new_method(options_of()), images, 20, options_of())
-
-
-def test_lightly_is_named_where_it_is_missing_and_only_takes_part_in_simclr(images, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lightly", None)
-    rows = throughput.contenders(options_of(), images)
-    assert rows["lightly"] == (None, throughput.MISSING) and rows["ours"][0] is not None
-    assert "lightly" not in throughput.contenders(options_of("--method", "rotation"), images)
-
-
-def test_our_views_are_those_the_table_speaks_of():
-    assert repr(throughput.new_method(options_of()).augmentation) == repr(augment.simclr(8, strength=0.5, blur=0.0))
-
-
-def test_growth_counts_bytes_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(throughput.tempfile, "tempdir", str(tmp_path))
-    small, large = throughput.grow(options_of(), [20, 60])
-    assert (small["images"], large["images"]) == (20, 60)
-    assert small["memory_bytes"] == 20 * 3 * 8 * 8
-    assert large["disk_bytes"] - small["disk_bytes"] == pytest.approx(40 * 3 * 8 * 8, abs=50)  # its description says other numbers
-    assert small["pass_seconds"] > 0 and small["draw_seconds"] > 0
-    assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().out.splitlines() == throughput.growth_table([small, large])[1:]
-
-
 def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lightly", None)
     file = tmp_path / "numbers.json"
@@ -106,7 +70,7 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     assert "ours is" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--batch", "1"], ["--rounds", "0"], ["--size", "4"], ["--width", "0"], ["--grow", "5"]])
+@pytest.mark.parametrize("arguments", [["--batch", "1"], ["--rounds", "0"], ["--size", "4"], ["--width", "0"]])
 def test_settings_that_cannot_be_measured_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         options_of(*arguments)

@@ -1,7 +1,6 @@
 """How many images a second does pretraining learn from? This package and lightly, side by side in one run, and what costs the time.
 
     python tests/benchmarks/throughput.py --device cpu --precision fp32
-    python tests/benchmarks/throughput.py --grow
 
 The same backbone (a ResNet-9), batch, image size, optimizer (AdamW) and arithmetic for all, and SimCLR's views as for CIFAR-10: crop scale
 0.08 to 1, flip, jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.2. The rows:
@@ -15,7 +14,7 @@ The same backbone (a ResNet-9), batch, image size, optimizer (AdamW) and arithme
 * lightly, channels last: the same with images and weights stored channels-last, which its documentation does not do and this package does.
 
 The contenders take turns, several rounds, and the median round counts. Run it on a quiet machine: between its turns lightly's workers
-are idle, but its turn needs all cores. --grow shows that cost grows in proportion to the images: time to draw them, disk, memory, a pass.
+are idle, but its turn needs all cores.
 """
 
 import argparse
@@ -24,9 +23,7 @@ import math
 import os
 import statistics
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 from one_by_one import Pictures, endless_order
@@ -36,7 +33,6 @@ from sslcourse import augment, datasets, files, models, training
 from sslcourse.devices import autocast, choose_precision
 
 STEPS = {"cpu": 16, "cuda": 100}  # batches an epoch; on a GPU more, as each epoch's end waits for it
-GROWING = (1_000, 3_000, 10_000, 30_000, 100_000)
 MISSING = "not installed (pip install -e .[bench])"
 METHODS = {"simclr": models.SimCLR, "byol": models.BYOL, "barlow_twins": models.BarlowTwins, "rotation": models.Rotation}
 LR = 1e-4  # it learns nothing for us; what counts is that nothing overflows
@@ -219,40 +215,6 @@ def table(rows, rates):
     return lines
 
 
-# --- growing ----------------------------------------------------------------------------------------------------------------------------
-
-
-def grow(options, counts):
-    """What each number of images costs: dictionaries with images, draw_seconds, disk_bytes, memory_bytes, pass_seconds."""
-    rows = []
-    method = new_method(options)
-    epochs_of(method, image_set(pictures(2 * options.batch, options.size)), 1, options)  # so that the first pass finds all warm
-    for count in counts:
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
-            images = datasets.load("toybox", data_dir=folder, size=options.size, unlabeled=count, train=10, validation=10, test=10)
-            drawn = time.perf_counter() - started
-            disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-            unlabeled = images.unlabeled.clone()  # out of the mapped file, which goes with the folder
-        seconds = sum(epochs_of(method, image_set(unlabeled), 1, options))
-        rows.append({"images": count, "draw_seconds": drawn, "disk_bytes": disk, "memory_bytes": unlabeled.nbytes, "pass_seconds": seconds})
-        print(growth_table(rows[-1:])[-1], flush=True)
-    return rows
-
-
-def growth_table(rows):
-    """Lines of text; beside each cost what it is for one image (an epoch leaves out a last part of a batch)."""
-    lines = [f"{'images':>9}{'drawing':>12}{'an image':>11}{'disk':>12}{'memory':>12}{'an image':>11}{'a pass':>12}{'an image':>11}"]
-    for row in rows:
-        n = row["images"]
-        lines.append(
-            f"{n:>9,}{row['draw_seconds']:>10.2f} s{1e3 * row['draw_seconds'] / n:>8.3f} ms"
-            f"{row['disk_bytes'] / 1e6:>9.1f} MB{row['memory_bytes'] / 1e6:>9.1f} MB{row['memory_bytes'] / n:>9,.0f} B"
-            f"{row['pass_seconds']:>10.2f} s{1e3 * row['pass_seconds'] / n:>8.3f} ms"
-        )
-    return lines
-
-
 # --- command line -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -267,13 +229,10 @@ def parse(arguments=None):
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="time for a turn, at least; a turn is a whole number of epochs")
     parser.add_argument("--compile", action="store_true", help="a row with a compiled encoder")
-    parser.add_argument("--grow", type=int, nargs="*", metavar="IMAGES", help="how cost grows with the images, instead of the contenders")
     parser.add_argument("--json", metavar="FILE", help="write the numbers of every round to this file too")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.batch - 1, options.size - 7, options.width) < 1:
         parser.error("--rounds and --width need at least 1, --batch at least 2 and --size at least 8")
-    if options.grow and min(options.grow) < max(10, options.batch):
-        parser.error(f"--grow needs at least a batch of images ({max(10, options.batch)})")
     options.precision = choose_precision(torch.device(options.device), options.precision)
     return options
 
@@ -285,14 +244,10 @@ def main(arguments=None):
     os.environ.setdefault("TQDM_DISABLE", "1")
     print(f"torch {torch.__version__}, {options.device} ({device}), {options.precision}{load}")
     print(f"{options.method}, ResNet-9 of width {options.width}, batches of {options.batch} at {options.size} px")
-    if options.grow is not None:
-        print(growth_table([])[0])
-        result = {"growth": grow(options, options.grow or GROWING)}
-    else:
-        rows = contenders(options, image_set(pictures(STEPS.get(torch.device(options.device).type, 16) * options.batch, options.size)))
-        rates = take_turns(rows, options.rounds, options.seconds)
-        print(f"median of {options.rounds} rounds of {options.seconds:g} s at least\n" + "\n".join(table(rows, rates)))
-        result = {"images_per_second": rates, "notes": {name: note for name, (_, note) in rows.items()}}
+    rows = contenders(options, image_set(pictures(STEPS.get(torch.device(options.device).type, 16) * options.batch, options.size)))
+    rates = take_turns(rows, options.rounds, options.seconds)
+    print(f"median of {options.rounds} rounds of {options.seconds:g} s at least\n" + "\n".join(table(rows, rates)))
+    result = {"images_per_second": rates, "notes": {name: note for name, (_, note) in rows.items()}}
     if options.json:
         files.write_json(options.json, {"torch": torch.__version__, "options": vars(options), **result})
 
