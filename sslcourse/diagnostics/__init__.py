@@ -1,14 +1,7 @@
-"""A guard for training loops: it stops at the first step that is not finite, before the optimizer spreads it, and keeps the evidence."""
+"""Is it learning, and is every number finite? Chance levels, meters of collapse and memory, `find_nonfinite`, and a guard for training."""
 
-from sslcourse.diagnostics.collapse import (  # noqa: F401
-    Collapse,
-    LargestTensor,
-    SavedForBackward,
-    alignment,
-    chance_loss,
-    collapse,
-    graph_size,
-    uniformity,
-)
-from sslcourse.diagnostics.guard import BAD_BATCH_FORMAT, PATIENCE, BadBatch, NonFiniteError, NonFiniteGuard, all_finite, load_bad_batch  # noqa: F401
-from sslcourse.diagnostics.nonfinite import Finding, find_nonfinite, stored_nonfinite  # noqa: F401
+from sslcourse.diagnostics.chance import chance_loss  # noqa: F401
+from sslcourse.diagnostics.collapse_meters import collapse  # noqa: F401
+from sslcourse.diagnostics.guard import NonFiniteError, NonFiniteGuard, load_bad_batch  # noqa: F401
+from sslcourse.diagnostics.memory_meters import LargestTensor, SavedForBackward, graph_size  # noqa: F401
+from sslcourse.diagnostics.nonfinite import find_nonfinite  # noqa: F401

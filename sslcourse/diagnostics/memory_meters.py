@@ -1,0 +1,82 @@
+"""What a computation needs in memory: the largest tensor it makes, and what autograd keeps for backward passes."""
+
+import weakref
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LargestTensor(TorchDispatchMode):
+    """While it is entered, notes the size of the largest tensor that any operation makes, backward passes included.
+
+    >>> with LargestTensor() as largest:
+    ...     product = torch.ones(100, 10) @ torch.ones(10, 100)
+    >>> largest.bytes
+    40000
+    """
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())  # a view that is only broadcast makes nothing
+        return made
+
+
+class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
+    """While it is entered, counts the bytes that autograd keeps for backward passes, each block of memory once.
+
+    A block counts for as long as anything holds the graph that needs it: a loss that lives on, a list of losses, a running sum. What the
+    parameters of `module` occupy is left out, since they stay in any case.
+
+    >>> x = torch.ones(250, requires_grad=True)
+    >>> with SavedForBackward() as saved:
+    ...     kept = x.exp()  # float32: 4 bytes each
+    ...     before = saved.bytes
+    ...     kept.sum().backward()
+    >>> before, saved.bytes
+    (1000, 0)
+    """
+
+    def __init__(self, module: torch.nn.Module | None = None):
+        super().__init__(self._pack, lambda handle: handle.tensor)
+        parameters = module.parameters() if module is not None else ()
+        self._left_out = {p.untyped_storage().data_ptr() for p in parameters}
+        self._alive: weakref.WeakSet[_Handle] = weakref.WeakSet()
+
+    def __enter__(self) -> "SavedForBackward":
+        super().__enter__()
+        return self
+
+    def _pack(self, tensor: Tensor) -> "_Handle":
+        handle = _Handle(tensor.detach())
+        self._alive.add(handle)
+        return handle
+
+    @property
+    def bytes(self) -> int:
+        blocks = [handle.tensor.untyped_storage() for handle in self._alive]
+        sizes = {block.data_ptr(): block.nbytes() for block in blocks}
+        return sum(size for address, size in sizes.items() if address not in self._left_out)
+
+
+class _Handle:
+    """What autograd holds in place of a saved tensor: it dies with the graph."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
+def graph_size(tensor: Tensor) -> int:
+    """How many operations are in the graph behind a tensor; 0 for one without a graph."""
+    seen, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return len(seen)
