@@ -1,10 +1,11 @@
-"""The arithmetic of a forward pass, the mode that a network is in, and a random state of one's own: what training and evaluation share."""
+"""What computing has to know of the machine: precision, threads, the random state, and the other processes of one training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
+import torch.distributed as dist
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
@@ -73,3 +74,44 @@ def one_thread():
     hundred rows took 0.79 s on two busy cores, and 0.05 to 0.07 s with one.
     """
     return _pools().limit(limits=1)
+
+
+# --- several processes ------------------------------------------------------------------------------------------------------------------
+
+
+def world_size() -> int:
+    """How many processes train together (`training.distributed`); 1 where none were started."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Every process's result depends on every process's input, so the gradient is a sum over processes too."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _SumOverRanks.forward(ctx, gradient)
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, with gradient."""
+    return _SumOverRanks.apply(x) if world_size() > 1 else x
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows (N, D) of all processes, (world · N, D), in the order of ranks, with gradient. All must have the same N."""
+    if world_size() == 1:
+        return rows
+    everybody = rows.new_zeros(world_size(), *rows.shape)
+    everybody[rank()] = rows
+    return sum_over_ranks(everybody).flatten(0, 1)

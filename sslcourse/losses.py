@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslcourse.devices import gather, rank, sum_over_ranks, world_size
+
 
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5, gather_distributed: bool = False) -> Tensor:
     """NT-Xent, the loss of SimCLR: among the 2N − 1 other views of a batch, find the one that shows the same image.
 
     z0, z1: projections (N, D) of the two views of N images, N >= 2, not normalised; the loss sees only their directions.
     temperature: a cosine similarity is divided by it. Returns a scalar, the mean over the 2N anchors; ln(2N − 1) when all rows are equal.
-    gather_distributed: with several processes (`distributed`), the views of all of them are candidates for this one's anchors, and the mean
+    gather_distributed: with several processes (`training.distributed`), the views of all of them are candidates for this one's anchors, and the mean
     of the processes' losses is the loss of the joint batch; each must bring the same N.
     Chen et al. 2020 (arXiv 2002.05709), section 2.1, equation 1; the authors' code sums its two halves, so its number is twice this one.
 
@@ -27,7 +29,7 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5, gather_distributed
     Rows may be as long or as short as their precision can hold.
     """
     _check_pair("nt_xent", z0=z0, z1=z1)
-    world = _processes().world_size() if gather_distributed else 1
+    world = world_size() if gather_distributed else 1
     if len(z0) * world < 2:
         raise ValueError("nt_xent needs at least 2 images, because the other images of the batch are its negatives: z0 and z1 have 1 row.")
     if not 0 < temperature < math.inf:
@@ -39,8 +41,8 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5, gather_distributed
         similarity = z @ z.T / temperature  # (2N, 2N): each view with each other
         similarity.fill_diagonal_(-math.inf)  # no view is a candidate for itself
     else:
-        first = _processes().rank() * 2 * n  # where this process's rows are among those of all
-        similarity = z @ _processes().gather(z).T / temperature  # (2N, world · 2N)
+        first = rank() * 2 * n  # where this process's rows are among those of all
+        similarity = z @ gather(z).T / temperature  # (2N, world · 2N)
         similarity.diagonal(first).fill_(-math.inf)
         partner = partner + first
     return F.cross_entropy(similarity, partner).to(_result_dtype(z0, z1))
@@ -71,13 +73,13 @@ def cross_correlation(z0: Tensor, z1: Tensor, eps: float = 1e-5, gather_distribu
     Raises ValueError for a batch of one, which has no variance.
     """
     _check_pair("cross_correlation", z0=z0, z1=z1)
-    world = _processes().world_size() if gather_distributed else 1
+    world = world_size() if gather_distributed else 1
     n = len(z0) * world
     if n < 2:
         raise ValueError("A correlation needs at least 2 images, and z0 and z1 have 1 row: use a larger batch_size, and drop_last.")
     first, second = (_standardised(z, eps, world) for z in (z0, z1))
     products = first.T @ second
-    return (_processes().sum_over_ranks(products) if world > 1 else products) / n
+    return (sum_over_ranks(products) if world > 1 else products) / n
 
 
 def barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float = 5e-3, gather_distributed: bool = False) -> Tensor:
@@ -186,13 +188,7 @@ def _standardised(z: Tensor, eps: float, world: int = 1) -> Tensor:
     z = z.double() if z.device.type != "mps" else z.float()
 
     def mean(rows: Tensor) -> Tensor:
-        return _processes().sum_over_ranks(rows.mean(0)) / world if world > 1 else rows.mean(0)
+        return sum_over_ranks(rows.mean(0)) / world if world > 1 else rows.mean(0)
 
     z = z - mean(z)
     return z / (mean(z.square()) + eps).sqrt()
-
-
-def _processes():
-    from sslcourse.training import distributed  # the layer above, until the losses gather for themselves
-
-    return distributed

@@ -17,19 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sslcourse.devices import gather, rank, sum_over_ranks, world_size  # noqa: F401
 from sslcourse.errors import CourseError
 
 PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, which may be drawing or unpacking images
-
-
-def world_size() -> int:
-    """How many processes train together; 1 where none were started."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """The number of this process, from 0."""
-    return dist.get_rank() if world_size() > 1 else 0
 
 
 def launched() -> bool:
@@ -73,50 +64,6 @@ def first_then_others(make: Callable[[], object]):
 
 
 # --- where images of different processes meet -------------------------------------------------------------------------------------------
-
-
-class _Sum(torch.autograd.Function):
-    """All ranks' sum, on each of them. Every rank's result depends on every rank's input, so the gradient is a sum over ranks too."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        total = x.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
-class _Gather(torch.autograd.Function):
-    """All ranks' rows, in the order of ranks, on each of them."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
-        ctx.n = len(rows)
-        rows = rows.contiguous()
-        pieces = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(pieces, rows)
-        return torch.cat(pieces)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total[dist.get_rank() * ctx.n : (dist.get_rank() + 1) * ctx.n]
-
-
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, with gradient."""
-    return _Sum.apply(x) if world_size() > 1 else x
-
-
-def gather(rows: Tensor) -> Tensor:
-    """The rows (N, D) of all processes, (world · N, D), in the order of ranks, with gradient. All must have the same N."""
-    return _Gather.apply(rows) if world_size() > 1 else rows
 
 
 def any_rank(here: bool, device: torch.device) -> bool:
