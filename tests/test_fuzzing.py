@@ -159,7 +159,7 @@ def nothing_happens(monkeypatch, tmp_path):
     monkeypatch.setattr("sslcourse.course.notebook_files.clean", lambda path: False)
     monkeypatch.setattr("sslcourse.course.notebook_files.strip_outputs", lambda path, target: target)
     monkeypatch.setattr("sslcourse.course.notebook_files.problems", lambda path: [])
-    monkeypatch.setattr("sslcourse.course.readme.update", lambda: False)
+    monkeypatch.setattr("sslcourse.course.published_tables.update", lambda: [])
     monkeypatch.setattr(prepare, "prepare", lambda *args, **options: prepare_nothing())
     monkeypatch.setattr(training, "pretrain", lambda *args, **options: training.History(rows=[{"epoch": 1, "loss": 1.0, "seconds": 1.0}]))
     monkeypatch.setattr(pretrain_command, "_run", lambda args, device: pretrain_command._settings(args) and 0)

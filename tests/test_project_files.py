@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from sslcourse import results
-from sslcourse.course.commands import readme
+from sslcourse.course import published_tables
 from sslcourse.course.lesson import duration, memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,12 +80,13 @@ def test_the_citation_has_the_version_and_the_address_of_the_project():
     assert re.search(r"url     = \{(.*)\}", cited)[1] == PROJECT["urls"]["Repository"]
 
 
-def test_result_tables_of_the_readme_are_made_from_the_reference_records():
-    text, records = (ROOT / "README.md").read_text(), results.reference()
-    assert results.readme_table(records) in text  # whatever stands around it
-    assert readme.updated(text, records) == text, "run python -m sslcourse results --update-readme"
-    for name in ("originals", "reference", "toybox"):  # a place for each, also for one that has no records yet
-        assert text.count(f"<!-- results:{name} -->\n") == 1
+def test_published_tables_and_costs_are_those_of_the_committed_records():
+    records, long = results.reference(), (ROOT / "docs" / "RESULTS.md").read_text()
+    for name in published_tables.FILES:
+        text = (ROOT / name).read_text()
+        assert published_tables.with_costs(published_tables.with_tables(text, records)) == text, "run python -m sslcourse results --update"
+    for table in published_tables.tables(records).values():
+        assert long.count(table) == 1
 
 
 def test_costs_in_the_readme_are_the_measured_ones():

@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 import tempfile
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import front_end
 import nbformat
 from colab_environment import Environment, changes, copy_as_repository
 
-from sslcourse.course import selection, stamp
+from sslcourse.course import selection
 from sslcourse.course.lesson import duration, summary_name
 from sslcourse.errors import CourseError
 
@@ -99,14 +100,15 @@ def missing_files(notebook, folder: Path) -> list[str]:
     ]
 
 
-def variables_of_kernel(environment: Environment, repository: Path, address: stamp.Address, private: Path) -> dict[str, str]:
+def variables_of_kernel(environment: Environment, repository: Path, private: Path) -> dict[str, str]:
     """The environment variables of a lesson's kernel: this process's own, less those of the course, of Python and of Jupyter."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("SSLCOURSE_", "JUPYTER", "IPYTHON", "PYTHON", "GIT_", "MPL", "VIRTUAL_ENV", "CONDA", "PYTEST"))
     }
-    found_in_copy = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{repository.as_uri()}.insteadOf", "GIT_CONFIG_VALUE_0": address.url}
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    found_in_copy = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{repository.as_uri()}.insteadOf", "GIT_CONFIG_VALUE_0": address}
     return (
         kept
         | found_in_copy
@@ -137,13 +139,13 @@ def table(rows: list[Row]) -> str:
 
 def run_all(environment: Environment, sources: list[str], keep: Path | None) -> list[Row]:
     """Each lesson in a runtime of its own, and the second one in the first one's runtime, too; prints a line for each as it ends."""
-    address, base, rows = stamp.current(ROOT), environment.installed(), []
+    base, rows = environment.installed(), []
     with tempfile.TemporaryDirectory(prefix="colab-") as place:
         place = Path(place)
-        repository = copy_as_repository(ROOT, place / "repository", address.branch)
+        repository = copy_as_repository(ROOT, place / "repository", "main")
         paths = selection.matching(sources, selection.find_notebooks(repository / "notebooks"))
         (place / "private").mkdir()
-        variables = variables_of_kernel(environment, repository, address, place / "private")
+        variables = variables_of_kernel(environment, repository, place / "private")
 
         def one(path: Path, content: Path, fresh: bool, note: str = "") -> None:
             content.mkdir(exist_ok=True)

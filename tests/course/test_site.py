@@ -160,15 +160,6 @@ def test_text_is_changed_outside_code_only(course):
     assert pages.text("[x](gone.md)", path) == "[x](gone.md)"  # for the check of links to find
 
 
-def test_links_to_files_follow_the_branch_of_the_badges(course):
-    badge = "https://colab.research.google.com/github/someone/x/blob/autumn/notebooks/01_first.ipynb"
-    lesson = course / "01_first.ipynb"
-    lesson.write_text(lesson.read_text().replace("https://colab.example/1", badge))
-    pages = site_pages._Pages(course.parent, course, set())
-    assert pages.text("[x](../pyproject.toml)", lesson) == "[x](https://github.com/someone/x/blob/autumn/pyproject.toml)"
-    assert pages.text("[x](pictures)", lesson) == "[x](https://github.com/someone/x/tree/autumn/notebooks/pictures)"
-
-
 def test_columns_of_sentences_are_marked():
     row = '<td style="text-align:left">5</td><td style="text-align:left">a sentence that is longer than a word</td>'
     assert re.findall('class="long"[^>]*>(.*?)<', site_pages.widen_long_cells(row)) == ["a sentence that is longer than a word"]

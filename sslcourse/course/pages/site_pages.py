@@ -3,7 +3,6 @@
 Copies differ from what is stored in what only makes sense elsewhere: badges, links into the repository, folded cells.
 """
 
-import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from urllib.parse import unquote
 
 import nbformat
 
-from sslcourse.course import notebook_files, stamp
-from sslcourse.errors import CourseError
+from sslcourse.course import notebook_files
+from sslcourse.course.handouts.handout import PUBLISHED
 
 _TITLES = {"TEACHING": "For teachers", "GLOSSARY": "Glossary", "LICENSE": "Licence of the lessons"}  # in this order
 _LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\[\]]*\])*\]\()([^()\s]+)((?:\s+\"[^\"]*\")?\))")
@@ -166,7 +165,6 @@ class _Pages:
 
     def __init__(self, root: Path, folder: Path, paths: set[Path]):
         self.root, self.folder, self.paths = root, folder, paths
-        self.repository = _repository(root)
 
     def place(self, path: Path) -> str:
         """Where a file lies in the site's sources."""
@@ -191,8 +189,9 @@ class _Pages:
         fragment = _anchor(fragment) if mark else ""
         if found in self.paths or (found.parent == self.folder / "pictures" and found.is_file()):
             return name + mark + fragment
-        if found.exists() and found.is_relative_to(self.root) and self.repository:
-            return self.repository.page(found.relative_to(self.root).as_posix(), found.is_dir()) + mark + fragment
+        if found.exists() and found.is_relative_to(self.root):
+            published = PUBLISHED.replace("/blob/", "/tree/") if found.is_dir() else PUBLISHED
+            return f"{published}/{found.relative_to(self.root).as_posix()}{mark}{fragment}"
         return target
 
 
@@ -213,13 +212,6 @@ def _anchor(fragment: str) -> str:
 def _as_page(target: str) -> str:
     """HTML that stands in the text is not rewritten by Sphinx."""
     return re.sub(r"\.(ipynb|md)(?=#|$)", ".html", target) if "://" not in target else target
-
-
-def _repository(root: Path) -> stamp.Address | None:
-    """The repository that the course's own files name, and its branch; None where they name none."""
-    with contextlib.suppress(CourseError):
-        return stamp.current(root)
-    return None
 
 
 def _copy(path: Path, target: Path) -> None:

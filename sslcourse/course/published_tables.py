@@ -1,4 +1,4 @@
-"""What README.md says of results and costs (and TEACHING.md of costs), made from the committed records, and putting it there.
+"""The tables that README.md, docs/RESULTS.md and notebooks/TEACHING.md show of the committed records and costs, and putting them there.
 
 A table stands between two comments, which a reader of the page does not see: <!-- results:NAME --> and <!-- /results -->.
 """
@@ -21,20 +21,13 @@ _KINDS = {  # rows, and the methods that belong there whatever their lesson call
     "pretrained without labels, then a linear probe": r".+, (frozen|probe)",
     "pretrained without labels, then fine-tuned": r".+, fine-tuned",
 }
+FILES = ("README.md", "docs/RESULTS.md", "notebooks/TEACHING.md")
 # Not a further comment inside: where an end is missing, everything up to the next table's end would be taken for the table.
 _BLOCK = r"<!-- results:{} -->\n(?:(?!<!-- /?results).)*<!-- /results -->"
 
 
-def path() -> Path:
-    """README.md of the checkout that this package lies in. Raises CourseError where it is installed elsewhere."""
-    found = Path(results.__file__).resolve().parents[2] / "README.md"
-    if not found.is_file():
-        raise CourseError(f"There is no {found}: README.md is updated in a checkout of the repository, not in an installed package.")
-    return found
-
-
 def tables(records: Iterable[Mapping]) -> dict[str, str]:
-    """name of the place in README.md -> Markdown table. A table without any record is left out."""
+    """name of the place -> Markdown table. A table without any record is left out."""
     records = list(records)
     made = {"reference": results.readme_table(records) if records else None, "toybox": toybox_table(records)}
     made["originals"] = comparison.final_table(records)._repr_markdown_() if records else None
@@ -70,19 +63,16 @@ def _kind(method: str) -> str:
     return next((kind for kind, methods in _KINDS.items() if re.fullmatch(methods, method)), method)
 
 
-def updated(text: str, records: Iterable[Mapping]) -> str:
-    """The text of README.md with its tables made anew; a table without any record stays as it is.
+def with_tables(text: str, records: Iterable[Mapping]) -> str:
+    """The text with the tables made anew that have a place in it; a table without any record stays as it is.
 
-    Raises CourseError where the comments that enclose a table are missing, or there twice.
+    Raises CourseError for a place that has no end, or is there twice.
     """
     for name, table in tables(records).items():
         block = f"<!-- results:{name} -->\n\n{table}\n\n<!-- /results -->"  # some Markdown readers want the empty lines
         text, found = re.subn(_BLOCK.format(name), lambda _, block=block: block, text, flags=re.DOTALL)
-        if found != 1:
-            raise CourseError(
-                f"README.md has {found or 'no'} places for the table {name!r}; it needs one, between the lines "
-                f"<!-- results:{name} --> and <!-- /results -->."
-            )
+        if found > 1 or found != text.count(f"<!-- results:{name} -->"):
+            raise CourseError(f"The table {name!r} needs one place, between the lines <!-- results:{name} --> and <!-- /results -->.")
     return text
 
 
@@ -102,23 +92,24 @@ def with_costs(text: str, costs: Callable[[int], Mapping] = results.measured_cos
     return "\n".join(lines)
 
 
-def update(readme: Path | None = None) -> bool:
-    """Put the tables of the committed records and the measured costs into README.md, and the costs into notebooks/TEACHING.md beside it.
+def update(root: Path | None = None) -> list[str]:
+    """Put the tables of the committed records and the measured costs into the files of the checkout. Returns those that changed.
 
-    Returns whether that changed anything.
+    root: the checkout, by default the one that this package lies in. Raises CourseError where there is none, or a file cannot be written.
     """
-    readme = path() if readme is None else Path(readme)
-    teaching, changed = readme.parent / "notebooks" / "TEACHING.md", False
+    root = Path(results.__file__).resolve().parents[2] if root is None else root
+    if not (root / "README.md").is_file():
+        raise CourseError(
+            f"There is no README.md in {root}: tables are updated in a checkout, not in an installed package."
+        )
+    records, after = results.reference(), {}
     try:
-        before = readme.read_text(encoding="utf-8")
-        texts = {readme: (before, with_costs(updated(before, results.reference())))}
-        if teaching.is_file():
-            before = teaching.read_text(encoding="utf-8")
-            texts[teaching] = before, with_costs(before)
-        for file, (before, after) in texts.items():
-            if after != before:
-                write_atomically(file, after.encode())
-                changed = True
+        before = {name: (root / name).read_text(encoding="utf-8") for name in FILES if (root / name).is_file()}
+        for name, text in before.items():
+            after[name] = with_costs(with_tables(text, records))
+        changed = [name for name in after if after[name] != before[name]]
+        for name in changed:
+            write_atomically(root / name, after[name].encode())
     except OSError as error:
-        raise CourseError(f"{error.filename or readme} could not be rewritten: {error.strerror or error}.") from error
+        raise CourseError(f"{error.filename} could not be rewritten: {error.strerror or error}.") from error
     return changed

@@ -1,0 +1,52 @@
+"""The command `results`: the tables of a folder of records, of several runs, or of the records that come with the package."""
+
+import argparse
+from pathlib import Path
+
+from sslcourse.errors import CourseError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to an argparse parser."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    folder = "a folder of records, the --out folder of a run, or one of several runs"
+    which.add_argument("directory", nargs="?", metavar="DIR", help=folder)
+    which.add_argument("--reference", action="store_true", help="the records of real runs that come with the package")
+    which.add_argument("--update", action="store_true", help="put the tables of those records into README.md and docs/RESULTS.md")
+    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the parsed arguments say. -> exit status 0."""
+    from sslcourse import results
+    from sslcourse.course import published_tables, sweep
+
+    if args.update:
+        changed = published_tables.update()
+        print(f"made anew: {', '.join(changed)}" if changed else "all tables are up to date")
+        return 0
+    if args.reference:
+        records = results.reference()
+        print(results.readme_table(records) if args.markdown else results.overview(records))
+        return 0
+    folder = Path(args.directory)
+    if not folder.is_dir():
+        raise CourseError(f"There is no folder {folder}. Give the folder that holds the records, such as results or runs.")
+    shown, below = [], sweep.run_folders(folder)
+    if (folder / "results").is_dir() or not below:
+        records = _records(folder / "results" if (folder / "results").is_dir() else folder)
+        shown.append(results.readme_table(records) if args.markdown else str(results.table(records)))
+    if below:
+        found = sweep.collect(below)
+        shown.append(found.markdown() if args.markdown else found.text())
+    print("\n\n".join(shown))
+    return 0
+
+
+def _records(folder: Path) -> list[dict]:
+    from sslcourse import results
+
+    records = results.read(folder)
+    if not records:
+        raise CourseError(f"There are no result records in {folder}; a lesson writes them in its last cell.")
+    return records

@@ -1,0 +1,59 @@
+"""The command `run`: lessons without a browser, one after another or side by side, for one seed or for several."""
+
+import argparse
+
+from sslcourse.course.commands import arguments
+from sslcourse.errors import CourseError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to an argparse parser."""
+    parser.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers (3), ranges (3-5) or names (simclr); all if left out")
+    parser.add_argument("--tier", default="auto", help="smoke, cpu, gpu, full or auto (default)")
+    dataset = "name of a data set; toybox at smoke and cpu, stl10 at gpu and full by default"
+    parser.add_argument("--dataset", default="default", help=dataset)
+    parser.add_argument("--out", default="runs", metavar="DIR", help="folder for notebooks, results and logs (default: runs)")
+    parameter = {"action": "append", "nargs": 2, "default": [], "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", "--parameter", help="a value for a lesson's parameters cell, such as -p SEED 3; may be repeated", **parameter)
+    parser.add_argument("--fresh", action="store_true", help="run finished lessons again")
+    parser.add_argument("--timeout", type=arguments.positive, help="seconds that one cell may take (default: no limit)")
+    parser.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
+    parser.add_argument("--record-costs", action="store_true", help="keep time and memory in the package, for the lessons to quote")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    at_once = (
+        "lessons that may run at once, each with its share of the cores and without progress bars (default: 1); they wait for what they "
+        "need, lesson 7 for all others, and the tables of results so far show what was there when a lesson began"
+    )
+    parser.add_argument("--jobs", type=arguments.whole, default=1, metavar="N", help=at_once)
+    several = (
+        "run the lessons once for each seed, in OUT/seed-K, and tabulate the mean over the seeds; a lesson takes SEED and the next ones "
+        "too, up to SEED + 4, so steps of 10, such as 0 10 20, keep them apart"
+    )
+    parser.add_argument("--seeds", type=arguments.listed_seed, nargs="+", metavar="K", help=several)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the parsed arguments say. -> exit status: 1 if a lesson failed."""
+    from sslcourse import results
+    from sslcourse.course import lesson, runner, sweep
+
+    parameters = {}
+    for name, value in args.parameter:
+        if parameters.setdefault(name, value) != value:
+            raise CourseError(f"{name} is given twice, as {parameters[name]!r} and as {value!r}.")
+    if args.record_costs and (args.jobs > 1 or args.seeds):
+        raise CourseError("--record-costs measures one lesson at a time: leave out --jobs and --seeds.")
+    options = {"tier": args.tier, "dataset": args.dataset, "out": args.out, "parameters": parameters, "notebooks_dir": args.notebooks}
+    options |= {"resume": not args.fresh, "timeout": args.timeout, "progress": not args.quiet, "jobs": args.jobs}
+    if args.seeds:
+        runs, found = sweep.sweep(args.lessons, args.seeds, **options)
+        print(f"\n{runner.summary_table(runs)}\n\n{found.text()}")
+    else:
+        runs = runner.run(args.lessons, **options)
+        print(f"\n{runner.summary_table(runs)}")
+    if args.record_costs:
+        tier = lesson.resolve_tier(args.tier)
+        for done in runs:
+            if done.ok:
+                results.record_costs(done.number, tier, done.seconds, done.peak_memory, "cuda" if tier in ("gpu", "full") else "cpu")
+    return 0 if all(done.ok for done in runs) else 1

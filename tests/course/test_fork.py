@@ -1,0 +1,46 @@
+"""The line that CONTRIBUTING.md gives for a fork puts another address into all files that have the old one, and changes nothing else."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NEW = "octocat/Hello-World.2"
+
+
+def test_the_documented_line_changes_every_address_and_nothing_else(tmp_path):
+    try:
+        tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=True, text=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    if not shutil.which("perl"):
+        pytest.skip("there is no perl here")
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## A fork\n")[1].split("\n## ")[0]
+    (line,) = re.findall(r"```\n(.*)\n```", section)
+    old = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"].removeprefix("https://github.com/")
+
+    for name in tracked:
+        if (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for command in (["git", "init", "-q"], ["git", "add", "."], ["sh", "-c", line.replace("OWNER/REPO", NEW)]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+
+    changed = {path.relative_to(tmp_path).as_posix() for path, content in before.items() if path.read_bytes() != content}
+    lessons = {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
+    assert lessons | {"README.md", "pyproject.toml"} <= changed
+    for path, content in before.items():
+        after = path.read_bytes()
+        assert old.encode() not in after, path
+        assert after.replace(NEW.encode(), old.encode()) == content, path
+        if path.name != "CONTRIBUTING.md":  # which has the line itself
+            assert content.count(old.encode()) == len(re.findall(rb"github(?:\.com)?/" + old.encode() + rb"(?![\w-])", content)), path
+    for lesson in lessons:
+        text = (tmp_path / lesson).read_text()
+        assert f"colab.research.google.com/github/{NEW}/blob/main/{lesson}" in text
+        assert f'source = \\"git+https://github.com/{NEW}\\"' in text

@@ -1,0 +1,119 @@
+"""The tables that README.md, docs/RESULTS.md and TEACHING.md take from the committed records."""
+
+import stat
+
+import pytest
+
+from sslcourse import results
+from sslcourse.course import comparison, published_tables
+from sslcourse.course.lesson import TITLES
+from sslcourse.errors import CourseError
+
+
+def record(lesson, method, top1=(0.4, 0.5, 0.6), **changes):
+    given = {"dataset": "toybox", "labels": 100, "seed": list(range(len(top1))), "tier": "cpu", "device": "cpu", "seconds": 60}
+    return results.record(lesson, method, **(given | {"method": method, "metrics": {"top1": results.over_runs(top1)}} | changes))
+
+
+def page(toybox="", reference="", originals=""):
+    return (
+        f"<!-- results:originals -->\n{originals}<!-- /results -->\n\n"
+        f"# Title\n\n<!-- results:toybox -->\n{toybox}<!-- /results -->\n\nbetween\n\n"
+        f"<!-- results:reference -->\n{reference}<!-- /results -->\n"
+    )
+
+
+def test_methods_of_one_kind_share_a_row_whatever_a_lesson_calls_them():
+    records = [
+        record(3, "random initialisation"),
+        record(3, "SimCLR, frozen", (0.7,)),
+        record(3, "SimCLR, fine-tuned"),
+        record(2, "untrained, probe"),
+        record(2, "rotation, probe"),
+        record(1, "supervised"),
+        record(6, "pseudo-labels", (0.8, 0.9)),
+        record(6, "supervised"),
+    ]
+    assert published_tables.toybox_table(records).splitlines() == [
+        "| 100 labels, toybox, test images | 1, supervised | 2, rotation | 3, SimCLR | 6, pseudo-labels |",
+        "| --- | --- | --- | --- | --- |",
+        "| probe on an untrained network | – | 50.0 ± 5.8 % | 50.0 ± 5.8 % | – |",
+        "| supervised | 50.0 ± 5.8 % | – | – | 50.0 ± 5.8 % |",
+        "| pretrained without labels, then a linear probe | – | 50.0 ± 5.8 % | 70.0 % | – |",
+        "| pretrained without labels, then fine-tuned | – | – | 50.0 ± 5.8 % | – |",
+        "| pseudo-labels | – | – | – | 85.0 ± 5.0 % |",
+    ]
+    two = [record(6, f"{name}, frozen", (top1,)) for name, top1 in (("BYOL", 0.5), ("SimCLR", 0.6))]  # two of a kind in one lesson
+    assert published_tables.toybox_table(two).splitlines()[2:] == ["| BYOL, frozen | 50.0 % |", "| SimCLR, frozen | 60.0 % |"]
+
+
+def test_only_toybox_with_a_hundred_labels_at_tier_cpu_is_meant_and_the_last_lesson_measures_the_others_again():
+    others = [record(1, "supervised", dataset="flowers"), record(1, "supervised", labels=500), record(1, "supervised", labels=None)]
+    others += [record(1, "supervised", tier="smoke"), record(1, "supervised", metrics={"loss": {"value": 2.0, "unit": "number"}})]
+    others += [record(max(TITLES), "SimCLR, probe")]
+    assert set(published_tables.SUBJECTS) == set(TITLES) - {max(TITLES)}
+    assert published_tables.toybox_table(others) is None and published_tables.toybox_table([]) is None
+    assert published_tables.toybox_table([*others, record(2, "supervised", (0.25,))]).splitlines()[2:] == ["| supervised | 25.0 % |"]
+
+
+def test_of_two_records_of_one_method_the_one_with_more_runs_counts_and_then_the_newer():
+    three, two = record(1, "supervised", (0.6, 0.6, 0.6)), record(1, "supervised", (0.2, 0.2))
+    newer = record(1, "supervised", (0.7, 0.7, 0.7)) | {"date": "2100-01-01T00:00:00Z"}
+    for records, found in (([three, two], "60.0"), ([two, three], "60.0"), ([newer, three, two], "70.0")):
+        assert published_tables.toybox_table(records).splitlines()[2:] == [f"| supervised | {found} ± 0.0 % |"]
+
+
+def test_the_tables_are_put_between_their_comments_and_nothing_else_changes():
+    records = [record(1, "supervised", (0.5,)), record(1, "supervised", (0.5,), dataset="flowers")]
+    toybox, everything = published_tables.toybox_table(records), results.readme_table(records)
+    beside = comparison.final_table(records)._repr_markdown_()
+    filled = page(*(f"\n{table}\n\n" for table in (toybox, everything, beside)))
+    for old in (page(), page("\n| old |\n", "\n| older |\n\n| more |\n"), filled):
+        assert published_tables.with_tables(old, records) == filled
+    assert published_tables.with_tables("no place", records) == "no place"
+    old = page("| measured before there were records |\n")
+    assert published_tables.with_tables(old, []) == old
+    named = [record(1, "a | <!-- /results --> b\\1")]  # no name in a record can end the table
+    once = published_tables.with_tables(page(), named)
+    assert "a \\| &lt;!-- /results --> b\\1" in once and published_tables.with_tables(once, named) == once
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        page().replace("<!-- /results -->\n\nbetween", "\n\nbetween"),  # not up to the next end
+        page() + "<!-- results:toybox -->\n<!-- /results -->",
+    ],
+)
+def test_a_place_without_an_end_or_twice_is_refused(broken):
+    with pytest.raises(CourseError, match="'toybox' needs one place"):
+        published_tables.with_tables(broken, [record(1, "supervised")])
+
+
+def test_update_keeps_the_files_permissions_and_says_what_changed(tmp_path):
+    readme, teaching, long = tmp_path / "README.md", tmp_path / "notebooks" / "TEACHING.md", tmp_path / "docs" / "RESULTS.md"
+    with pytest.raises(CourseError, match="not in an installed package"):
+        published_tables.update(tmp_path)
+    for path, text in ((readme, page()), (teaching, "| [3 SimCLR](03_simclr.ipynb) | to come | to come |\n"), (long, page())):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    readme.chmod(0o664)
+    assert published_tables.update(tmp_path) == ["README.md", "docs/RESULTS.md", "notebooks/TEACHING.md"]
+    assert published_tables.update(tmp_path) == []
+    assert stat.S_IMODE(readme.stat().st_mode) == 0o664 and "to come" not in teaching.read_text()
+    assert results.readme_table(results.reference()) in long.read_text()
+
+
+def test_costs_stand_in_the_last_column_of_a_lessons_row():
+    row = "| [3 SimCLR](notebooks/03_simclr.ipynb) <br> ![a | b](notebooks/pictures/lesson_3.png) | Why? | 1 s, 2 MB / to come |"
+    text = f"# T\n\n{row}\n| [4 BYOL](notebooks/04_byol.ipynb) | Why? | to come |\n[3 SimCLR](notebooks/03_simclr.ipynb) in prose | x |\n"
+    measured = {3: {"smoke": {"seconds": 21.04, "peak_memory": 1.2e9}, "cpu": {"seconds": 301, "peak_memory": 9e8}}}
+
+    def with_costs(text, measured=measured):
+        return published_tables.with_costs(text, lambda lesson: measured.get(lesson, {}))
+
+    done = with_costs(text)
+    assert done == text.replace("1 s, 2 MB / to come", "21.0 s, 1.2 GB / 5 min 01 s, 900 MB") and with_costs(done) == done
+    table = "| lesson | smoke | cpu |\n| [3 SimCLR](03_simclr.ipynb) | to come | to come |"  # as in TEACHING.md
+    assert with_costs(table).endswith("| 21.0 s, 1.2 GB | 5 min 01 s, 900 MB |")
+    assert with_costs(text, {3: {"smoke": measured[3]["smoke"]}}) == text
