@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslcourse import augment, diagnostics, losses
+from sslcourse import augment, losses
 from sslcourse.devices import at_least_float32
 from sslcourse.models.encoders import (  # noqa: F401  (public here: models.resnet9, ...)
     Encoder,
@@ -164,7 +164,7 @@ class Rotation(Method):
         return f"all_rotations={self.all_rotations}"
 
     def chance_loss(self, batch_size: int) -> float:
-        return diagnostics.chance_loss("rotation")
+        return losses.chance_loss("rotation")
 
     def logits(self, views: Tensor) -> Tensor:
         """Normalised views (N, 3, H, W) -> (N, 4), one score for each number of quarter turns."""
@@ -230,7 +230,7 @@ class SimCLR(TwoViewMethod):
         return f"temperature={self.temperature}, views_together={self.views_together}"
 
     def chance_loss(self, batch_size: int) -> float:
-        return diagnostics.chance_loss("simclr", batch_size=batch_size)
+        return losses.chance_loss("simclr", batch_size=batch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         first, second = self.two_views(images)
@@ -283,7 +283,7 @@ class BYOL(TwoViewMethod):
         return f"tau0={self.tau0}, stop_gradient={self.stop_gradient}, moving_average={self.target is not None}"
 
     def chance_loss(self, batch_size: int) -> float:
-        return diagnostics.chance_loss("byol")
+        return losses.chance_loss("byol")
 
     def forward(self, images: Tensor) -> Tensor:
         views = torch.cat(self.two_views(images))  # (2N, 3, size, size)
@@ -353,7 +353,7 @@ class BarlowTwins(TwoViewMethod):
         return f"lambda_param={self.lambda_param}, scale={self.scale}"
 
     def chance_loss(self, batch_size: int) -> float:
-        level = diagnostics.chance_loss("barlow_twins", batch_size=batch_size, dim=self.out_dim, lambda_param=self.lambda_param)
+        level = losses.chance_loss("barlow_twins", batch_size=batch_size, dim=self.out_dim, lambda_param=self.lambda_param)
         return self.scale * level
 
     def forward(self, images: Tensor) -> Tensor:

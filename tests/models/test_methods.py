@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sslcourse import augment, models
+from sslcourse import augment, losses, models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,17 +142,17 @@ def test_metrics_are_detached_scalars_of_the_last_images(make):
 
 @METHODS
 def test_the_same_seed_gives_the_same_loss(make):
-    losses = []
+    values = []
     for seed in (3, 3, 4):
         method = make()
         torch.manual_seed(seed)
-        losses.append(method(pictures()).item())
-    assert losses[0] == losses[1] != losses[2]
+        values.append(method(pictures()).item())
+    assert values[0] == values[1] != values[2]
 
 
 @METHODS
 def test_bfloat16_arithmetic_gives_about_the_same_loss(make):
-    losses = []
+    values = []
     for enabled in (False, True):
         method = make()
         torch.manual_seed(3)
@@ -160,8 +160,8 @@ def test_bfloat16_arithmetic_gives_about_the_same_loss(make):
             loss = method(pictures())
         loss.backward()
         assert loss.dtype == torch.float32 and all(p.grad.isfinite().all() for p in method.parameters())
-        losses.append(loss.item())
-    assert losses[1] == pytest.approx(losses[0], abs=0.1)
+        values.append(loss.item())
+    assert values[1] == pytest.approx(values[0], abs=0.1)
 
 
 @METHODS
@@ -309,7 +309,7 @@ def test_views_encoded_apart_have_statistics_of_their_own():
     for (found, updates), (expected, _) in zip(statistics(apart), statistics(reference), strict=True):
         assert updates == 2
         torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(loss, models.losses.nt_xent(*z, 0.2))
+    torch.testing.assert_close(loss, losses.nt_xent(*z, 0.2))
     assert apart.metrics["positive_similarity"].item() == pytest.approx(F.cosine_similarity(*z).mean().item(), abs=1e-6)
 
 
@@ -317,7 +317,7 @@ def test_the_loss_of_simclr_is_nt_xent_of_its_views():
     images, view = pictures(), augment.evaluation(16)
     method, reference = simclr(augmentation=view, temperature=0.3), simclr()
     z = reference.project(torch.cat([view(images), view(images)]))
-    torch.testing.assert_close(method(images), models.losses.nt_xent(*z.chunk(2), 0.3))
+    torch.testing.assert_close(method(images), losses.nt_xent(*z.chunk(2), 0.3))
     assert method.metrics["positive_similarity"].item() == pytest.approx(1)  # no randomness, so both views are the same
 
 

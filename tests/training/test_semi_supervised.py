@@ -1,6 +1,5 @@
 """Pseudo-labels and FixMatch: the loss against an independent computation, averages, ramp, batches, looks, exact resuming, refusals."""
 
-import copy
 import math
 import types
 
@@ -48,153 +47,6 @@ def few(labeled=9, unlabeled=40, **changes):
 
 def fit(made, images=None, **options):
     return training.fit_semi_supervised(made, images if images is not None else few(), **{**OPTIONS, **options})
-
-
-def batch():
-    x, y = coloured(5, 1)
-    return x, y, coloured(11, 2)[0]
-
-
-def threshold_for(passing, network):
-    """A threshold that so many of the eleven unlabelled images of the batch reach, as the network sees them."""
-    sureness = network.eval()(augment.evaluation(8)(batch()[2])).softmax(1).amax(1).sort(descending=True).values.tolist()
-    bounds = [1.0, *sureness, 0.0]
-    return (bounds[passing] + bounds[passing + 1]) / 2
-
-
-# --- the loss -------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("passing", [0, 4, 11])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("strong", [Half(), None], ids=["strong", "same view"])
-def test_the_loss_equals_an_independent_computation(strong, passing, smoothing):
-    weight, plain = 1.7, augment.evaluation(8)
-    threshold = threshold_for(passing, classifier(dropout=0.0))
-    options = {"threshold": threshold, "weight": weight, "ramp": (0, 0), "label_smoothing": smoothing, "strong": strong}
-    made = method(models.PseudoLabeling, dropout=0.0, weak=plain, **options)
-    before = copy.deepcopy(made.classifier).double()
-    x, y, u = batch()
-    loss = made.train()(x, y, u)
-
-    weak = before.eval()(plain(u).double()).softmax(1)
-    sureness, said = weak.max(1)
-    learns = plain(u) if strong is None else strong(u)
-    log_p = before.train()(torch.cat([plain(x), learns]).double()).log_softmax(1)  # batch statistics of both together
-    n, classes = len(x), log_p.shape[1]
-    aim = torch.full((n, classes), smoothing / classes, dtype=torch.float64)
-    aim[torch.arange(n), y] += 1 - smoothing
-    supervised = -(aim * log_p[:n]).sum() / n
-    rows = [-log_p[n + i, said[i]] for i in range(len(u)) if sureness[i] >= threshold]
-    pseudo = sum(rows) / len(u) if rows else torch.zeros(())
-    assert len(rows) == passing
-    assert loss.item() == pytest.approx((supervised + weight * pseudo).item(), rel=1e-4)
-    metrics = {name: value.item() for name, value in made.metrics.items()}
-    wanted = {"supervised_loss": supervised.item(), "pseudo_loss": pseudo.item(), "pseudo_weight": weight, "coverage": len(rows) / len(u)}
-    assert metrics == pytest.approx(wanted, rel=1e-4)
-
-
-@EACH
-def test_the_gradient_is_that_of_the_labelled_loss_where_nobody_is_sure(kind):
-    made = method(kind, dropout=0.0, weak=augment.evaluation(8), threshold=1.0, ramp=(0, 0))
-    x, y, u = batch()
-    made.train()(x, y, u).backward()
-    gradients = {name: p.grad.clone() for name, p in made.classifier.named_parameters()}
-    made.zero_grad()
-    learns = made.weak(u) if made.strong is None else made.strong(u)
-    assert made.metrics["coverage"] == 0 and made.metrics["pseudo_loss"] == 0
-    if kind is models.PseudoLabeling:  # its views are without randomness here, so the other half of the batch can be made again
-        twin = classifier(dropout=0.0).train()
-        F.cross_entropy(twin(torch.cat([made.weak(x), learns]))[: len(x)], y).backward()
-        for name, p in twin.named_parameters():
-            torch.testing.assert_close(gradients[name], p.grad)
-
-
-def test_a_sure_image_teaches_and_an_unsure_one_does_not():
-    made = method(weak=augment.evaluation(8), strong=Half(), threshold=threshold_for(6, classifier()))
-    made.train()(*batch())
-    assert made.metrics["coverage"].item() == pytest.approx(6 / 11)
-
-
-# --- pseudo-labels are made in evaluation mode ----------------------------------------------------------------------------------------
-
-
-def test_pseudo_labels_come_without_dropout_and_leave_the_statistics_alone():
-    made = method(weak=augment.evaluation(8), dropout=0.9).train()
-    made.classifier.encoder.blocks[1].eval()  # a part that somebody froze stays so
-    modes = [module.training for module in made.modules()]
-    statistics = {name: b.clone() for name, b in made.named_buffers()}
-    u = batch()[2]
-    first, second = made.pseudo_logits(u), made.pseudo_logits(u)
-    assert torch.equal(first, second) and not first.requires_grad
-    torch.testing.assert_close(first, copy.deepcopy(made.classifier).eval()(made.weak(u)).detach())
-    assert all(torch.equal(b, statistics[name]) for name, b in made.named_buffers())
-    assert [module.training for module in made.modules()] == modes
-
-
-def test_the_statistics_of_a_step_are_those_of_both_kinds_of_images_together():
-    made = method(weak=augment.evaluation(8), strong=Half(), dropout=0.0)
-    twin = copy.deepcopy(made.classifier).train()
-    x, y, u = batch()
-    made.train()(x, y, u)
-    twin(torch.cat([made.weak(x), Half()(u)]))
-    for (name, ours), theirs in zip(made.classifier.named_buffers(), twin.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, msg=name)
-
-
-# --- the averaged weights -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("average", [0.5, 0.99, 1.0])
-def test_the_averaged_weights_are_those_of_the_closed_form(average):
-    made = method(average=average)
-    followed = {name: [v.double()] for name, v in made.averaged.state_dict().items() if v.is_floating_point()}
-    generator = torch.Generator().manual_seed(3)
-    steps = 25
-    for step in range(1, steps + 1):
-        with torch.no_grad():
-            for tensor in (*made.classifier.parameters(), *made.classifier.buffers()):
-                if tensor.is_floating_point():
-                    tensor.copy_(torch.randn(tensor.shape, generator=generator))
-                else:
-                    tensor.fill_(step)
-        for name, value in made.classifier.state_dict().items():
-            if name in followed:
-                followed[name].append(value.double().clone())
-        made.after_step(step, steps)
-    keeps = [min(average, (1 + k) / (10 + k)) for k in range(1, steps + 1)]
-    parts = [math.prod(keeps)] + [(1 - keeps[k]) * math.prod(keeps[k + 1 :]) for k in range(steps)]
-    assert math.fsum(parts) == pytest.approx(1)
-    for name, value in made.averaged.state_dict().items():
-        if name in followed:
-            wanted = sum(part * old for part, old in zip(parts, followed[name], strict=True))
-            torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-5, msg=name)
-        else:
-            assert value.item() == steps  # batches counted
-
-
-def test_the_first_step_keeps_little_of_a_random_start():
-    made = method(average=0.99)
-    old = made.averaged.head.weight.clone()
-    with torch.no_grad():
-        made.classifier.head.weight.add_(1.0)
-    made.after_step(1, 100)
-    torch.testing.assert_close(made.averaged.head.weight, old + 9 / 11)
-
-
-def test_without_an_average_the_classifier_itself_is_evaluated():
-    made = method(average=0.0)
-    assert made.averaged is made.classifier
-    made.after_step(1, 10)
-    assert sum(p.numel() for p in made.parameters()) == sum(p.numel() for p in made.classifier.parameters())
-
-
-def test_the_averaged_weights_are_never_trained():
-    made = method(average=1.0)  # keeps all it may: its beginning, less what the first steps bring
-    assert not any(p.requires_grad for p in made.averaged.parameters())
-    fit(made, epochs=1)
-    assert all(p.grad is None for p in made.averaged.parameters())
-    assert not same_weights(made.averaged, made.classifier)
 
 
 # --- the ramp -------------------------------------------------------------------------------------------------------------------------
@@ -418,30 +270,6 @@ def test_a_ratio_that_cannot_be_is_refused(ratio):
 def test_a_norm_that_cannot_be_is_refused(norm):
     with pytest.raises(ValueError, match="clip_norm is the largest norm"):
         fit(method(), clip_norm=norm)
-
-
-@EACH
-@pytest.mark.parametrize(
-    "options, sentence",
-    [
-        ({"threshold": 1.5}, "threshold must lie between 0 and 1, not 1.5"),
-        ({"threshold": -0.1}, "threshold must lie"),
-        ({"average": 1.01}, "average must lie"),
-        ({"label_smoothing": -1}, "label_smoothing must lie"),
-        ({"ramp": (0.5, 0.2)}, r"ramp is \(start, end\) .* not \(0.5, 0.2\)"),
-        ({"ramp": (0, 40)}, "as parts of all steps"),
-        ({"ramp": (0.1,)}, r"ramp is \(start, end\)"),
-        ({"weight": -1.0}, "finite and not negative"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(kind, options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        method(kind, **options)
-
-
-def test_the_settings_can_be_read_off():
-    text = repr(method(threshold=0.9, average=0.5))
-    assert "threshold=0.9" in text and "average=0.5" in text
 
 
 def test_anything_that_classifies_can_be_trained():
