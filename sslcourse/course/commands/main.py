@@ -19,8 +19,6 @@ COMMANDS = {
     "pretrain": ("commands.pretrain", "one long run of pretraining, which survives interruptions"),
     "evaluate": ("commands.evaluate", "what a pretrained encoder is worth with few labels"),
     "handout": ("handouts.handout_command", "copies of the lessons for a class: without solutions, filled in, or for nbgrader"),
-    "site": ("pages.site_command", "the lessons as web pages, which can be read without a network and without Python"),
-    "slides": ("pages.slides_command", "the lessons as reveal.js slides with speaker's notes"),
     "notebooks": ("commands.notebooks", "check, clean or execute the stored notebooks"),
     "results": ("commands.results", "print the table of a folder of result records, or of the committed ones"),
 }

@@ -1,1 +1,0 @@
-"""The lessons as pages to browse and as slides."""
