@@ -18,7 +18,7 @@ help:
 	@echo "make lint           ruff over code and notebooks"
 	@echo "make notebooks      run the lessons at tier cpu and store their outputs"
 	@echo "make site           the lessons as web pages in build/site, to be read without a network"
-	@echo "make slides         the lessons as slides in build/slides; REVEAL=DIR takes a local copy of reveal.js"
+	@echo "make slides         the lessons as reveal.js slides in build/slides"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,12 +56,14 @@ test-nbgrader: setup
 notebooks: setup
 	$(BIN)/python -m sslcourse notebooks --execute --tier cpu
 
-site: setup
+$(VENV)/.site: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[site]"
-	$(BIN)/python -m sslcourse site --out build/site
+	touch $@
 
-slides: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[site]"
-	$(BIN)/python -m sslcourse slides --out build/slides $(if $(REVEAL),--reveal $(REVEAL))
+site: $(VENV)/.site
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -d build/doctrees notebooks build/site
+
+slides: $(VENV)/.site
+	$(BIN)/jupyter nbconvert --to slides --config docs/slides/nbconvert_config.py --output-dir build/slides notebooks/0*.ipynb
 
 .PHONY: help setup lab run lint test test-browser test-colab test-nbgrader notebooks site slides
