@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import Malicious, image_set, new_model
 
-from sslcourse import results, training
+from sslcourse import models, results, training
 from sslcourse.course import runner
 from sslcourse.course.commands import data as data_command
 from sslcourse.course.commands import pretrain as pretrain_command
 from sslcourse.course.commands.main import main
 from sslcourse.datasets import sources as prepare
 from sslcourse.errors import CourseError
-from sslcourse.models import saved as networks
 from sslcourse.training import checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,7 +70,7 @@ def test_any_bytes_are_no_checkpoint_and_no_network(tmp_path, content):
         with pytest.raises(CourseError, match="run.pt"):
             checkpoints.load_checkpoint(file, {}, {}, training.History())
         with pytest.raises(CourseError, match="run.pt"):
-            networks.load_network(file)
+            models.load_network(file)
 
 
 plain_values = st.recursive(

@@ -10,9 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sslcourse import results
+from sslcourse import models, results
 from sslcourse.course import notebook_files
-from sslcourse.models import saved as networks
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -99,7 +98,7 @@ KEPT = {1: "supervised", 2: "rotation", 3: "SimCLR", 4: "BYOL", 5: "Barlow Twins
 
 def test_headless_runs_leave_the_networks_that_lesson_7_needs(headless_run, recwarn):
     _, out = headless_run
-    kept = networks.read_networks(out / "results" / networks.FOLDER)
+    kept = models.read_networks(out / "results" / models.NETWORKS_FOLDER)
     assert not recwarn.list
     for number, method in KEPT.items():
         of_lesson = {n.method: n for n in kept.values() if n.about["lesson"] == number}

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sslcourse import evaluation, plots, results
+from sslcourse import evaluation, models, plots, results
 from sslcourse.devices import (
     one_thread,  # noqa: F401  (for the lesson's own small fits)
     seeded,
 )
 from sslcourse.evaluation import uncertainty
-from sslcourse.models import saved as kept
 
 RANDOM = "random initialisation"
 
@@ -23,44 +22,40 @@ RANDOM = "random initialisation"
 # --- who takes part -------------------------------------------------------------------------------------------------------------------
 
 
-def taking_part(folder: Path | str, *, dataset: str, tier: str, device="cpu") -> dict[str, kept.Network]:
+def taking_part(folder: Path | str, *, dataset: str, tier: str, device="cpu") -> dict[str, models.Network]:
     """The networks that lessons 1 to 6 kept in a folder, filled from the committed ones: name -> Network, in the order of lessons.
 
     Networks of this data set, and one's own of this tier. Where there is not one pretrained encoder among them, encoders of any data set
     come in their place: what they show is transfer.
     """
-    own, committed = kept.read_networks(folder, device), kept.reference_networks(device)
-    found = kept.fill_networks(own, committed, dataset=dataset, tier=tier)
+    own, committed = models.read_networks(folder, device), models.reference_networks(device)
+    found = models.fill_networks(own, committed, dataset=dataset, tier=tier)
     if not any(is_pretrained(network) for network in found.values()):
-        elsewhere = kept.fill_networks(own, committed, tier=tier)
+        elsewhere = models.fill_networks(own, committed, tier=tier)
         found = {name: n for name, n in elsewhere.items() if is_pretrained(n) and name not in found} | found
     return found
 
 
-def is_pretrained(network: kept.Network) -> bool:
+def is_pretrained(network: models.Network) -> bool:
     """Whether it is an encoder that saw no label."""
     return not network.is_classifier and not network.labels
 
 
 def fresh(
-    like: Iterable[kept.Network], make_encoder: Callable[[], nn.Module], *, dataset: str, size: int, seed: int, device
-) -> kept.Network:
+    like: Iterable[models.Network], make_encoder: Callable[[], nn.Module], *, dataset: str, size: int, seed: int, device
+) -> models.Network:
     """An encoder that learned nothing, of the kind of the first of these networks, or as make_encoder has it where there is none.
 
     size: pixels a side at which it is evaluated, where there is no network to take that from.
     """
     first = next(iter(like), None)
     with seeded(seed):
-        if first is None:
-            encoder = make_encoder()
-        else:
-            recipe = dict(first.encoder.recipe)
-            encoder = kept.MAKERS[recipe.pop("name")](**recipe)
+        encoder = make_encoder() if first is None else models.encoder_from_recipe(first.encoder.recipe)
     about = {"method": RANDOM, "dataset": dataset, "size": first.size if first else size, "labels": None, "block": None}
-    return kept.Network(encoder.to(device).eval(), about)
+    return models.Network(encoder.to(device).eval(), about)
 
 
-def best_block(network: kept.Network, images, per_class: int, seeds: Sequence[int]) -> int:
+def best_block(network: models.Network, images, per_class: int, seeds: Sequence[int]) -> int:
     """The block whose features a linear probe with per_class labels reads best on the validation images, averaged over label draws."""
     scores = {}
     for block in range(1, len(network.encoder.blocks) + 1):
@@ -69,14 +64,14 @@ def best_block(network: kept.Network, images, per_class: int, seeds: Sequence[in
     return max(scores, key=scores.get)
 
 
-def network_name(network: kept.Network) -> str:
+def network_name(network: models.Network) -> str:
     """What its encoder is called in tables: "ResNet-9, width 16", "ResNet-18"."""
     recipe = network.encoder.recipe
     names = {"resnet9": f"ResNet-9, width {recipe.get('width')}", "resnet18": "ResNet-18", "resnet50": "ResNet-50", "alexnet": "AlexNet"}
     return names[recipe["name"]]
 
 
-def roster(networks: Mapping[str, kept.Network]) -> results.Table:
+def roster(networks: Mapping[str, models.Network]) -> results.Table:
     """Who takes part: what each network is, what it was trained on and for how long, and where it comes from."""
     rows = []
     for name, network in networks.items():

@@ -199,12 +199,12 @@ class Lesson:
         """Keep a network beside the results, for lesson 7 to compare: an encoder or a Classifier. Returns the file's path.
 
         about: method and size (pixels at which it is evaluated), and labels, block, class_names and the like; lesson, data set, tier and
-        seed are filled in. See `sslcourse.networks.save_network`. The same network of another run is replaced.
+        seed are filled in. See `sslcourse.models.save_network`. The same network of another run is replaced.
         """
-        from sslcourse.models import saved as networks
+        from sslcourse import models
 
         about = {"lesson": self.number, "dataset": self.dataset, "tier": self.tier, "seed": self.seed} | about
-        return networks.save_network(self.results_dir / networks.FOLDER / networks.network_file_name(about), model, **about)
+        return models.save_network(self.results_dir / models.NETWORKS_FOLDER / models.network_file_name(about), model, **about)
 
     def finish(self, headline: str, records: Iterable[Mapping] = ()) -> None:
         """The last cell: write the records, print the headline with time and memory, and leave a summary for headless runs."""

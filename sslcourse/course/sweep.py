@@ -18,7 +18,7 @@ from sslcourse.course.execution import LessonRun, read_json
 from sslcourse.course.runner import check, only_run, read_state, run_tasks, writable
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically, write_json
-from sslcourse.models.saved import COMMITTED
+from sslcourse.models import COMMITTED
 
 KIND = "sslcourse sweep"
 _SUMMARIES = f"{results.SUMMARY_PREFIX}*.json"

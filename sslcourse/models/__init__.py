@@ -1,14 +1,10 @@
-"""Networks that are kept in small files: which encoder, its weights, and what a reader has to know to use it."""
+"""Encoders, the methods that train them, and files that keep them."""
 
 from sslcourse.models.encoders import (  # noqa: F401
-    AlexNet,
-    Encoder,
     Residual,
-    ResNet,
-    ResNet9,
     alexnet,
-    conv_block,
     count_parameters,
+    encoder_from_recipe,
     resnet9,
     resnet18,
     resnet50,
@@ -18,20 +14,17 @@ from sslcourse.models.methods import (  # noqa: F401
     BYOL,
     BarlowTwins,
     Classifier,
-    Method,
     PredictionHead,
     ProjectionHead,
     Rotation,
     SimCLR,
-    TwoViewMethod,
     ema_tau,
     four_rotations,
 )
 from sslcourse.models.saved import (  # noqa: F401
-    FOLDER,
-    FORMAT,
-    KIND,
-    MAKERS,
+    COMMITTED,
+    NETWORKS_FOLDER,
+    THIS_RUN,
     Network,
     fill_networks,
     load_network,

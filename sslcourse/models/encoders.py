@@ -1,7 +1,7 @@
-"""Encoders: normalised images, float (N, 3, H, W), to features (N, feature_dim).
+"""Encoders: normalised images, float (N, 3, H, W), to features (N, feature_dim)."""
 
-Each says its `feature_dim`, and `feature_maps(x)` gives what every block on the way makes of the images, for looking inside.
-"""
+import inspect
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,13 @@ class Residual(nn.Module):
 class Encoder(nn.Module):
     """Blocks in a row, and the pooling that makes one vector of the last feature map.
 
-    recipe: which function below made it, and with which arguments, so that `networks` can make another like it for stored weights;
-    None for one that was put together in another way.
+    recipe: the name of the function below that makes its like, and the arguments, so that stored weights find their network again.
     """
 
     blocks: nn.Sequential
     feature_dim: int
     smallest = 8  # pixels a side
-    recipe: dict | None = None
+    recipe: dict
 
     def feature_maps(self, x: Tensor, blocks: int | None = None) -> list[Tensor]:
         """What each of the first `blocks` blocks (None: all) makes of normalised images (N, 3, H, W): a list of (N, channels, h, w)."""
@@ -50,7 +49,7 @@ class Encoder(nn.Module):
 
     def pool(self, x: Tensor) -> Tensor:
         """(N, channels, h, w) -> (N, channels)."""
-        raise NotImplementedError
+        return x.mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
@@ -70,6 +69,7 @@ class ResNet9(Encoder):
 
     def __init__(self, width: int):
         super().__init__()
+        self.recipe = {"name": "resnet9", "width": width}
         self.feature_dim = 8 * width
         self.blocks = nn.Sequential(
             conv_block(3, width),  # (N, w, H, W)
@@ -84,36 +84,33 @@ class ResNet9(Encoder):
         return F.adaptive_max_pool2d(x, 1).flatten(1)  # (N, 8w)
 
 
-def _with_recipe(encoder: Encoder, name: str, **arguments) -> Encoder:
-    encoder.recipe = {"name": name, **arguments}
-    return encoder
-
-
 def resnet9(width: int = 64) -> ResNet9:
-    """The small residual network of the STL-10 project: (N, 3, H, W) -> (N, 8·width), H and W 8 pixels or more.
+    """A small residual network: normalised images (N, 3, H, W) -> (N, 8·width), H and W 8 pixels or more.
 
     width: channels of the first convolution; 64 has 6.6 million parameters, 16 has 0.4 million.
     The network comes from David Page's DAWNBench entry (2018); He et al. 2016 is where its shortcuts come from.
     """
     if int(width) != width or width < 1:
         raise ValueError(f"width is the number of channels of the first convolution and must be a positive whole number, not {width}.")
-    return _with_recipe(ResNet9(int(width)), "resnet9", width=int(width))
+    return ResNet9(int(width))
 
 
 class ResNet(Encoder):
-    """torchvision's residual network without its classifier: a stem and four stages. See `resnet18` and `resnet50`."""
+    """torchvision's residual network of this name without its classifier: a stem and four stages. See `resnet18` and `resnet50`."""
 
-    def __init__(self, network: nn.Module, small_images: bool, max_pool: bool):
+    def __init__(self, name: str, small_images: bool, max_pool: bool | None):
         super().__init__()
+        from torchvision import models  # here, because the import takes more than a second
+
+        max_pool = not small_images if max_pool is None else max_pool
+        self.recipe = {"name": name, "small_images": bool(small_images), "max_pool": bool(max_pool)}
+        network = getattr(models, name)(weights=None)
         self.feature_dim = network.fc.in_features
         if small_images:  # the large stem would shrink 32 pixels to 8 before the first block sees them
             network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         stem = [network.conv1, network.bn1, network.relu] + ([network.maxpool] if max_pool else [])
         self.blocks = nn.Sequential(nn.Sequential(*stem), network.layer1, network.layer2, network.layer3, network.layer4)
-
-    def pool(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
 
 
 def resnet18(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
@@ -123,18 +120,12 @@ def resnet18(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
     the sides follows; None means the usual pairing: none with small_images (32 pixels: SimCLR, appendix B.9), one with the large stem
     (96 pixels and more). For 64 pixels take small_images=True, max_pool=True.
     """
-    from torchvision.models import resnet18 as network  # here, because the import takes more than a second
-
-    stem = {"small_images": bool(small_images), "max_pool": bool(not small_images if max_pool is None else max_pool)}
-    return _with_recipe(ResNet(network(weights=None), **stem), "resnet18", **stem)
+    return ResNet("resnet18", small_images, max_pool)
 
 
 def resnet50(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
     """ResNet-50 (He et al. 2016): normalised images (N, 3, H, W) -> (N, 2048), 23.5 million parameters. Stems as in `resnet18`."""
-    from torchvision.models import resnet50 as network
-
-    stem = {"small_images": bool(small_images), "max_pool": bool(not small_images if max_pool is None else max_pool)}
-    return _with_recipe(ResNet(network(weights=None), **stem), "resnet50", **stem)
+    return ResNet("resnet50", small_images, max_pool)
 
 
 class AlexNet(Encoder):
@@ -142,17 +133,18 @@ class AlexNet(Encoder):
 
     def __init__(self, small_images: bool):
         super().__init__()
+        self.recipe = {"name": "alexnet", "small_images": bool(small_images)}
         self.feature_dim = 256
-        first = [nn.Conv2d(3, 64, 3, padding=1)] if small_images else [nn.Conv2d(3, 64, 11, stride=4, padding=2)]
-        window = 2 if small_images else 3
         self.smallest = 8 if small_images else 63
+        first = nn.Conv2d(3, 64, 3, padding=1) if small_images else nn.Conv2d(3, 64, 11, stride=4, padding=2)
+        second = nn.Conv2d(64, 192, 3, padding=1) if small_images else nn.Conv2d(64, 192, 5, padding=2)
 
-        def pooled(*layers: nn.Module) -> nn.Sequential:
-            return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.MaxPool2d(window, 2))
+        def pooled(convolution: nn.Conv2d) -> nn.Sequential:
+            return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.MaxPool2d(2 if small_images else 3, 2))
 
         self.blocks = nn.Sequential(
-            pooled(*first),
-            pooled(nn.Conv2d(64, 192, 3 if small_images else 5, padding=1 if small_images else 2)),
+            pooled(first),
+            pooled(second),
             nn.Sequential(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
             nn.Sequential(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
             pooled(nn.Conv2d(256, 256, 3, padding=1)),
@@ -162,9 +154,6 @@ class AlexNet(Encoder):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
 
-    def pool(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
-
 
 def alexnet(small_images: bool = True) -> AlexNet:
     """AlexNet's five convolutions (Krizhevsky 2014): normalised images (N, 3, H, W) -> (N, 256), 2.3 or 2.5 million parameters.
@@ -172,7 +161,19 @@ def alexnet(small_images: bool = True) -> AlexNet:
     small_images: 3×3 convolutions with stride 1 and 2×2 pools, for 8 to 64 pixels; otherwise the first has 11×11 with stride 4, for 63
     pixels and more. There is no batch normalisation anywhere in it: what a network without it does to a loss can be seen with this one.
     """
-    return _with_recipe(AlexNet(small_images), "alexnet", small_images=bool(small_images))
+    return AlexNet(small_images)
+
+
+def encoder_from_recipe(recipe: Mapping) -> Encoder:
+    """Another encoder like the one with this `recipe`, with weights of its own. Raises ValueError for any other mapping."""
+    makers = {maker.__name__: maker for maker in (resnet9, resnet18, resnet50, alexnet)}
+    arguments = dict(recipe)
+    maker = makers.get(arguments.pop("name", None))
+    if maker is None or set(arguments) != set(inspect.signature(maker).parameters):
+        raise ValueError("its recipe is none of this version's encoders")
+    if not all(isinstance(value, int) for value in arguments.values()):
+        raise ValueError("its recipe has an argument that is not a number")
+    return maker(**arguments)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -13,20 +13,6 @@ from torch.nn import functional as F
 
 from sslcourse import augment, losses
 from sslcourse.devices import at_least_float32
-from sslcourse.models.encoders import (  # noqa: F401  (public here: models.resnet9, ...)
-    Encoder,
-    Residual,
-    ResNet,
-    ResNet9,
-    alexnet,
-    conv_block,
-    count_parameters,
-    resnet9,
-    resnet18,
-    resnet50,
-    to_channels_last,
-)
-from sslcourse.models.semi_supervised import FixMatch, PseudoLabeling  # noqa: F401  (public here too)
 
 
 def _feature_dim(encoder: nn.Module) -> int:

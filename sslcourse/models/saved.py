@@ -1,12 +1,10 @@
 """Networks that are kept in small files: which encoder, its weights, and what a reader has to know to use it.
 
-A file holds numbers and plain values, never code: reading one rebuilds the encoder from its recipe (`encoders`), and a file that is not of
-this form is refused in a sentence. Weights of convolutions and linear layers are stored in half precision, which halves the file and moves
-outputs by about a thousandth of the largest; everything per channel (batch normalisation, biases) is little and keeps its 32 bits.
+A file is a safetensors file, numbers and a text in JSON, so nothing in it can run: reading rebuilds the encoder from its recipe. Weights
+of convolutions and linear layers are stored in half precision, which halves the file and moves outputs by about a thousandth of the
+largest; everything per channel (batch normalisation, biases) is little and keeps its 32 bits.
 """
 
-import inspect
-import io
 import json
 import math
 import os
@@ -15,20 +13,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import jsonschema
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 
 from sslcourse.errors import CourseError
-from sslcourse.files import ZIP, plain, slug, write_atomically
-from sslcourse.models import encoders
+from sslcourse.files import plain, slug, write_atomically
+from sslcourse.models.encoders import encoder_from_recipe
 from sslcourse.models.methods import Classifier
 
-KIND = "sslcourse network"
-FORMAT = 1
-FOLDER = "networks"  # beside the result records
-OWN, COMMITTED = "this run", "committed"
-MAKERS = {maker.__name__: maker for maker in (encoders.resnet9, encoders.resnet18, encoders.resnet50, encoders.alexnet)}
-_REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "networks"
+NETWORKS_FOLDER = "networks"  # beside the result records
+THIS_RUN, COMMITTED = "this run", "committed"  # where a network comes from
+ENDING = ".safetensors"
+DESCRIPTION = "sslcourse network"  # the file's one entry of metadata
+REFERENCE_NETWORKS = Path(__file__).parents[1] / "results" / "reference" / NETWORKS_FOLDER
+
+_TEXT = {"type": "string", "pattern": r"\S"}
+_ABOUT = {
+    "type": "object",
+    "required": ["method", "dataset", "size"],
+    "properties": {
+        "method": _TEXT,
+        "dataset": _TEXT,
+        "tier": _TEXT,
+        "size": {"type": "integer", "minimum": 1},
+        "seed": {"type": ["integer", "null"], "minimum": 0},
+        "labels": {"type": ["integer", "null"], "minimum": 0},
+        "lesson": {"type": ["integer", "null"], "minimum": 1},
+        "block": {"type": ["integer", "null"]},
+        "class_names": {"type": ["array", "null"], "items": {"type": "string"}},
+    },
+}
 
 
 @dataclass
@@ -42,7 +59,7 @@ class Network:
 
     model: nn.Module
     about: dict = field(default_factory=dict)
-    origin: str = OWN
+    origin: str = THIS_RUN
 
     @property
     def is_classifier(self) -> bool:
@@ -81,18 +98,18 @@ class Network:
 
 
 def network_file_name(about: Mapping) -> str:
-    """'03-simclr-toybox.pt', '01-supervised-toybox-100.pt': lesson, method, data set, and labels where there are some.
+    """'03-simclr-toybox.safetensors', '01-supervised-toybox-100.safetensors': lesson, method, data set, and labels where there are some.
 
     Another tier than cpu and another seed than 0 are added, so that a quick smoke run never replaces a real network.
+    Raises ValueError where method, dataset or size is missing, or one of them cannot be.
     """
-    if reason := _wrong_with(about):
-        raise ValueError(f"A network cannot be named: {reason}.")
+    _check_about(about)
     parts = [f"{about['lesson']:02d}"] if about.get("lesson") is not None else []
     parts += [slug(about["method"]), slug(about["dataset"])]
     parts += [str(about["labels"])] if about.get("labels") is not None else []
     parts += [slug(about["tier"])] if about.get("tier", "cpu") != "cpu" else []
     parts += [f"seed{about['seed']}"] if about.get("seed", 0) else []
-    return "-".join(parts) + ".pt"
+    return "-".join(parts) + ENDING
 
 
 def save_network(path: str | os.PathLike, model: nn.Module, **about) -> Path:
@@ -109,34 +126,25 @@ def save_network(path: str | os.PathLike, model: nn.Module, **about) -> Path:
     encoder = model.encoder if isinstance(model, Classifier) else model
     recipe = getattr(encoder, "recipe", None)
     if not recipe:
-        raise ValueError(
-            f"This {type(encoder).__name__} does not say how it was made, so it cannot be made again: keep an encoder of models.resnet9, "
-            "resnet18, resnet50 or alexnet, or a models.Classifier over one."
-        )
+        raise ValueError(f"Only the encoders of `models` and classifiers over them can be kept: this is a {type(encoder).__name__}.")
     head = {"classes": model.head.out_features, "dropout": model.dropout.p} if isinstance(model, Classifier) else None
-    if reason := _wrong_with(about, len(encoder.blocks), head and head["classes"]):
-        raise ValueError(f"The network cannot be kept: {reason}.")
     weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    if reason := _misfit(_empty(recipe, head), weights):
-        raise ValueError(f"The network cannot be kept: it was changed after {recipe['name']} had made it ({reason}).")
-    if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
-        raise ValueError(f"The network cannot be kept: {broken[0]} holds NaN or inf; diagnostics.find_nonfinite tells where they begin.")
-    stored = {name: _small(value) for name, value in weights.items()}
-    buffer = io.BytesIO()
-    torch.save({"kind": KIND, "format": FORMAT, "recipe": dict(recipe), "head": head, "about": about, "weights": stored}, buffer)
+    _check_about(about, blocks=len(encoder.blocks), classes=head and head["classes"])
+    _check_weights(_without_memory(recipe, head), weights)
+    description = json.dumps({"recipe": recipe, "head": head, "about": about})
+    content = as_safetensors({name: _small(value) for name, value in weights.items()}, metadata={DESCRIPTION: description})
     try:
-        return write_atomically(path, buffer.getvalue())
+        return write_atomically(path, content)
     except OSError as error:
         raise CourseError(f"{path} could not be written ({error.strerror}). Free some disk space or name another folder.") from error
 
 
 def _small(value: Tensor) -> Tensor:
     """The same numbers in plain order, in half precision where the tensor is large and all of them stay finite."""
-    if not value.is_floating_point():
-        return value.clone().contiguous()
-    half = value.to(torch.float16)
-    kept = half if value.dim() > 1 and half.isfinite().all() else value.float()
-    return kept.clone(memory_format=torch.contiguous_format)  # a view would take its whole storage along
+    if value.is_floating_point():
+        half = value.half()
+        value = half if value.dim() > 1 and half.isfinite().all() else value.float()
+    return value.contiguous()
 
 
 # --- reading --------------------------------------------------------------------------------------------------------------------------
@@ -146,107 +154,71 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     """Read a file of `save_network`: the network on this device, in evaluation mode, with float32 weights.
 
     Nothing in the file is ever executed, and torch's random numbers are left as they are. Raises CourseError, naming the file, when it is
-    missing, damaged, of another program or of a newer version.
+    missing, damaged or of another program.
     """
-    path, way_out = Path(path), "Delete it, or run the lesson again that wrote it."
+    way_out = "Delete it, or run the lesson again that wrote it."
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as stream:
-            if stream.read(len(ZIP)) != ZIP:
-                raise ValueError("not a file of torch.save")
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        known = found["kind"] == KIND
+        with safe_open(path, framework="pt") as file:
+            description = (file.metadata() or {})[DESCRIPTION]
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
     except FileNotFoundError:
         raise CourseError(f"There is no network {path}. Run the lesson that writes it.") from None
-    except Exception as error:  # torch raises many kinds for what is not its file; each means the same to the reader
+    except (SafetensorError, OSError, KeyError) as error:
         raise CourseError(f"{path} cannot be read as a network of this course ({type(error).__name__}). {way_out}") from error
-    if not known or not isinstance(found.get("format"), int):
-        raise CourseError(f"{path} is not a network of this course. {way_out}")
-    if found["format"] != FORMAT:
-        raise CourseError(f"{path} was written in network format {found['format']}; this version reads {FORMAT}. {way_out}")
     try:
-        return Network(_rebuilt(found, size).to(device), dict(found["about"]))
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        found = json.loads(description)
+        return Network(_rebuilt(found["recipe"], found["head"], found["about"], weights).to(device), found["about"])
+    except (AttributeError, KeyError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise CourseError(f"{path} is damaged ({reason}). {way_out}") from error
 
 
-def _rebuilt(found: dict, size: int) -> nn.Module:
-    """The network that a file of so many bytes describes. Raises ValueError, or what Python says of a dictionary of another form."""
-    recipe, head, weights = found["recipe"], found["head"], found["weights"]
-    model = _empty(recipe, head)
+def _rebuilt(recipe: Mapping, head: Mapping | None, about: Mapping, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network that a file describes. Raises ValueError, or what Python says of a dictionary of another form."""
+    model = _without_memory(recipe, head)
     encoder = model.encoder if head else model
-    if reason := _wrong_with(found["about"], len(encoder.blocks), head and head["classes"]) or _misfit(model, weights):
-        raise ValueError(reason)
-    # a tensor may claim many more numbers than it has bytes for, each two at least
-    if sum(value.numel() for value in weights.values() if value.dim() > 1) * 2 > size:
-        raise ValueError("it holds fewer numbers than it says")
-    weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-    if not all(value.isfinite().all() for value in weights.values()):
-        raise ValueError("a weight is NaN or inf")
+    _check_about(about, blocks=len(encoder.blocks), classes=head and head["classes"])
+    _check_weights(model, weights)
+    # copies, for what was read are views of the file itself
+    weights = {name: weights[name].to(value.dtype, copy=True) for name, value in model.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     # `assign` puts plain tensors where parameters were empty; they are to be trained again if somebody likes
     return model.requires_grad_(True).eval()
 
 
-def _empty(recipe: Mapping, head: Mapping | None) -> nn.Module:
+def _without_memory(recipe: Mapping, head: Mapping | None) -> nn.Module:
     """The network of a recipe without memory for its weights, so that no file can ask for more than it brings."""
-    arguments = dict(recipe)
-    maker = MAKERS.get(arguments.pop("name", None))
-    if maker is None or set(arguments) != set(inspect.signature(maker).parameters):
-        raise ValueError("its recipe is none of this version's encoders")
-    if not all(isinstance(value, (bool, int)) for value in arguments.values()):
-        raise ValueError("its recipe has an argument that is not a number")
     with torch.device("meta"):
-        encoder = maker(**arguments)
+        encoder = encoder_from_recipe(recipe)
         return Classifier(encoder, head["classes"], head["dropout"]) if head else encoder
 
 
-def _misfit(empty: nn.Module, weights: Mapping) -> str | None:
-    """Why these weights are not those of the network, in a few words; None when they are."""
-    expected = empty.state_dict()
-    if not isinstance(weights, Mapping) or set(weights) != set(expected):
-        return "its layers are not those of its recipe"
+def _check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless these are the weights of such a network, and finite."""
+    expected = model.state_dict()
+    if set(weights) != set(expected):
+        raise ValueError("its layers are not those of its recipe")
     for name, value in expected.items():
         given = weights[name]
-        if not isinstance(given, Tensor) or given.shape != value.shape or given.is_floating_point() != value.is_floating_point():
-            return f"{name} is not {tuple(value.shape)}"
-    return None
+        if given.shape != value.shape or given.is_floating_point() != value.is_floating_point():
+            raise ValueError(f"{name} is not {tuple(value.shape)}, as its recipe has it")
+        if not given.isfinite().all():
+            raise ValueError(f"{name} holds NaN or inf; diagnostics.find_nonfinite tells where they begin")
 
 
-def _wrong_with(about: Mapping, blocks: int | None = None, classes: int | None = None) -> str | None:
-    """Why this is not what a network has to say of itself, in a few words; None when it is.
-
-    blocks, classes: how many it has, where known.
-    """
-    if not isinstance(about, Mapping):
-        return "it does not say what it is"
-    for name in ("method", "dataset", "tier"):
-        if (name in about or name != "tier") and not (isinstance(about.get(name), str) and about[name].strip()):
-            return f"{name} has to be a text, not {about.get(name)!r}"
-    if not _is_whole(about.get("size")) or about["size"] < 1:
-        return f"size has to be a number of pixels, not {about.get('size')!r}"
-    for name, least in (("seed", 0), ("labels", 0), ("lesson", 1)):
-        value = about.get(name)
-        if value is not None and not (_is_whole(value) and value >= least):
-            return f"{name} has to be a whole number from {least}, not {value!r}"
-    block = about.get("block")
-    if block is not None and not (_is_whole(block) and 1 <= abs(block) <= (blocks or math.inf)):
-        return f"block has to be one of its {blocks or ''} blocks, counted from 1, or None, not {block!r}".replace("  ", " ")
-    names = about.get("class_names")
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        return "class_names has to be a list of texts"
-    if names is not None and classes is not None and len(names) != classes:
-        return f"there are {len(names)} class_names for {classes} classes"
+def _check_about(about: Mapping, blocks: int | None = None, classes: int | None = None) -> None:
+    """Raise ValueError unless this is what a network has to say of itself. blocks, classes: how many it has, where known."""
     try:
+        jsonschema.validate(about, _ABOUT)
         json.dumps(about, allow_nan=False)
+    except jsonschema.ValidationError as error:
+        raise ValueError(f"{error.json_path.removeprefix('$.')}: {error.message}") from None
     except (TypeError, ValueError, RecursionError):
-        return "what is said of it has to be plain: finite numbers, texts, and lists of them"
-    return None
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        raise ValueError("what is said of a network has to be plain: finite numbers, texts, and lists of them") from None
+    if (block := about.get("block")) is not None and blocks and not 1 <= abs(block) <= blocks:
+        raise ValueError(f"block has to be one of its {blocks} blocks, counted from 1, or None, not {block}")
+    if (names := about.get("class_names")) is not None and classes and len(names) != classes:
+        raise ValueError(f"there are {len(names)} class_names for {classes} classes")
 
 
 # --- folders --------------------------------------------------------------------------------------------------------------------------
@@ -258,7 +230,7 @@ def read_networks(folder: str | os.PathLike, device: str | torch.device = "cpu")
     A file that cannot be used is left out with a warning that names it.
     """
     found = {}
-    for path in sorted(Path(folder).glob("*.pt")):
+    for path in sorted(Path(folder).glob(f"*{ENDING}")):
         try:
             found[path.stem] = load_network(path, device)
         except CourseError as error:
@@ -268,7 +240,7 @@ def read_networks(folder: str | os.PathLike, device: str | torch.device = "cpu")
 
 def reference_networks(device: str | torch.device = "cpu") -> dict[str, Network]:
     """The networks that come with the package, as `read_networks` gives them; their origin is "committed"."""
-    return {name: replace(network, origin=COMMITTED) for name, network in read_networks(_REFERENCE, device).items()}
+    return {name: replace(network, origin=COMMITTED) for name, network in read_networks(REFERENCE_NETWORKS, device).items()}
 
 
 def fill_networks(
@@ -281,14 +253,14 @@ def fill_networks(
     'supervised, 5000 labels'. Of several seeds the smallest is taken.
     dataset: only networks of this data set. tier: only own networks of this tier; committed ones fill in whatever theirs is.
     """
-    chosen = [n for n in own.values() if tier is None or n.about.get("tier") == tier]
-    mine = [replace(n, origin=OWN) for n in chosen if dataset in (None, n.dataset)]
+    mine = [replace(n, origin=THIS_RUN) for n in own.values() if tier in (None, n.about.get("tier")) and dataset in (None, n.dataset)]
     methods = {n.method for n in mine}
-    found = mine + [replace(n, origin=COMMITTED) for n in committed.values() if n.method not in methods and dataset in (None, n.dataset)]
+    others = [n for n in committed.values() if n.method not in methods and dataset in (None, n.dataset)]
+    found = mine + [replace(n, origin=COMMITTED) for n in others]
     found.sort(key=lambda n: (n.about.get("lesson") or math.inf, n.method, -1 if n.labels is None else n.labels, n.about.get("seed") or 0))
     named: dict[str, Network] = {}
     for network in found:
-        name = network.method if network.method not in named else f"{network.method}, {network.labels} labels"
-        if network.method not in named or network.labels != named[network.method].labels:
-            named.setdefault(name, network)
+        first = named.setdefault(network.method, network)
+        if network.labels != first.labels:
+            named.setdefault(f"{network.method}, {network.labels} labels", network)
     return named

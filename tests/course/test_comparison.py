@@ -14,7 +14,6 @@ from tiny import coloured, new_model, same_weights
 
 from sslcourse import datasets, evaluation, models, plots, results
 from sslcourse.course import comparison
-from sslcourse.models import saved as networks
 
 ABOUT = {"dataset": "toybox", "size": 8, "tier": "cpu"}
 
@@ -27,12 +26,12 @@ def encoder(width=4, seed=0):
 
 def keep(folder, model, **about):
     about = ABOUT | about
-    return networks.save_network(folder / networks.network_file_name(about), model, **about)
+    return models.save_network(folder / models.network_file_name(about), model, **about)
 
 
 @pytest.fixture
 def nothing_committed(monkeypatch):
-    monkeypatch.setattr(networks, "reference_networks", lambda device="cpu": {})
+    monkeypatch.setattr(models, "reference_networks", lambda device="cpu": {})
 
 
 @pytest.fixture
@@ -59,8 +58,8 @@ def test_networks_of_the_data_set_take_part_in_the_order_of_lessons(tmp_path, no
 
 
 def test_committed_networks_fill_the_gaps(tmp_path, monkeypatch):
-    committed = {"03": networks.Network(encoder(), ABOUT | {"method": "SimCLR", "lesson": 3}, origin="committed")}
-    monkeypatch.setattr(networks, "reference_networks", lambda device="cpu": committed)
+    committed = {"03": models.Network(encoder(), ABOUT | {"method": "SimCLR", "lesson": 3}, origin="committed")}
+    monkeypatch.setattr(models, "reference_networks", lambda device="cpu": committed)
     keep(tmp_path, encoder(seed=1), method="rotation", lesson=2)
     found = comparison.taking_part(tmp_path, dataset="toybox", tier="cpu")
     assert {name: network.origin for name, network in found.items()} == {"rotation": "this run", "SimCLR": "committed"}
@@ -81,7 +80,7 @@ def test_no_folder_means_nobody(tmp_path, nothing_committed):
 
 
 def test_a_fresh_encoder_is_of_the_first_ones_kind():
-    like = [networks.Network(encoder(8), ABOUT | {"method": "SimCLR", "size": 16})]
+    like = [models.Network(encoder(8), ABOUT | {"method": "SimCLR", "size": 16})]
     state = torch.get_rng_state()
     made, again, other = (
         comparison.fresh(like, lambda: pytest.fail("not asked for"), dataset="toybox", size=8, seed=seed, device="cpu")
@@ -98,7 +97,7 @@ def test_a_fresh_encoder_is_of_the_first_ones_kind():
 
 @pytest.mark.parametrize("maker, name", [("resnet18", "ResNet-18"), ("alexnet", "AlexNet")])
 def test_networks_have_names_for_tables(maker, name):
-    assert comparison.network_name(networks.Network(getattr(models, maker)(), ABOUT)) == name
+    assert comparison.network_name(models.Network(getattr(models, maker)(), ABOUT)) == name
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ def images():
 
 
 def test_the_best_block_is_the_one_that_a_probe_reads_best(images, monkeypatch):
-    network = networks.Network(encoder().eval(), ABOUT | {"method": "SimCLR"})
+    network = models.Network(encoder().eval(), ABOUT | {"method": "SimCLR"})
     asked = []
 
     def planted(found, **options):  # the probe reads the widest features worst, and the second block best

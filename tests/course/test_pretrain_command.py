@@ -8,12 +8,12 @@ import types
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sslcourse import augment, datasets, evaluation, models, results, training
 from sslcourse.course.commands import pretrain as pretrain_command
 from sslcourse.course.commands.main import main
 from sslcourse.course.commands.run_folder import RunFolder
-from sslcourse.models import saved as networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,7 +40,7 @@ def finished(data, tmp_path_factory):
 
 def test_what_a_run_leaves(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "checkpoint.previous.pt", "checkpoint.pt", "encoder.pt", "log.txt", "metrics.csv", "metrics.jsonl",
+        ".lock", "checkpoint.previous.pt", "checkpoint.pt", "encoder.safetensors", "log.txt", "metrics.csv", "metrics.jsonl",
     ]  # fmt: skip
     rows = list(csv.DictReader((finished / "metrics.csv").open()))
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
@@ -58,7 +58,7 @@ def test_it_trains_as_the_lessons_do(finished, data):
     method = models.SimCLR(models.resnet9(4))
     how = {"batch_size": 32, "lr": 3e-3, "precision": "fp32", "look_every": 0, "progress": False}
     training.pretrain(method, images, 2, **how)
-    kept = networks.load_network(finished / "encoder.pt")
+    kept = models.load_network(finished / "encoder.safetensors")
     assert (kept.method, kept.dataset, kept.size, kept.about["epochs"], kept.about["images_seen"]) == ("SimCLR", "toybox", 16, 2, 192)
     x = augment.evaluation(16)(images.validation_images[:8])
     torch.testing.assert_close(kept.encoder(x), method.encoder(x), rtol=2e-2, atol=2e-3)  # kept in half precision
@@ -70,7 +70,7 @@ def test_the_other_methods(method, data, tmp_path, capsys):
     more = ["--epochs", "1", "--look-every", "0", "--guard"]
     more += [] if method == "rotation" else ["--option", "hidden_dim", "32", "--option", "out_dim", "16"]
     assert main(arguments(data, tmp_path / "run", *more, method=method)) == 0
-    assert networks.load_network(tmp_path / "run" / "encoder.pt").method == pretrain_command.TITLES[method]
+    assert models.load_network(tmp_path / "run" / "encoder.safetensors").method == pretrain_command.TITLES[method]
     assert "epoch 1/1, loss" in capsys.readouterr().out
 
 
@@ -80,7 +80,7 @@ def test_a_run_that_was_broken_off_ends_as_if_it_had_not_been(finished, data, tm
         patch.setattr(training, "pretrain", lambda *a, **o: real(*a, stop_after=1, **o))
         assert main(arguments(data, tmp_path / "run")) == 0
     assert main(arguments(data, tmp_path / "run", "--resume")) == 0
-    ends = [torch.load(folder / "encoder.pt", weights_only=True)["weights"] for folder in (finished, tmp_path / "run")]
+    ends = [load_file(folder / "encoder.safetensors") for folder in (finished, tmp_path / "run")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     columns = [[row["epoch"] for row in csv.DictReader((folder / "metrics.csv").open())] for folder in (finished, tmp_path / "run")]
     assert columns == [["1", "2"]] * 2
@@ -91,7 +91,7 @@ def test_views_of_another_size_and_optimizer_options(data, tmp_path):
     assert main(arguments(data, tmp_path / "run", *more, "--checkpoint-every", "2")) == 0
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert "size=12" in state["settings"]["augmentation"] and state["settings"]["optimizer"] == "lars"
-    assert networks.load_network(tmp_path / "run" / "encoder.pt").size == 12
+    assert models.load_network(tmp_path / "run" / "encoder.safetensors").size == 12
 
 
 @pytest.mark.parametrize("method", ["rotation", "simclr", "byol", "barlow_twins"])
@@ -126,7 +126,7 @@ def test_what_cannot_be_is_said_in_a_sentence(more, told, data, tmp_path, capsys
     assert main(arguments(data, tmp_path / "run", *more)) == 1
     said = capsys.readouterr().err
     assert told in said and "Traceback" not in said
-    assert not (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run" / "encoder.pt").exists()
+    assert not (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run" / "encoder.safetensors").exists()
 
 
 @pytest.mark.parametrize("more", [["--epochs", "0"], ["--lr", "nan"], ["--method", "moco"], ["--look-every", "-1"], ["--seed", "1e3"]])
@@ -143,12 +143,12 @@ def test_a_gpu_that_is_not_there(data, tmp_path, capsys):
 
 
 def test_a_folder_with_a_run_is_not_written_over(finished, data, capsys):
-    before = (finished / "encoder.pt").read_bytes()
+    before = (finished / "encoder.safetensors").read_bytes()
     assert main(arguments(data, finished)) == 1
     assert "Add --resume to go on with it" in capsys.readouterr().err
     assert main(arguments(data, finished, "--resume", "--lr", "0.5")) == 1
     assert "belongs to a run with other settings: lr 0.003 there and 0.5 here" in capsys.readouterr().err
-    assert (finished / "encoder.pt").read_bytes() == before
+    assert (finished / "encoder.safetensors").read_bytes() == before
 
 
 def test_tensorboard_gets_the_rows(data, tmp_path, monkeypatch, capsys):
@@ -170,7 +170,7 @@ def test_a_compiled_encoder_is_kept_like_any_other(data, tmp_path, monkeypatch):
     assert main(arguments(data, tmp_path / "run", "--compile")) == 0
     assert compiled == ["ResNet9"] and "Compiled in " in (tmp_path / "run" / "log.txt").read_text()
     assert main(arguments(data, tmp_path / "plain")) == 0
-    ends = [torch.load(tmp_path / name / "encoder.pt", weights_only=True)["weights"] for name in ("run", "plain")]
+    ends = [load_file(tmp_path / name / "encoder.safetensors") for name in ("run", "plain")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])  # the warm-up leaves no trace
 
 
@@ -207,12 +207,12 @@ def test_evaluate_gives_a_table_and_records_that_lessons_read(finished, data, tm
 
 
 def test_evaluate_asks_what_the_package_would_answer(finished, data, tmp_path):
-    network = networks.load_network(finished / "encoder.pt")
+    network = models.load_network(finished / "encoder.safetensors")
     images = datasets.load("toybox", data).few_labels(3, 7)
     expected = evaluation.linear_probe(evaluation.feature_set(network.encoder, images, size=16), split="test").top1
     typed = [
         "evaluate",
-        str(finished / "encoder.pt"),
+        str(finished / "encoder.safetensors"),
         "--data-dir",
         str(data),
         "--labels-per-class",
@@ -227,7 +227,7 @@ def test_evaluate_asks_what_the_package_would_answer(finished, data, tmp_path):
 
 
 def test_evaluate_can_look_at_larger_images_and_at_another_block(finished, data, tmp_path):
-    network = networks.load_network(finished / "encoder.pt")
+    network = models.load_network(finished / "encoder.safetensors")
     images = datasets.load("toybox", data).few_labels(3, 7)
     typed = ["evaluate", str(finished), "--data-dir", str(data), "--labels-per-class", "3", "--seeds", "7", "--device", "cpu"]
     typed += ["--protocol", "linear-probe", "--split", "test", "--out", str(tmp_path), "--size", "32", "--block", "2"]
@@ -240,7 +240,7 @@ def test_evaluate_can_look_at_larger_images_and_at_another_block(finished, data,
 
 
 def test_evaluate_can_train_the_same_network_from_scratch(finished, data, tmp_path, monkeypatch):
-    trained, kept = [], networks.load_network(finished / "encoder.pt")
+    trained, kept = [], models.load_network(finished / "encoder.safetensors")
 
     def fine_tune(encoder, images, epochs, **options):
         trained.append((copy.deepcopy(encoder), epochs, options["encoder_lr_scale"], len(images.train_labels)))
@@ -275,9 +275,9 @@ def test_evaluate_can_train_the_same_network_from_scratch(finished, data, tmp_pa
 
 
 def test_a_record_of_another_data_set_says_where_the_network_was_trained(finished, data, tmp_path):
-    network = networks.load_network(finished / "encoder.pt")
+    network = models.load_network(finished / "encoder.safetensors")
     about = {"method": "SimCLR", "dataset": "elsewhere", "size": 16, "lesson": 3}
-    networks.save_network(tmp_path / "other.pt", network.encoder, **about)
+    models.save_network(tmp_path / "other.pt", network.encoder, **about)
     typed = ["evaluate", str(tmp_path / "other.pt"), "--data-dir", str(data), "--seeds", "0", "--protocol", "knn", "--out", str(tmp_path)]
     assert main([*typed, "--dataset", "toybox", "--split", "test"]) == 0
     (record,) = results.read(tmp_path)
@@ -286,7 +286,7 @@ def test_a_record_of_another_data_set_says_where_the_network_was_trained(finishe
 
 def test_evaluate_refuses_in_sentences(finished, data, tmp_path, capsys):
     for typed, told in (
-        ([str(tmp_path)], "There is no encoder.pt"),
+        ([str(tmp_path)], "no encoder.safetensors"),
         ([str(tmp_path / "no.pt")], "There is no network"),
         ([str(finished), "--labels-per-class", "100000"], "the smallest class of toybox has"),
         ([str(finished), "--seeds", "1", "1"], "give different whole numbers"),

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sslcourse import results
+from sslcourse import models, results
 from sslcourse.course import runner, sweep
 from sslcourse.course.commands import main as cli
 from sslcourse.course.execution import LessonRun
 from sslcourse.errors import CourseError
 from sslcourse.files import write_json
-from sslcourse.models import saved as networks
 
 TOP1 = {0: 0.5, 10: 0.6, 20: 0.7}
 
@@ -205,13 +204,13 @@ def test_runs_in_folders_side_by_side_are_collected_whoever_ran_them(lessons, tm
 def test_a_network_that_comes_with_the_package_is_no_sample_of_runs(tmp_path):
     for seed in (0, 10):
         folder = tmp_path / f"seed-{seed}" / "results"
-        leave_records(folder, 7, seed, 0.5, settings={"encoder": networks.COMMITTED})
+        leave_records(folder, 7, seed, 0.5, settings={"encoder": models.COMMITTED})
     folders = sweep.run_folders(tmp_path)
     assert folders == [tmp_path / "seed-0", tmp_path / "seed-10"]
     found = sweep.collect(folders)
     assert found.rows == [] and found.left_out[0].startswith("Left out: supervised: each measured on one network that comes with")
     assert len(sweep.collect(folders[:1]).rows) == 1  # what was measured once can be shown
-    leave_records(folder, 7, 10, 0.6, settings={"encoder": networks.OWN})
+    leave_records(folder, 7, 10, 0.6, settings={"encoder": models.THIS_RUN})
     assert [row["runs"] for row in sweep.collect(folders).rows] == [1, 1]
 
 

@@ -49,16 +49,15 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     import torch
 
-    from sslcourse import datasets, results
+    from sslcourse import datasets, models, results
     from sslcourse.course import comparison
-    from sslcourse.models import saved as networks
 
     path = Path(args.network)
     if path.is_dir():
-        if not (path / "encoder.pt").exists():
+        if not (path / "encoder.safetensors").exists():
             unfinished = " It is not finished: call pretrain with --resume." if (path / "checkpoint.pt").exists() else ""
-            raise CourseError(f"There is no encoder.pt in {path}.{unfinished} Give the folder of a finished run, or a network's file.")
-        path = path / "encoder.pt"
+            raise CourseError(f"{path} holds no encoder.safetensors.{unfinished} Give the folder of a finished run, or a network's file.")
+        path = path / "encoder.safetensors"
     if args.out and args.split != "test":
         raise CourseError("--out keeps records, and records are of test images: add --split test, once everything is chosen.")
     check_device(args.device)
@@ -66,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise CourseError(f"--seeds {' '.join(map(str, args.seeds))}: give different whole numbers from 0.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    network = networks.load_network(path, device)
+    network = models.load_network(path, device)
     dataset = args.dataset or network.dataset
     images = datasets.load(dataset, args.data_dir, size=None)
     smallest = int(torch.bincount(images.train_labels).min())

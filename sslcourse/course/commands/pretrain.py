@@ -3,7 +3,7 @@
     python -m sslcourse pretrain --method simclr --dataset stl10 --epochs 200 --out runs/simclr
     torchrun --nproc-per-node=4 -m sslcourse pretrain ... the same
 
-It calls what the lessons call (`models`, `training.pretrain`), and keeps an encoder that a notebook can load (`networks.load_network`).
+It calls what the lessons call (`models`, `training.pretrain`), and keeps an encoder that a notebook can load (`models.load_network`).
 """
 
 import argparse
@@ -96,9 +96,8 @@ def _out_of_memory(args: argparse.Namespace) -> str:
 
 
 def _run(args: argparse.Namespace, device) -> int:
-    from sslcourse import datasets, diagnostics, memory, training
+    from sslcourse import datasets, diagnostics, memory, models, training
     from sslcourse.course.commands.run_folder import RunFolder, in_a_line
-    from sslcourse.models import saved as networks
     from sslcourse.training import distributed
 
     rank, world = distributed.rank(), distributed.world_size()
@@ -152,7 +151,7 @@ def _run(args: argparse.Namespace, device) -> int:
             about = {"method": TITLES[args.method], "dataset": images.name, "size": args.view or images.size, "seed": args.seed}
             about |= {"lesson": LESSONS[args.method], "network": described, "epochs": args.epochs}
             about |= {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
-            networks.save_network(folder.encoder, _plain(method.encoder), **about)
+            models.save_network(folder.encoder, _plain(method.encoder), **about)
             folder.say(f"Kept: {folder.encoder}. Evaluate it: python -m sslcourse evaluate {folder.path} --dataset {args.dataset}")
         return 0
 

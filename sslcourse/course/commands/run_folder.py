@@ -3,7 +3,7 @@
 checkpoint.pt, checkpoint.previous.pt   everything to go on from (`checkpoints`)
 metrics.csv, metrics.jsonl              a row an epoch; written anew with each row, so that they never hold a row twice
 log.txt                                 what was said, with the date
-encoder.pt                              what is kept (`networks.load_network`), once the run has ended
+encoder.safetensors                     what is kept (`models.load_network`), once the run has ended
 """
 
 import csv
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from sslcourse.errors import CourseError
 from sslcourse.files import sweep, write_atomically
 
-CHECKPOINT, ENCODER, LOG, LOCK = "checkpoint.pt", "encoder.pt", "log.txt", ".lock"
+CHECKPOINT, ENCODER, LOG, LOCK = "checkpoint.pt", "encoder.safetensors", "log.txt", ".lock"
 
 
 class RunFolder:
