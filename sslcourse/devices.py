@@ -1,9 +1,11 @@
 """What computing has to know of the machine: precision, threads, the random state, and the other processes of one training."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from threadpoolctl import ThreadpoolController
@@ -45,9 +47,36 @@ def at_least_float32(x: Tensor) -> Tensor:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, torch's random numbers begin at this seed, on every device; afterwards the caller's go on as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []):
+    with torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Afterwards the random numbers of torch, NumPy and Python go on as if none had been drawn inside."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=_cuda_devices()):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def random_states() -> dict:
+    """Where torch's random numbers are, on every device, to be kept in a file."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
+
+
+def set_random_states(states: dict) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_initialized():
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])  # they may be of a machine with more
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 @contextmanager

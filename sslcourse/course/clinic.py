@@ -12,18 +12,18 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslcourse.diagnostics.nonfinite import Finding, find_nonfinite
+from sslcourse.diagnostics import find_nonfinite
 from sslcourse.errors import CourseError
 
 EPS = 1e-5
 SUSPECTS = ("NaN in the data", "NaN in the weights", "batch of one", "constant dimension", "eps outside the power", "variance in one pass")
 
-# symptoms
 LOSS_NAN, LOSS_INF, NO_GRADIENT = "loss NaN", "loss infinite", "loss NaN, gradient 0"
 GRADIENT_NAN, GRADIENT_INF = "loss finite, gradient NaN", "loss finite, gradient infinite"
 ALL_FINITE, AN_ERROR = "all finite", "an error"
@@ -59,15 +59,12 @@ class Fault:
     instrument: str  # the cheapest one that shows it
     repair: str
     broken: Callable[[Tensor], Tensor]  # loss of z (N, D), or a module class
-    repaired: Callable[[Tensor], Tensor]
+    repaired: Callable[[Tensor], Tensor] | None = None  # None where the loss is right as it is
     harmful: Callable[[Tensor], Tensor] = lambda x: x  # makes of a harmless batch one that brings the fault out
     mended: Callable[[Tensor], Tensor] = lambda x: x  # where it is the batch that is repaired
     fall_ill: Callable[[Patient], object] = lambda patient: None  # what went wrong in an earlier step
     recover: Callable[[Patient], object] = lambda patient: None  # and how that is put right
     harmless: Callable[[], Tensor] = rows
-
-
-# --- pieces of the losses ---------------------------------------------------------------------------------------------------------------
 
 
 def distance(z: Tensor) -> Tensor:
@@ -76,14 +73,17 @@ def distance(z: Tensor) -> Tensor:
     return (c - torch.eye(len(c))).pow(2).sum()
 
 
-def standardised(z: Tensor) -> Tensor:
-    """The repaired form: eps inside the root."""
-    return (z - z.mean(0)) / (z.var(0) + EPS).sqrt()
+def by_std(z: Tensor) -> Tensor:
+    return distance((z - z.mean(0)) / z.std(0))
 
 
-def similarities(z: Tensor, mask: float = -math.inf) -> Tensor:
+def eps_inside(z: Tensor) -> Tensor:
+    return distance((z - z.mean(0)) / (z.var(0) + EPS).sqrt())
+
+
+def similarities(z: Tensor) -> Tensor:
     """Products of all pairs of rows (N, N), with a mask on the diagonal: no row is its own partner."""
-    return (z @ z.T).masked_fill(torch.eye(len(z)) > 0, mask)
+    return (z @ z.T).masked_fill(torch.eye(len(z)) > 0, -math.inf)
 
 
 def partners(z: Tensor) -> Tensor:
@@ -91,14 +91,14 @@ def partners(z: Tensor) -> Tensor:
     return torch.arange(len(z)).roll(len(z) // 2)
 
 
+def log_sum_exp(z: Tensor) -> Tensor:
+    return F.cross_entropy(similarities(z), partners(z))
+
+
 def exp_then_log(similarity: Tensor) -> Tensor:
     """The contrastive loss without log-sum-exp."""
     weight = similarity.exp().masked_fill(torch.eye(len(similarity)) > 0, 0.0)
     return -(weight[torch.arange(len(weight)), partners(weight)] / weight.sum(1)).float().log().mean()
-
-
-def sure(z: Tensor) -> Tensor:
-    return z.softmax(1).amax(1) > 0.95
 
 
 class Evaluated(nn.Module):
@@ -117,9 +117,6 @@ class Evaluated(nn.Module):
         return distance(self.norm(z))
 
 
-# --- what makes a batch ill -------------------------------------------------------------------------------------------------------------
-
-
 def with_value(x: Tensor, value: float, row=0, column=-1) -> Tensor:
     """A copy with this value in one place, or in a whole row or column."""
     x = x.clone()
@@ -127,151 +124,70 @@ def with_value(x: Tensor, value: float, row=0, column=-1) -> Tensor:
     return x
 
 
-def with_constant_column(x: Tensor) -> Tensor:
-    return with_value(x, 1.0, row=slice(None))
-
-
-def with_row_of_zeros(x: Tensor) -> Tensor:
-    return with_value(x, 0.0, column=slice(None))
-
-
-# --- the faults -------------------------------------------------------------------------------------------------------------------------
-
+with_constant_column = partial(with_value, value=1.0, row=slice(None))
+with_row_of_zeros = partial(with_value, value=0.0, column=slice(None))
 INSIDE = "eps inside the root: (var + eps).sqrt()"
 GRADIENTS = "isfinite on the gradients"
 
 _FAULTS = [  # in the order in which a step meets them: what is there before, standardising, lengths, softmax, choosing, large numbers
-    Fault(
-        "NaN in the data", "one number of the batch is NaN", LOSS_NAN, "isfinite on the batch", "leave the row out, and ask who made it",
-        broken=lambda z: distance(standardised(z)),
-        repaired=lambda z: distance(standardised(z)),
-        harmful=lambda x: with_value(x, math.nan),
-        mended=lambda x: x[x.isfinite().all(1)],
-    ),
-    Fault(
-        "NaN in the weights", "an earlier step wrote NaN into the weights", LOSS_NAN, "isfinite on the parameters", "the last checkpoint",
-        broken=lambda z: distance(standardised(z)),
-        repaired=lambda z: distance(standardised(z)),
-        fall_ill=lambda patient: nn.init.constant_(patient.layer.weight, math.nan),
-        recover=lambda patient: nn.init.eye_(patient.layer.weight),
-    ),
-    Fault(
-        "poisoned statistics", "one infinite activation, long ago, is still in the running statistics", LOSS_NAN,
-        "isfinite on the buffers", "reset_running_stats(), and a pass in training mode",
-        broken=Evaluated,
-        repaired=Evaluated,
-        fall_ill=lambda patient: patient.loss.see(with_value(patient.batch, math.inf)),
-        recover=lambda patient: (patient.loss.norm.reset_running_stats(), patient.loss.see(patient.batch)),
-    ),
-    Fault(
-        "batch of one", "an epoch's last batch has one image, and one has no deviation", LOSS_NAN, "len(batch)", "drop_last",
-        broken=lambda z: distance((z - z.mean(0)) / z.std(0)),
-        repaired=lambda z: distance((z - z.mean(0)) / z.std(0)),
-        harmful=lambda x: x[:1],
-        mended=lambda x: rows(),
-    ),
-    Fault(
-        "constant dimension", "a dimension is the same for all images: 0/0", LOSS_NAN, "the smallest std of a dimension", INSIDE,
-        broken=lambda z: distance((z - z.mean(0)) / z.std(0)),
-        repaired=lambda z: distance((z - z.mean(0)) / (z.var(0) + EPS).sqrt()),
-        harmful=with_constant_column,
-    ),
-    Fault(
-        "eps outside the root", "var.sqrt() + eps, and a dimension is constant", GRADIENT_NAN, GRADIENTS, INSIDE,
-        broken=lambda z: distance((z - z.mean(0)) / (z.var(0).sqrt() + EPS)),
-        repaired=lambda z: distance((z - z.mean(0)) / (z.var(0) + EPS).sqrt()),
-        harmful=with_constant_column,
-    ),
-    Fault(
-        "eps outside the power", "var ** 0.5 + eps, and a dimension is constant", GRADIENT_NAN, GRADIENTS, INSIDE,
-        broken=lambda z: distance((z - z.mean(0)) / (z.var(0) ** 0.5 + EPS)),
-        repaired=lambda z: distance((z - z.mean(0)) / (z.var(0) + EPS).sqrt()),
-        harmful=with_constant_column,
-    ),
-    Fault(
-        "bare root", "the deviation of a constant dimension, as a loss", GRADIENT_NAN, GRADIENTS, INSIDE,
-        broken=lambda z: F.relu(1 - z.var(0).sqrt()).mean(),
-        repaired=lambda z: F.relu(1 - (z.var(0) + EPS).sqrt()).mean(),
-        harmful=with_constant_column,
-    ),
-    Fault(
-        "variance in one pass", "E[x²] − E[x]² of numbers far from 0 falls below 0 by rounding", LOSS_NAN,
-        "the mean of a dimension, in units of its std", "var(), which takes the mean off first",
-        broken=lambda z: distance((z - z.mean(0)) / ((z * z).mean(0) - z.mean(0) ** 2).sqrt()),
-        repaired=lambda z: distance((z - z.mean(0)) / (z.var(0, correction=0) + EPS).sqrt()),
-        harmful=lambda x: 1e4 + 1e-2 * x,
-    ),
-    Fault(
-        "eps too large", "the features are small beside the root of eps", ALL_FINITE, "the diagonal of the correlation matrix",
-        "a smaller eps, or larger features",
-        broken=lambda z: distance(F.batch_norm(z, None, None, training=True, eps=EPS)),
-        repaired=lambda z: distance(F.batch_norm(z, None, None, training=True, eps=1e-12)),
-        harmful=lambda x: 1e-3 * x,
-    ),
-    Fault(
-        "row of zeros", "z / z.norm() of a row of zeros: 0/0", LOSS_NAN, "the smallest norm of a row", "F.normalize",
-        broken=lambda z: (z / z.norm(dim=1, keepdim=True)).sum(1).mean(),
-        repaired=lambda z: F.normalize(z, dim=1).sum(1).mean(),
-        harmful=with_row_of_zeros,
-    ),
-    Fault(
-        "norm by hand", "sum(z²) ** 0.5 of a row of zeros", GRADIENT_NAN, GRADIENTS, ".norm()",
-        broken=lambda z: (z.pow(2).sum(1) ** 0.5).mean(),
-        repaired=lambda z: z.norm(dim=1).mean(),
-        harmful=with_row_of_zeros,
-    ),
-    Fault(
-        "exp, then log", "exp(similarity / 0.01) passes the largest float32", LOSS_NAN, "the largest similarity", "log-sum-exp",
-        broken=lambda z: exp_then_log(z @ z.T),
-        repaired=lambda z: F.cross_entropy(similarities(z), partners(z)),
-        harmful=lambda x: 10 * F.normalize(1 + 0.1 * x),  # all in nearly one direction
-    ),
-    Fault(
-        "exp in half precision", "exp(similarity / 0.1), in float16", GRADIENT_NAN, GRADIENTS, "the loss in float32",
-        broken=lambda z: exp_then_log((z @ z.T).half()),
-        repaired=lambda z: exp_then_log(z @ z.T),
-        harmful=lambda x: 10**0.5 * x,
-        harmless=lambda: F.normalize(rows()),
-    ),
-    Fault(
-        "mask too low", "masked with −9e15 in float16, which ends at 65504", AN_ERROR, "the error's own words", "−inf, or finfo.min",
-        broken=lambda z: F.cross_entropy((z @ z.T).half().masked_fill(torch.eye(len(z)) > 0, -9e15).float(), partners(z)),
-        repaired=lambda z: F.cross_entropy(similarities(z).half().float(), partners(z)),
-    ),
-    Fault(
-        "mask by multiplying", "−inf times a mask of ones and zeros", LOSS_NAN, "isfinite on the similarities", "masked_fill",
-        broken=lambda z: F.cross_entropy(z @ z.T + torch.eye(len(z)) * -math.inf, partners(z)),
-        repaired=lambda z: F.cross_entropy(similarities(z), partners(z)),
-    ),
-    Fault(
-        "unused branch", "torch.where(z > 0, z.sqrt(), 0)", GRADIENT_NAN, GRADIENTS, "a harmless number in the unused branch too",
-        broken=lambda z: torch.where(z > 0, z.sqrt(), 0.0).mean(),
-        repaired=lambda z: torch.where(z > 0, torch.where(z > 0, z, 1.0).sqrt(), 0.0).mean(),
-        harmful=lambda x: x - 1,
-        harmless=lambda: rows().abs(),
-    ),
-    Fault(
-        "mean of nothing", "the mean over the images of which the network is sure, and there are none", NO_GRADIENT,
-        "isfinite on the loss", "the mean of loss · mask",
-        broken=lambda z: F.cross_entropy(z, z.argmax(1), reduction="none")[sure(z)].mean(),
-        repaired=lambda z: (F.cross_entropy(z, z.argmax(1), reduction="none") * sure(z)).mean(),
-        harmful=lambda x: 0.01 * x,
-        harmless=lambda: 20 * torch.eye(4).repeat(2, 1),
-    ),
-    Fault(
-        "overflowing gradient", "one enormous number in the batch, and nothing is standardised", GRADIENT_INF, GRADIENTS,
-        "leave out the step, and look at its batch",
-        broken=distance,
-        repaired=distance,
-        harmful=lambda x: with_value(x, 1e10, column=0),
-        mended=lambda x: x[x.abs().amax(1) < 1e6],
-    ),
-    Fault(
-        "correlation in half precision", "features that are not standardised, in float16", LOSS_INF, "isfinite on the loss", "float32",
-        broken=lambda z: (z.half().T @ z.half() / len(z)).float().abs().mean(),
-        repaired=lambda z: (z.T @ z / len(z)).abs().mean(),
-        harmful=lambda x: 1000 * x,
-    ),
+    Fault("NaN in the data", "one number of the batch is NaN", LOSS_NAN, "isfinite on the batch", "leave the row out, and ask who made it",
+          broken=eps_inside, harmful=lambda x: with_value(x, math.nan), mended=lambda x: x[x.isfinite().all(1)]),
+    Fault("NaN in the weights", "an earlier step wrote NaN into the weights", LOSS_NAN, "isfinite on the parameters", "the last checkpoint",
+          broken=eps_inside, fall_ill=lambda patient: nn.init.constant_(patient.layer.weight, math.nan),
+          recover=lambda patient: nn.init.eye_(patient.layer.weight)),
+    Fault("poisoned statistics", "one infinite activation, long ago, is still in the running statistics", LOSS_NAN,
+          "isfinite on the buffers", "reset_running_stats(), and a pass in training mode", broken=Evaluated,
+          fall_ill=lambda patient: patient.loss.see(with_value(patient.batch, math.inf)),
+          recover=lambda patient: (patient.loss.norm.reset_running_stats(), patient.loss.see(patient.batch))),
+    Fault("batch of one", "an epoch's last batch has one image, and one has no deviation", LOSS_NAN, "len(batch)", "drop_last",
+          broken=by_std, harmful=lambda x: x[:1], mended=lambda x: rows()),
+    Fault("constant dimension", "a dimension is the same for all images: 0/0", LOSS_NAN, "the smallest std of a dimension", INSIDE,
+          broken=by_std, repaired=eps_inside, harmful=with_constant_column),
+    Fault("eps outside the root", "var.sqrt() + eps, and a dimension is constant", GRADIENT_NAN, GRADIENTS, INSIDE,
+          broken=lambda z: distance((z - z.mean(0)) / (z.var(0).sqrt() + EPS)), repaired=eps_inside, harmful=with_constant_column),
+    Fault("eps outside the power", "var ** 0.5 + eps, and a dimension is constant", GRADIENT_NAN, GRADIENTS, INSIDE,
+          broken=lambda z: distance((z - z.mean(0)) / (z.var(0) ** 0.5 + EPS)), repaired=eps_inside, harmful=with_constant_column),
+    Fault("bare root", "the deviation of a constant dimension, as a loss", GRADIENT_NAN, GRADIENTS, INSIDE,
+          broken=lambda z: F.relu(1 - z.var(0).sqrt()).mean(),
+          repaired=lambda z: F.relu(1 - (z.var(0) + EPS).sqrt()).mean(), harmful=with_constant_column),
+    Fault("variance in one pass", "E[x²] − E[x]² of numbers far from 0 falls below 0 by rounding", LOSS_NAN,
+          "the mean of a dimension, in units of its std", "var(), which takes the mean off first",
+          broken=lambda z: distance((z - z.mean(0)) / ((z * z).mean(0) - z.mean(0) ** 2).sqrt()),
+          repaired=lambda z: distance((z - z.mean(0)) / (z.var(0, correction=0) + EPS).sqrt()), harmful=lambda x: 1e4 + 1e-2 * x),
+    Fault("eps too large", "the features are small beside the root of eps", ALL_FINITE, "the diagonal of the correlation matrix",
+          "a smaller eps, or larger features", broken=lambda z: distance(F.batch_norm(z, None, None, training=True, eps=EPS)),
+          repaired=lambda z: distance(F.batch_norm(z, None, None, training=True, eps=1e-12)), harmful=lambda x: 1e-3 * x),
+    Fault("row of zeros", "z / z.norm() of a row of zeros: 0/0", LOSS_NAN, "the smallest norm of a row", "F.normalize",
+          broken=lambda z: (z / z.norm(dim=1, keepdim=True)).sum(1).mean(),
+          repaired=lambda z: F.normalize(z, dim=1).sum(1).mean(), harmful=with_row_of_zeros),
+    Fault("norm by hand", "sum(z²) ** 0.5 of a row of zeros", GRADIENT_NAN, GRADIENTS, ".norm()",
+          broken=lambda z: (z.pow(2).sum(1) ** 0.5).mean(), repaired=lambda z: z.norm(dim=1).mean(), harmful=with_row_of_zeros),
+    Fault("exp, then log", "exp(similarity / 0.01) passes the largest float32", LOSS_NAN, "the largest similarity", "log-sum-exp",
+          broken=lambda z: exp_then_log(z @ z.T), repaired=log_sum_exp,
+          harmful=lambda x: 10 * F.normalize(1 + 0.1 * x)),  # all in nearly one direction
+    Fault("exp in half precision", "exp(similarity / 0.1), in float16", GRADIENT_NAN, GRADIENTS, "the loss in float32",
+          broken=lambda z: exp_then_log((z @ z.T).half()), repaired=lambda z: exp_then_log(z @ z.T),
+          harmful=lambda x: 10**0.5 * x, harmless=lambda: F.normalize(rows())),
+    Fault("mask too low", "masked with −9e15 in float16, which ends at 65504", AN_ERROR, "the error's own words", "−inf, or finfo.min",
+          broken=lambda z: F.cross_entropy((z @ z.T).half().masked_fill(torch.eye(len(z)) > 0, -9e15).float(), partners(z)),
+          repaired=lambda z: F.cross_entropy(similarities(z).half().float(), partners(z))),
+    Fault("mask by multiplying", "−inf times a mask of ones and zeros", LOSS_NAN, "isfinite on the similarities", "masked_fill",
+          broken=lambda z: F.cross_entropy(z @ z.T + torch.eye(len(z)) * -math.inf, partners(z)), repaired=log_sum_exp),
+    Fault("unused branch", "torch.where(z > 0, z.sqrt(), 0)", GRADIENT_NAN, GRADIENTS, "a harmless number in the unused branch too",
+          broken=lambda z: torch.where(z > 0, z.sqrt(), 0.0).mean(),
+          repaired=lambda z: torch.where(z > 0, torch.where(z > 0, z, 1.0).sqrt(), 0.0).mean(),
+          harmful=lambda x: x - 1, harmless=lambda: rows().abs()),
+    Fault("mean of nothing", "the mean over the images of which the network is sure, and there are none", NO_GRADIENT,
+          "isfinite on the loss", "the mean of loss · mask",
+          broken=lambda z: F.cross_entropy(z, z.argmax(1), reduction="none")[z.softmax(1).amax(1) > 0.95].mean(),
+          repaired=lambda z: (F.cross_entropy(z, z.argmax(1), reduction="none") * (z.softmax(1).amax(1) > 0.95)).mean(),
+          harmful=lambda x: 0.01 * x, harmless=lambda: 20 * torch.eye(4).repeat(2, 1)),
+    Fault("overflowing gradient", "one enormous number in the batch, and nothing is standardised", GRADIENT_INF, GRADIENTS,
+          "leave out the step, and look at its batch",
+          broken=distance, harmful=lambda x: with_value(x, 1e10, column=0), mended=lambda x: x[x.abs().amax(1) < 1e6]),
+    Fault("correlation in half precision", "features that are not standardised, in float16", LOSS_INF, "isfinite on the loss", "float32",
+          broken=lambda z: (z.half().T @ z.half() / len(z)).float().abs().mean(),
+          repaired=lambda z: (z.T @ z / len(z)).abs().mean(), harmful=lambda x: 1000 * x),
 ]  # fmt: skip
 
 
@@ -286,24 +202,17 @@ def fault_named(name: str) -> Fault:
     return faults()[name]
 
 
-# --- patients ---------------------------------------------------------------------------------------------------------------------------
-
-
-def patient(name: str) -> Patient:
-    """A network with this fault, and the batch that brings it out."""
+def patient(name: str, repaired: bool = False) -> Patient:
+    """A network with this fault, and the batch that brings it out; or both after the repair."""
     fault = fault_named(name)
-    ill = Patient(fault.broken, fault.harmful(fault.harmless()))
-    fault.fall_ill(ill)
-    return ill
-
-
-def twin(name: str) -> Patient:
-    """The same network and batch after the repair."""
-    fault = fault_named(name)
-    well = Patient(fault.repaired, fault.mended(fault.harmful(fault.harmless())))
-    fault.fall_ill(well)
-    fault.recover(well)
-    return well
+    loss, batch = fault.broken, fault.harmful(fault.harmless())
+    if repaired:
+        loss, batch = fault.repaired or loss, fault.mended(batch)
+    made = Patient(loss, batch)
+    fault.fall_ill(made)
+    if repaired:
+        fault.recover(made)
+    return made
 
 
 def unknown(seed: int) -> Patient:
@@ -322,9 +231,6 @@ def drawn(seed: int) -> tuple[str, Patient]:
         fault.fall_ill(ill)
         if symptom(ill) == fault.symptom:
             return fault.name, ill
-
-
-# --- instruments ------------------------------------------------------------------------------------------------------------------------
 
 
 def symptom(model: nn.Module) -> str:
@@ -354,30 +260,16 @@ def anomaly_mode(model: Callable, batch) -> str:
     return "nothing"
 
 
-def first_culprit(model: nn.Module) -> Finding | None:
-    """What find_nonfinite says of a patient; None where it finds nothing, or the pass stops with an error."""
-    try:
-        return find_nonfinite(model, model.batch)
-    except RuntimeError:
-        return None
-
-
 @dataclass(frozen=True)
 class Examination:
     """What the instruments say of a fault. All of it is measured."""
 
     fault: Fault
     symptom: str
-    loss: float  # NaN where there is none
     anomaly: str
-    finding: Finding | None
+    culprit: str  # what find_nonfinite names, in a few words
     healed: bool  # loss and gradient of the repaired twin are finite
     same: bool | None  # both losses give the same value on a harmless batch; None where no batch is harmless
-
-    @property
-    def culprit(self) -> str:
-        """The first culprit in a few words."""
-        return f"{self.finding.kind}: {self.finding.operation or self.finding.name}" if self.finding else "nothing"
 
     def __str__(self) -> str:
         lines = {"wrong": self.fault.what_is_wrong, "symptom": self.symptom, "anomaly mode": self.anomaly}
@@ -391,10 +283,10 @@ def examine(name: str) -> Examination:
     """Run the patient with this fault, its repaired twin, and both losses on a harmless batch."""
     fault, ill = fault_named(name), patient(name)
     seen = symptom(ill)
-    loss = math.nan if seen == AN_ERROR else ill(ill.batch).item()
-    healed = symptom(twin(name)) == ALL_FINITE
-    before, after = (Patient(loss_of, fault.harmless()) for loss_of in (fault.broken, fault.repaired))
+    found = find_nonfinite(ill, ill.batch) if seen != AN_ERROR else None
+    culprit = f"{found.kind}: {found.operation or found.name}" if found else "nothing"
+    before, after = (Patient(loss_of, fault.harmless()) for loss_of in (fault.broken, fault.repaired or fault.broken))
     same = None
     if symptom(before) == ALL_FINITE:
         same = math.isclose(before(before.batch).item(), after(after.batch).item(), rel_tol=2e-3)
-    return Examination(fault, seen, loss, anomaly_mode(ill, ill.batch), first_culprit(ill), healed, same)
+    return Examination(fault, seen, anomaly_mode(ill, ill.batch), culprit, symptom(patient(name, repaired=True)) == ALL_FINITE, same)

@@ -9,13 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LargestTensor(TorchDispatchMode):
-    """While it is entered, notes the size of the largest tensor that any operation makes, backward passes included.
-
-    >>> with LargestTensor() as largest:
-    ...     product = torch.ones(100, 10) @ torch.ones(10, 100)
-    >>> largest.bytes
-    40000
-    """
+    """While it is entered, notes the size of the largest tensor that any operation makes, backward passes included."""
 
     bytes = 0
 
@@ -32,14 +26,6 @@ class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
 
     A block counts for as long as anything holds the graph that needs it: a loss that lives on, a list of losses, a running sum. What the
     parameters of `module` occupy is left out, since they stay in any case.
-
-    >>> x = torch.ones(250, requires_grad=True)
-    >>> with SavedForBackward() as saved:
-    ...     kept = x.exp()  # float32: 4 bytes each
-    ...     before = saved.bytes
-    ...     kept.sum().backward()
-    >>> before, saved.bytes
-    (1000, 0)
     """
 
     def __init__(self, module: torch.nn.Module | None = None):

@@ -5,19 +5,19 @@ import pickle
 
 import pytest
 import torch
-from test_nonfinite import Overflowing, made, plant
-from tiny import METHODS, Malicious, coloured, image_set, same_weights, simclr
+from test_search import Overflowing, made, plant
+from tiny import METHODS, Malicious, coloured, same_weights, simclr
 from torch import nn
 
-from sslcourse import training
-from sslcourse.diagnostics.guard import NonFiniteError, NonFiniteGuard, all_finite, load_bad_batch
-from sslcourse.diagnostics.nonfinite import find_nonfinite
+from sslcourse.diagnostics import NonFiniteError, NonFiniteGuard, find_nonfinite, load_bad_batch
+from sslcourse.diagnostics.findings import finite
+from sslcourse.diagnostics.guard import PATIENCE
 from sslcourse.errors import CourseError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def train(model, batches, guard=None, clip=None, lr=1e-3, checkpoint=None, scaler=None):
+def train(model, batches, guard=None, clip=None, lr=1e-3, checkpoint=None):
     """The loop of this course in short."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     torch.manual_seed(1)
@@ -26,9 +26,9 @@ def train(model, batches, guard=None, clip=None, lr=1e-3, checkpoint=None, scale
             guard.before(step, model)
         loss = model(*batch)
         optimizer.zero_grad()
-        (scaler.scale(loss) if scaler else loss).backward()
+        loss.backward()
         if guard:
-            guard.check(step, loss, model, optimizer, batch, scaler=scaler)
+            guard.check(step, loss, model, optimizer, batch)
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
@@ -43,16 +43,18 @@ def good(n=4):
     return (torch.ones(n, 3) + torch.arange(n)[:, None],)
 
 
+BAD = (torch.zeros(4, 3),)  # for Overflowing
+
+
 class Noisy(nn.Module):
-    """Dropout and batch normalisation before a logarithm: it fails only where a number drawn in forward is bad."""
+    """Batch normalisation before a logarithm: it fails only where a number drawn in forward is bad."""
 
     def __init__(self):
         super().__init__()
         self.layer, self.norm = nn.Linear(3, 8), nn.BatchNorm1d(8)
 
     def forward(self, x):
-        h = self.norm(self.layer(x))
-        return h.square().mean() + (torch.rand(()) > 0.15).float().log()
+        return self.norm(self.layer(x)).square().mean() + (torch.rand(()) > 0.15).float().log()
 
 
 @pytest.mark.parametrize("clip", [None, 1000.0])
@@ -60,11 +62,10 @@ class Noisy(nn.Module):
 def test_it_stops_at_an_infinite_gradient_before_the_weights_are_nan(clip, saved, tmp_path):
     model, checkpoint = made(Overflowing), tmp_path / "checkpoint.pt"
     guard = NonFiniteGuard(tmp_path / "evidence" if saved else None)
-    with pytest.raises(NonFiniteError, match="(?s)step 2, before the optimizer's step.*SqrtBackward0.*Usual cause") as caught:
-        train(model, [good(), good(), (torch.zeros(4, 3),), good()], guard, clip, checkpoint=checkpoint)
+    with pytest.raises(NonFiniteError, match="(?s)step 2, before.*SqrtBackward0.*Usual cause") as caught:
+        train(model, [good(), good(), BAD, good()], guard, clip, checkpoint=checkpoint)
     error = caught.value
     assert isinstance(error, CourseError) and error.step == 2 and error.finding.kind == "gradient"
-    assert all_finite(list(model.parameters()))
     assert same_weights(model, train(made(Overflowing), [good(), good()], None, clip))  # those before the bad step
     last = made(Overflowing)
     last.load_state_dict(torch.load(checkpoint, weights_only=True))
@@ -93,10 +94,8 @@ def test_what_it_saved_repeats_the_failure(tmp_path):
     assert again(*bad.batch) == -math.inf
 
 
-def test_simclr_with_a_loss_of_ones_own(tmp_path):
-    method = simclr()
-    images = coloured(8, 0)[0]
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+def test_a_loss_of_ones_own(tmp_path):
+    method, images = simclr(), coloured(8, 0)[0]
     guard = NonFiniteGuard(tmp_path)
 
     def forward(batch):
@@ -108,7 +107,7 @@ def test_simclr_with_a_loss_of_ones_own(tmp_path):
     loss = forward((images,))
     loss.backward()
     with pytest.raises(NonFiniteError, match="aten.div") as caught:
-        guard.check(7, loss, method, optimizer, (images,), forward=forward)
+        guard.check(7, loss, method, torch.optim.SGD(method.parameters(), lr=0.1), (images,), forward=forward)
     assert caught.value.finding.kind == "loss" and caught.value.finding.name == "forward"
     assert load_bad_batch(tmp_path / "bad_batch.pt").batch[0].dtype == torch.uint8
 
@@ -124,7 +123,7 @@ def test_weights_that_the_step_spoils_are_seen_at_the_next_check_or_before_the_c
     with pytest.raises(NonFiniteError, match="(?s)step 1, before.*parameter after the step layer.weight"):
         train(made(Overflowing), [good(), good()], NonFiniteGuard(), lr=math.inf)
     checkpoint = tmp_path / "checkpoint.pt"
-    with pytest.raises(NonFiniteError, match="(?s)step 0, after the optimizer's step.*parameter after the step"):
+    with pytest.raises(NonFiniteError, match="(?s)step 0, after.*parameter after the step"):
         train(made(Overflowing), [good(), good()], NonFiniteGuard(tmp_path), lr=math.inf, checkpoint=checkpoint)
     assert not checkpoint.exists() and (tmp_path / "nonfinite.txt").exists()
 
@@ -144,34 +143,20 @@ def test_statistics_and_the_optimizers_state_are_looked_at_before_a_checkpoint()
         guard.check_state(0, model, optimizer)
 
 
-def test_every_second_step():
-    batches = [good(), (torch.zeros(4, 3),), good(), good()]
-    with pytest.raises(NonFiniteError, match="(?s)step 2.*parameter layer.weight") as caught:
-        train(made(Overflowing), batches, NonFiniteGuard(every=2))
-    assert "inf·0" in caught.value.finding.cause
-    with pytest.raises(ValueError, match="every is a number of steps"):
-        NonFiniteGuard(every=0)
-
-
 def test_a_scaler_may_have_bad_gradients_for_a_while_and_not_for_ever():
     model = made(Overflowing)
-    scaler = torch.amp.GradScaler("cpu")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    guard = NonFiniteGuard()
+    optimizer, guard = torch.optim.SGD(model.parameters(), lr=0.0), NonFiniteGuard()
 
-    def step(number, x):
-        loss = model(x)
+    def step(x):
         optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        guard.check(number, loss, model, optimizer, (x,), scaler=scaler)
+        loss = model(x)
+        loss.backward()
+        guard.check(0, loss, model, optimizer, (x,), scaler=torch.amp.GradScaler("cpu"))
 
-    for number in range(25):
-        step(number, torch.zeros(4, 3))
-    step(25, good()[0])  # begins to count anew
-    for number in range(25):
-        step(number, torch.zeros(4, 3))
+    for x in [*[BAD[0]] * PATIENCE, good()[0], *[BAD[0]] * PATIENCE]:  # a good one begins to count anew
+        step(x)
     with pytest.raises(NonFiniteError, match="SqrtBackward0"):
-        step(26, torch.zeros(4, 3))
+        step(BAD[0])
 
 
 def test_a_step_that_cannot_be_repeated():
@@ -191,21 +176,10 @@ def test_a_healthy_run_stays_the_same_bit_for_bit(name, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_checkpoint_of_this_course_stays_as_it_is(tmp_path):
-    checkpoint = tmp_path / "run.pt"
-    method = simclr()
-    training.pretrain(method, image_set(), 1, batch_size=16, precision="fp32", progress=False, checkpoint=checkpoint)
-    before = checkpoint.read_bytes()
-    plant(method.projector[0].weight)
-    with pytest.raises(NonFiniteError):
-        train(method.train(), [(coloured(8, 0)[0],)], NonFiniteGuard(tmp_path))
-    assert checkpoint.read_bytes() == before
-
-
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NonFiniteError, match="(?s)could not be written.*SqrtBackward0"):
-        train(made(Overflowing), [(torch.zeros(4, 3),)], NonFiniteGuard(tmp_path / "file"))
+    with pytest.raises(NonFiniteError, match="(?s)SqrtBackward0.*could not be written"):
+        train(made(Overflowing), [BAD], NonFiniteGuard(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "foreign", "malicious", "future"])
@@ -219,24 +193,23 @@ def test_a_file_that_is_no_saved_batch(kind, tmp_path):
         file.write_bytes(pickle.dumps(Malicious(str(witness)), protocol=2))
     elif kind == "future":
         with pytest.raises(NonFiniteError):
-            train(made(Overflowing), [(torch.zeros(4, 3),)], NonFiniteGuard(tmp_path))
+            train(made(Overflowing), [BAD], NonFiniteGuard(tmp_path))
+        load_bad_batch(file)
         torch.save({**torch.load(file, weights_only=True), "format": 99}, file)
-    with pytest.raises(CourseError, match="another format" if kind == "future" else "cannot be read as a batch"):
+    with pytest.raises(CourseError, match="bad_batch.pt"):
         load_bad_batch(file)
     assert not witness.exists()
 
 
-def test_all_finite():
-    assert all_finite([]) and all_finite([torch.empty(0), torch.arange(3), torch.ones(2, dtype=torch.float64), torch.ones(2).half()])
-    assert all_finite([torch.full((100,), 3e38), torch.full((100,), 60000.0, dtype=torch.float16)])  # their norms overflow
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+def test_finite():
+    assert finite() and finite(torch.empty(0), torch.arange(3), torch.ones(2, dtype=torch.float64), torch.ones(2).half(), None, "a text")
+    assert finite(torch.full((100,), 3e38), torch.full((100,), 60000.0, dtype=torch.float16))  # their norms overflow
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64):
         for value in (math.nan, math.inf, -math.inf):
-            tensors = [torch.ones(5, dtype=dtype), torch.ones(2, 3, dtype=dtype), torch.ones((), dtype=dtype)]
-            for tensor in tensors:
-                kept = tensor.clone()
+            for shape in ((5,), (2, 3), ()):
+                tensor = torch.ones(shape, dtype=dtype)
                 tensor.view(-1)[-1] = value
-                assert not all_finite(tensors)
-                tensor.copy_(kept)
+                assert not finite(torch.ones(5, dtype=dtype), tensor, torch.ones(2))
     sparse = nn.Embedding(4, 2, sparse=True)
     (sparse(torch.tensor([1])) * math.inf).sum().backward()
-    assert not all_finite([torch.ones(2), sparse.weight.grad])
+    assert not finite(torch.ones(2), sparse.weight.grad)

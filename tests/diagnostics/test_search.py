@@ -1,17 +1,15 @@
 """find_nonfinite on models of every kind: what it names."""
 
-import copy
-import dataclasses
 import math
-from unittest.mock import ANY
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from sslcourse.diagnostics.nonfinite import find_nonfinite
+from sslcourse.diagnostics import find_nonfinite
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -44,8 +42,8 @@ def images(n=2, size=32):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def cross_entropy(logits):
-    return F.cross_entropy(logits, torch.arange(len(logits)) % CLASSES)
+def cross_entropy_of(model):
+    return lambda x: F.cross_entropy(model(x), torch.arange(len(x)) % CLASSES)
 
 
 def plant(tensor, value=math.nan):
@@ -64,15 +62,14 @@ class Wrong(nn.Module):
         return self.spoil(self.inner(*inputs, **options))
 
 
-# --- torchvision -----------------------------------------------------------------------------------------------------------------------
+# --- torchvision ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("build", [resnet, mobilenet, vit])
 def test_healthy_models_of_torchvision(build):
     model = made(build)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for mode in (True, False):
-        assert find_nonfinite(model.train(mode), images(), loss_fn=cross_entropy, optimizer=optimizer) is None
+        assert find_nonfinite(model.train(mode), images(), forward=cross_entropy_of(model)) is None
     assert find_nonfinite(model) is None
     assert find_nonfinite(model, images()) is None
 
@@ -88,13 +85,13 @@ def test_healthy_models_of_torchvision(build):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_parameter(build, name, module, value):
     model = made(build)
-    plant(model.get_parameter(name), value)
+    weight = model.get_parameter(name)
+    plant(weight, value)
     for batch in (None, images()):
         found = find_nonfinite(model, batch)
         assert (found.kind, found.name, found.module) == ("parameter", name, module)
         assert found.nan == math.isnan(value) and found.inf == math.isinf(value)
-        assert found.shape == tuple(model.get_parameter(name).shape) and 0 < found.largest < 10
-        assert found.total == model.get_parameter(name).numel()
+        assert found.shape == tuple(weight.shape) and found.total == weight.numel() and 0 < found.largest < 10
         assert "inf·0" in found.cause and found.operation is None
 
 
@@ -104,17 +101,17 @@ def test_the_statistics_of_batch_normalisation(build, name, value):
     model = made(build)
     plant(model.get_buffer(name), value)
     for batch in (None, images()):
-        found = find_nonfinite(model, batch, loss_fn=cross_entropy)
+        found = find_nonfinite(model, batch)
         assert (found.kind, found.name, found.module) == ("buffer", name, "BatchNorm2d")
-        assert "stays in the running statistics" in found.cause
+        assert "reset_running_stats" in found.cause
 
 
 @pytest.mark.parametrize("build", [resnet, mobilenet, vit])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_pixel(build, value):
-    x = images()
+    model, x = made(build), images()
     plant(x, value)
-    found = find_nonfinite(made(build), x, loss_fn=cross_entropy)
+    found = find_nonfinite(model, x, forward=cross_entropy_of(model))
     assert (found.kind, found.name, found.nan + found.inf, found.total) == ("input", "batch", 1, x.numel())
 
 
@@ -124,17 +121,17 @@ def test_a_pixel(build, value):
 )
 def test_an_operation_in_the_middle(build, path):
     model = made(build)
-    parent, _, child = path.rpartition(".")
     wrong = Wrong(model.get_submodule(path), lambda y: (y - y).log() + y)
+    parent, _, child = path.rpartition(".")
     setattr(model.get_submodule(parent), child, wrong)
-    found = find_nonfinite(model, images(), loss_fn=cross_entropy)
+    found = find_nonfinite(model, images(), forward=cross_entropy_of(model))
     assert (found.kind, found.name, found.module, found.operation) == ("output", path, "Wrong", "aten.log")
     assert found.place == f"between its children, after {path}.inner"
     assert found.input_range == (0.0, 0.0) and found.inf == found.total and math.isnan(found.largest)
     wrong.spoil = lambda y: y + (y - y).sqrt()
-    found = find_nonfinite(model, images(), loss_fn=cross_entropy)
+    found = find_nonfinite(model, images(), forward=cross_entropy_of(model))
     assert (found.kind, found.name) == ("gradient", path) and found.operation.startswith("SqrtBackward0")
-    assert find_nonfinite(model, images(), loss_fn=cross_entropy, backward=False) is None
+    assert find_nonfinite(model, images()) is None  # without a loss
 
 
 def test_the_culprit_and_not_the_container_that_holds_it():
@@ -143,11 +140,11 @@ def test_the_culprit_and_not_the_container_that_holds_it():
         model.layer2[1].conv1.weight.fill_(3e38)
     found = find_nonfinite(model, images())
     assert (found.kind, found.name, found.module) == ("output", "layer2.1.conv1", "Conv2d")
-    assert "convolution" in found.operation and "learning rate too high" in found.cause
+    assert "convolution" in found.operation and "learning rate" in found.cause
     assert found.place is None and "resnet.py" in found.line
 
 
-# --- what is called, and how -----------------------------------------------------------------------------------------------------------
+# --- what is called, and how ------------------------------------------------------------------------------------------------------------
 
 
 class Two(nn.Module):
@@ -163,69 +160,55 @@ class Two(nn.Module):
 @pytest.mark.parametrize(("path", "name"), [(0, "batch[0]"), (1, "batch[1]['x'][0]"), (2, "batch[2]")])
 def test_nested_batches(path, name):
     batch = [torch.ones(4, 3), {"x": [torch.ones(4, 3), "a text", 3]}, torch.ones(4, 2)]
-    assert find_nonfinite(Two(), batch, loss_fn=lambda out: out["y"][0].sum()) is None
+    assert find_nonfinite(Two(), batch) is None
     plant(batch[path] if path != 1 else batch[1]["x"][0])
-    found = find_nonfinite(Two(), tuple(batch))
-    assert (found.kind, found.name) == ("input", name)
+    assert find_nonfinite(Two(), tuple(batch)).name == name
     named = {"first": batch[0], "second": batch[1], "extra": batch[2]}
     assert find_nonfinite(Two(), named).name.startswith(f"batch['{list(named)[path]}']")
 
 
 def test_an_output_that_is_nested():
     model = Two()
-    batch = (torch.full((4, 3), 1e38), {"x": [torch.full((4, 3), 1e38)]})
     with torch.no_grad():
         model.b.weight.fill_(10.0)
-    found = find_nonfinite(model, batch)
+    found = find_nonfinite(model, (torch.full((4, 3), 1e38), {"x": [torch.full((4, 3), 1e38)]}))
     assert (found.kind, found.name, found.operation) == ("output", "b", "aten.addmm")
-
-
-def test_what_cannot_be_asked_is_said_in_a_sentence():
-    model = nn.Linear(3, 2)
-    with pytest.raises(ValueError, match="loss_fn must make a scalar .* shape \\(4, 2\\)"):
-        find_nonfinite(model, torch.ones(4, 3), loss_fn=lambda y: y)
-    with pytest.raises(ValueError, match="loss_fn must make a scalar .* a float"):
-        find_nonfinite(model, torch.ones(4, 3), loss_fn=lambda y: y.sum().item())
-    with pytest.raises(ValueError, match="give loss_fn"):
-        find_nonfinite(model, torch.ones(4, 3), optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def test_a_finding_reads_well():
     model = nn.Sequential(nn.Linear(3, 2), nn.Softmax(1))
-    found = find_nonfinite(model, torch.zeros(4, 3), loss_fn=lambda p: (p - p).log().mean())
-    text = str(found)
-    assert text.startswith("First not finite: loss, in <lambda>, made by aten.log; float32 (4, 2): 0 NaN and 8 inf of 8 values, made from")
-    assert "\nWhere: test_nonfinite.py, line " in text and "\nUsual cause: The logarithm of 0" in text and len(text.splitlines()) == 3
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        found.kind = "input"
+
+    def loss(x):
+        return (model(x) * 0).log().mean()
+
+    lines = str(find_nonfinite(model, torch.zeros(4, 3), forward=loss)).splitlines()
+    assert lines[0].startswith("First not finite: loss, in loss, made by aten.log; float32 (4, 2): 0 NaN and 8 inf of 8 values, made from")
+    assert lines[1].startswith("Where: test_search.py, line ") and lines[1].endswith("return (model(x) * 0).log().mean()")
+    assert lines[2].startswith("Usual cause: The logarithm of 0")
     plant(model[0].bias)
     assert str(find_nonfinite(model)).startswith("First not finite: parameter 0.bias (Linear); float32 (2,): 1 NaN and 0 inf of 2 values")
 
 
 def test_frozen_parts_shared_parts_and_callers_without_gradients():
     shared = nn.Linear(3, 3)
-    model = nn.Sequential(shared, nn.Tanh(), shared).requires_grad_(False)
-    assert find_nonfinite(model, torch.ones(2, 3), loss_fn=lambda y: y.sum()) is None
+    model, x = nn.Sequential(shared, nn.Tanh(), shared).requires_grad_(False), torch.ones(2, 3)
+    assert find_nonfinite(model, x, forward=lambda x: model(x).sum()) is None
     model.requires_grad_(True)
-    with torch.no_grad():  # the search needs gradients whatever the caller has
-        found = find_nonfinite(model, torch.ones(2, 3), loss_fn=lambda y: (y - y).sqrt().sum())
-    assert found.operation.startswith("SqrtBackward0")
-    with torch.inference_mode():
-        assert find_nonfinite(model, torch.ones(2, 3), loss_fn=lambda y: (y - y).sqrt().sum()) == dataclasses.replace(found, line=ANY)
+    for mode in (torch.no_grad(), torch.inference_mode()):  # the search needs gradients whatever the caller has
+        with mode:
+            assert find_nonfinite(model, x, forward=lambda x: (model(x) * 0).sqrt().sum()).operation.startswith("SqrtBackward0")
 
 
 def test_a_scripted_part():
     model = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.ReLU())), nn.Linear(3, 1))
-    assert find_nonfinite(model, torch.ones(2, 3), loss_fn=torch.sum) is None
+    assert find_nonfinite(model, torch.ones(1, 3)) is None
     with torch.no_grad():
         model[0][0].weight.fill_(3e38)
-    found = find_nonfinite(model, torch.ones(2, 3), loss_fn=torch.sum)
-    assert (found.kind, found.name, found.operation) == ("output", "", "aten.addmm")  # its inside is not known
+    found = find_nonfinite(model, torch.ones(1, 3))
+    assert (found.kind, found.name, found.operation) == ("output", "0", "aten.addmm")  # its inside is not known
 
 
 def test_checkpointed_parts_are_run_again_in_backward():
-    from torch.utils.checkpoint import checkpoint
-
     class Saving(nn.Module):
         def __init__(self):
             super().__init__()
@@ -238,11 +221,20 @@ def test_checkpointed_parts_are_run_again_in_backward():
     assert found.kind == "gradient" and found.operation.startswith("SqrtBackward0")
 
 
-# --- the optimizer ---------------------------------------------------------------------------------------------------------------------
+def test_an_error_of_the_model_comes_with_the_place():
+    def loss(z):
+        return (z @ z.T).half().masked_fill(torch.eye(2) > 0, -9e15).softmax(1).float().sum()
+
+    with pytest.raises(RuntimeError, match="cannot be converted") as caught:
+        find_nonfinite(Wrong(nn.Linear(3, 3), loss), torch.ones(2, 3))
+    assert any("masked_fill" in note and "Wrong" in note for note in caught.value.__notes__)
+
+
+# --- one step after another -------------------------------------------------------------------------------------------------------------
 
 
 class Overflowing(nn.Module):
-    """The loss is finite and the gradient is infinite for the second of three batches; with a pow(2) as the last thing before the sum."""
+    """The loss is finite and the gradient infinite for a batch of zeros; with a pow(2) as the last thing before the sum."""
 
     def __init__(self):
         super().__init__()
@@ -256,13 +248,13 @@ class Overflowing(nn.Module):
 @pytest.mark.parametrize("clip", [True, False])
 def test_infinite_gradient_then_nan_weights_then_the_loss_is_blamed(clip):
     model = made(Overflowing)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    good, bad = torch.ones(4, 3), torch.zeros(4, 3)  # the root of 0
-    assert find_nonfinite(model, good, optimizer=optimizer) is None
-    found = find_nonfinite(model, bad, optimizer=optimizer)
+    good, bad = torch.ones(4, 3), torch.zeros(4, 3)
+    assert find_nonfinite(model, good) is None
+    found = find_nonfinite(model, bad)
     assert (found.kind, found.module) == ("gradient", "Overflowing") and found.operation.startswith("SqrtBackward0")
     assert found.place == "between its children, after layer"
     # what the original project saw instead: this step passes, and at the next one anomaly mode names the loss's own pow
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loss = model(bad)
     assert loss.isfinite()
     loss.backward()
@@ -273,74 +265,23 @@ def test_infinite_gradient_then_nan_weights_then_the_loss_is_blamed(clip):
     with pytest.warns(UserWarning, match="PowBackward0"), pytest.raises(RuntimeError, match="PowBackward0"):
         with torch.autograd.detect_anomaly():
             model(good).backward()
-    found = find_nonfinite(model, good, optimizer=optimizer)
+    found = find_nonfinite(model, good)
     assert (found.kind, found.name, found.nan) == ("parameter", "layer.weight", 12)
 
 
 def test_a_gradient_and_a_state_that_are_stored():
-    model, x = nn.Linear(3, 2), torch.ones(4, 3)
+    model, x = nn.Linear(3, 1), torch.ones(1, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(x).sum().backward()
     optimizer.step()
-    plant(optimizer.state[model.bias]["exp_avg_sq"], math.inf)
+    plant(model.weight.grad)
+    found = find_nonfinite(model, x)
+    assert (found.kind, found.name) == ("gradient", "weight") and "zero_grad" in found.cause
+    assert find_nonfinite(model, x, forward=lambda x: model(x).sum() * math.nan).kind == "loss"
+    plant(optimizer.state[model.weight]["exp_avg_sq"], math.inf)
     for batch in (None, x):
-        found = find_nonfinite(model, batch, loss_fn=torch.sum, optimizer=optimizer)
-        assert (found.kind, found.name) == ("optimizer state", "exp_avg_sq of bias")
-    plant(model.bias.grad)
-    for batch in (None, x):
-        found = find_nonfinite(model, batch, loss_fn=torch.sum, optimizer=optimizer)
-        assert (found.kind, found.name) == ("gradient", "bias") and "zero_grad" in found.cause
-    assert find_nonfinite(model, x, loss_fn=lambda y: (y * math.nan).sum(), optimizer=optimizer).kind == "loss"
-
-
-def test_what_the_step_itself_makes():
-    x = torch.ones(4, 3)
-    model = nn.Linear(3, 2)
-    found = find_nonfinite(model, x, loss_fn=torch.sum, optimizer=torch.optim.SGD(model.parameters(), lr=math.inf))
-    assert (found.kind, found.name) == ("parameter after the step", "weight") and "learning rate" in found.cause
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, foreach=False)
-    found = find_nonfinite(model, x, loss_fn=lambda y: 1e25 * y.sum(), optimizer=optimizer)
-    assert (found.kind, found.name) == ("optimizer state", "exp_avg_sq of weight") and "addcmul" in found.operation
-    half = nn.Linear(3, 2).half()  # Adam's eps, 1e-8, is 0 in float16: 0/0 where a gradient is 0
-    optimizer = torch.optim.Adam(half.parameters(), lr=1e-3)
-    found = find_nonfinite(half, x.half(), loss_fn=lambda y: (0 * y).sum(), optimizer=optimizer)
-    assert (found.kind, found.name) == ("parameter after the step", "weight") and "Adam's eps in float16" in found.cause
-
-
-class CarelessLARS(torch.optim.Optimizer):
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.sub_(p.grad * (p.norm() / p.grad.norm()), alpha=group["lr"])
-
-
-def test_lars_that_divides_by_the_norm_of_nothing():
-    model = nn.Linear(3, 2)
-    found = find_nonfinite(model, torch.zeros(4, 3), loss_fn=torch.sum, optimizer=CarelessLARS(model.parameters(), {"lr": 0.1}))
-    assert (found.kind, found.name, found.operation) == ("parameter after the step", "weight", "aten.div")
-    assert "in step: p.sub_(" in found.line and "LARS" in found.cause
-
-
-def test_a_learning_rate_that_breaks_only_the_next_pass():
-    model = made(lambda: nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e20)
-    found = find_nonfinite(model, torch.ones(4, 3), loss_fn=lambda y: y.square().sum(), optimizer=optimizer)
-    assert found.after_step and found.kind == "output" and found.module == "Linear"
-    assert "in the pass after one step" in str(found) and "lower lr" in found.cause
-
-
-def test_schedulers_count_no_step_and_optimizers_with_closures_take_none():
-    model = nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    before = copy.deepcopy(schedule.state_dict())
-    assert find_nonfinite(model, torch.ones(4, 3), loss_fn=torch.sum, optimizer=optimizer) is None
-    assert schedule.state_dict() == before
-    with pytest.warns(UserWarning, match="before `optimizer.step"):  # torch still knows that the optimizer took none
-        schedule.step()
-    lbfgs = torch.optim.LBFGS(model.parameters())
-    assert find_nonfinite(model, torch.ones(4, 3), loss_fn=lambda y: y.square().sum(), optimizer=lbfgs) is None
+        found = find_nonfinite(model, batch, optimizer=optimizer)
+        assert (found.kind, found.name) == ("optimizer state", "exp_avg_sq of weight")
 
 
 def test_statistics_that_one_batch_spoils_while_its_loss_is_finite():
@@ -358,3 +299,16 @@ def test_statistics_that_one_batch_spoils_while_its_loss_is_finite():
     found = find_nonfinite(model, torch.randn(4, 3))
     assert (found.kind, found.name, found.module) == ("buffer", "norm.running_var", "BatchNorm1d")
     assert model.norm.running_var.isfinite().all()
+
+
+def test_the_step_that_comes_next_is_repeated_with_its_random_numbers():
+    model, x = nn.Linear(3, 3), torch.ones(2, 3)
+
+    def unlucky(x):
+        return model(x).square().mean() / (torch.rand(()) > 0.5)
+
+    found = []
+    for _ in range(12):
+        found.append(find_nonfinite(model, x, forward=unlucky) is None)
+        assert found[-1] == bool(unlucky(x).isfinite())
+    assert set(found) == {True, False}

@@ -1,0 +1,151 @@
+"""The first thing that is not finite: `find_nonfinite` repeats a forward and a backward pass of any PyTorch module and names the culprit.
+
+How it decides. What is there before is looked at first. Then both passes are run to their end while every operation is watched. Each NaN
+and each infinity has an origin: the operation that made it from finite numbers, or that made NaN out of a harmless infinity; what is
+computed from it inherits the origin. Only when the end is bad (loss, gradients or buffers are not finite) is something reported, and it is
+the origin of that bad end. So infinities that do no harm are no finding: -inf that masks a softmax, the unused branch of a `torch.where`,
+a logarithm of 0 that is only printed.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
+
+from sslcourse.devices import random_states_kept
+from sslcourse.diagnostics.causes import STANDING
+from sslcourse.diagnostics.findings import Finding, describe, finite
+from sslcourse.diagnostics.watch import Watch
+
+
+def find_nonfinite(
+    model: nn.Module, batch=None, *, forward: Callable | None = None, optimizer: torch.optim.Optimizer | None = None
+) -> Finding | None:
+    """The first thing that is not finite, in causal order: input, parameter, buffer, optimizer state, output, loss, gradient; or None.
+
+    >>> print(find_nonfinite(method, images))  # a method of this course: its forward is the loss
+    >>> print(find_nonfinite(model, x, forward=lambda x: F.cross_entropy(model(x), y)))
+
+    model: any PyTorch module, in the mode (train or eval) in which it fails. batch: a tensor for model(batch), a tuple or list for
+    model(*batch), a dictionary for model(**batch); None looks only at what is stored. forward(batch) takes the place of calling the model:
+    for a loss outside of it, several calls, or autocast. Without a scalar only the forward pass is looked at. optimizer: its state counts
+    as stored, too.
+
+    It names the innermost module whose operation made the first NaN or infinity, that operation, and the line of code. For what happens
+    between the children of a module, the module is named, and the child before; what forward does outside of every module has the kind
+    "loss". NaN and inf in the batch, in parameters and in the statistics of normalisation are always reported, and NaN in other buffers.
+    Inf in those, and -inf alone in the batch, may be a mask: reported only when the end is bad because of it (without a batch: +inf too).
+
+    The model, the batch and all random states are left as they were, also after an error; the augmentation repeats the random numbers
+    that come next. An error of the model itself comes through, with a note that says in which module. It takes as long as two training
+    steps at most, and needs memory for one more copy of the weights.
+    """
+    runs = batch is not None or forward is not None
+    with as_found(model), torch.inference_mode(False):
+        batch = tree_map(lambda leaf: leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf, batch)
+        watch = Watch(model)
+        for kind, name, module, tensor in _stored(model, batch, optimizer):
+            if not finite(tensor):
+                found, infinite = describe(kind, name, module, tensor), bool((tensor == math.inf).any())
+                may_be_mask = kind in ("input", "buffer") and not found.nan and found.cause != STANDING["statistics"]
+                if not may_be_mask or (infinite and (kind == "input" or not runs)):
+                    return found
+                watch.note(tensor, found, harmless=not infinite)
+        return _repeat(model, batch, forward, watch) if runs else None
+
+
+def _stored(model: nn.Module, batch, optimizer: torch.optim.Optimizer | None) -> Iterator[tuple[str, str, nn.Module | None, Tensor]]:
+    """Kind, name, module and tensor of whatever is there before the passes."""
+    for path, leaf in tree_flatten_with_path(batch)[0]:
+        yield "input", "batch" + keystr(path), None, leaf
+    for name, parameter in model.named_parameters():
+        yield "parameter", name, _owner(model, name), parameter
+    for name, buffer in model.named_buffers():
+        yield "buffer", name, _owner(model, name), buffer
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, entries in optimizer.state.items() if optimizer is not None else ():
+        for key, value in entries.items():
+            yield "optimizer state", f"{key} of {names.get(parameter, 'a parameter that is not in the model')}", None, value
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _repeat(model: nn.Module, batch, forward: Callable | None, watch: Watch) -> Finding | None:
+    """Forward and backward, watched."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with torch.enable_grad():
+        with watch:
+            output = _call(model, batch, forward)
+        if not isinstance(output, Tensor) or output.numel() != 1:
+            return _bad_output(output, model, watch)
+        if not finite(output):
+            name = getattr(forward, "__name__", type(forward or model).__name__)
+            return watch.blame(output) or describe("loss", name, None, output)
+        for name, buffer in model.named_buffers():  # statistics that this pass has spoilt
+            origin = watch.origin(buffer)
+            if not finite(buffer) and (origin is None or not (origin.standing or origin.harmless)):
+                return describe("buffer", name, _owner(model, name), buffer)
+        gradients = {}
+        if output.requires_grad and trained:
+            with watch.going_backward():
+                gradients = dict(zip(trained, torch.autograd.grad(output, list(trained.values()), allow_unused=True), strict=True))
+    if bad := {name: gradient for name, gradient in gradients.items() if not finite(gradient)}:
+        name, gradient = next(iter(bad.items()))
+        found = watch.blame(*bad.values()) or describe("gradient", name, None, gradient)
+        if found.kind == "gradient":
+            return found
+        hidden = "The loss does not show it, because something was chosen or masked after it; backward multiplies it by 0."
+        return replace(found, cause=f"{found.cause} {hidden}")
+    for name, parameter in model.named_parameters():
+        if not finite(parameter.grad):
+            return replace(describe("gradient", name, _owner(model, name), parameter.grad), cause=STANDING["stored gradient"])
+    return None
+
+
+def _call(model: nn.Module, batch, forward: Callable | None):
+    if forward is not None:
+        return forward(batch)
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def _bad_output(output, model: nn.Module, watch: Watch) -> Finding | None:
+    """Of an output that is no loss, -inf that was put there on purpose is a mask."""
+    for leaf in tree_leaves(output):
+        if not finite(leaf):
+            origin = watch.origin(leaf)
+            if leaf.isnan().any() or (leaf == math.inf).any() or origin is None or not origin.harmless:
+                return origin.finding if origin is not None else describe("output", "", model, leaf)
+    return None
+
+
+@contextmanager
+def as_found(model: nn.Module) -> Iterator[None]:
+    """Afterwards parameters, buffers, gradients, modes, attributes and random states are as they were, bit for bit."""
+    own = [vars(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]  # no attributes to speak of
+    own += [attributes[name] for attributes in own for name in ("_parameters", "_buffers", "_modules") if name in attributes]
+    own = [(dictionary, dict(dictionary)) for dictionary in own]
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [(tensor, tensor.detach().clone(), tensor.grad if tensor.is_leaf else None) for tensor in tensors]
+    with ExitStack() as versions:
+        for tensor, _, _ in tensors:  # a graph that someone still holds stays valid
+            versions.enter_context(torch.autograd._unsafe_preserve_version_counter(tensor))
+        try:
+            with random_states_kept():
+                yield
+        finally:
+            for dictionary, before in own:
+                dictionary.clear()
+                dictionary.update(before)
+            for tensor, before, gradient in tensors:
+                with torch.no_grad():
+                    tensor.copy_(before)
+                if tensor.is_leaf:
+                    tensor.grad = gradient

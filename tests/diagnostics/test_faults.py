@@ -1,0 +1,212 @@
+"""Faults that make a loss or a gradient NaN, each in its smallest form: what find_nonfinite says of them, and what it must not report."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import coloured, simclr
+from torch import nn
+
+from sslcourse.diagnostics import find_nonfinite
+from sslcourse.losses import nt_xent
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*degrees of freedom is", "ignore:The PyTorch API of nested tensors"),
+]
+
+
+def rows(n=8, d=4, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+class Model(nn.Module):
+    """A layer, then the faulty loss in forward, as the methods of this course have it."""
+
+    def __init__(self, loss):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.loss = nn.Linear(4, 4), loss
+
+    def forward(self, x):
+        return self.loss(self.layer(x))
+
+
+def constant(z):
+    """The last dimension is the same in every row."""
+    return z * torch.tensor([1.0, 1.0, 1.0, 0.0])
+
+
+def with_zero_row(z):
+    return z * torch.tensor([[0.0]] + [[1.0]] * 7)
+
+
+def one_pass_variance(z):
+    z = z[:1].expand(8, 4) * 1e-3 + 1000.0  # all rows equal, far from 0
+    return ((z * z).mean(0) - z.mean(0) * z.mean(0) - 1e-3).pow(0.5).sum()
+
+
+def contrastive(z, dtype=torch.float32, temperature=0.01):
+    """NT-Xent with exp and log written out."""
+    z = F.normalize(torch.cat([z, z])).to(dtype)
+    e = (z @ z.T / temperature).exp()
+    return -(e.diagonal(len(z) // 2).repeat(2) / (e.sum(1) - e.diagonal())).log().mean().float()
+
+
+def overflow_that_a_division_hides(z):
+    e = (F.normalize(torch.cat([z, z])) * 3).half()
+    e = (e @ e.T).exp()
+    return -(e.diagonal(8).repeat(2) / (e.sum(1) * 8)).log().mean().float()  # .../inf is 0, and only its logarithm is infinite
+
+
+FAULTS = {  # loss, kind, operation, words of the cause
+    "standardised": (lambda z: (constant(z - z.mean(0)) / constant(z).std(0)).sum(), "output", "aten.div", "constant dimension"),
+    "eps after the root": (
+        lambda z: (1 / (constant(z).var(0).sqrt() + 1e-3)).sum(), "gradient", "SqrtBackward0 (aten.div)", "inside the root",
+    ),
+    "eps after the power": (lambda z: (1 / (constant(z).var(0) ** 0.5 + 1e-3)).sum(), "gradient", "PowBackward0 (aten.pow)", "eps inside"),
+    "clamped after": (lambda z: (1 / (constant(z).var(0) ** 0.5).clamp(min=1e-3)).sum(), "gradient", "PowBackward0", "eps inside"),
+    "a root": (lambda z: constant(z).var(0).sqrt().sum(), "gradient", "SqrtBackward0 (aten.div)", "inside the root"),
+    "variance in one pass": (one_pass_variance, "output", "aten.pow", "negative number"),
+    "batch of one": (lambda z: (z[:1] / z[:1].std(0)).sum(), "output", "aten.std", "two rows"),
+    "row of zeros": (lambda z: (with_zero_row(z) / with_zero_row(z).norm(dim=1, keepdim=True)).sum(), "output", "aten.div", "row of zeros"),
+    "norm by hand": (lambda z: (z * 0).pow(2).sum(1).pow(0.5).sum(), "gradient", "PowBackward0 (aten.pow)", "infinite at 0"),
+    "exp": (contrastive, "output", "aten.exp", "logsumexp"),
+    "exp in half": (lambda z: contrastive(z, torch.float16, 0.1), "output", "aten.sum", "65504"),
+    "exp in half, hidden": (overflow_that_a_division_hides, "output", "aten.mul", "65504"),
+    "-inf times 0": (lambda z: (z @ z.T + torch.eye(8) * -math.inf).logsumexp(1).mean(), "output", "aten.mul", "masked_fill"),
+    "where on the way back": (
+        lambda z: z.sum() + torch.where(z > 9, (0 * z).sqrt(), 0.0).sum(), "gradient", "SqrtBackward0 (aten.div)", "infinite at 0",
+    ),
+    "where": (lambda z: torch.where(z > 0, z.sqrt(), 0.0).sum(), "output", "aten.sqrt", "does not show it"),
+    "mean of nothing": (lambda z: z[z > 99].mean(), "output", "aten.mean", "mean of nothing"),
+    "correlation in half": (lambda z: ((z * 1000).half().T @ (z * 1000).half()).float().sum(), "output", "aten.mm", "65504"),
+    "all masked": (lambda z: z.masked_fill(z < 99, -math.inf).softmax(1).sum(), "output", "aten._softmax", "everything is masked"),
+    "target masked": (
+        lambda z: F.cross_entropy(z.masked_fill(torch.eye(8, 4) > 0, -math.inf), torch.arange(8) % 4),
+        "output", "aten.masked_fill", "on purpose",
+    ),
+    "arc of cosine": (lambda z: torch.acos(1 + 0 * z).sum(), "gradient", "AcosBackward0 (aten.rsqrt)", "clamp"),
+    "log of softmax": (lambda z: -(z * 1000).softmax(1).log()[:, 0].mean(), "output", "aten.log", "log_softmax"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_traced_to_the_operation_that_began(fault):
+    loss, kind, operation, cause = FAULTS[fault]
+    found = find_nonfinite(Model(loss), rows())
+    assert (found.kind, found.name, found.module) == (kind, "", "Model")
+    assert found.operation.startswith(operation) and cause in found.cause
+    assert "test_faults.py, line" in found.line and found.place == "between its children, after layer"
+    assert 0 < found.nan + found.inf <= found.total
+    layer = Model(loss).layer  # the same outside of the model
+    found = find_nonfinite(layer, rows(), forward=lambda x: loss(layer(x)))
+    assert found.kind == ("loss" if kind == "output" else kind)
+    assert found.operation.startswith(operation) and cause in found.cause
+
+
+def test_the_repairs_are_not_reported():
+    repairs = [
+        lambda z: (1 / (constant(z).var(0) + 1e-6).sqrt()).sum(),
+        lambda z: F.batch_norm(constant(z), None, None, training=True).pow(2).sum(),
+        lambda z: F.normalize(with_zero_row(z)).sum(),  # its gradient is up to 1e12 there, and finite
+        lambda z: (z * 0).norm(dim=1).sum(),
+        lambda z: nt_xent(z, z + 0.1, temperature=0.01),
+        lambda z: (z @ z.T).masked_fill(torch.eye(8, dtype=torch.bool), -math.inf).logsumexp(1).mean(),
+        lambda z: (z @ z.T).fill_diagonal_(-math.inf).softmax(1).square().sum(),
+        lambda z: (z @ z.T + torch.full((8, 8), -math.inf).triu(1)).log_softmax(1).exp().sum(),
+        lambda z: torch.where(z > 0, torch.where(z > 0, z, 1.0).sqrt(), 0.0).sum(),
+        lambda z: (F.cross_entropy(z, z.argmax(1), reduction="none") * (z.softmax(1).amax(1) > 2)).mean(),
+    ]
+    for loss in repairs:
+        assert find_nonfinite(Model(loss), rows()) is None
+
+
+def test_infinities_that_do_no_harm_are_passed_over_for_the_one_that_does():
+    def loss(z):
+        z.detach().mul(0).log()  # printed perhaps, and never used
+        similarity = (z @ z.T).fill_diagonal_(-math.inf)
+        weights = similarity.softmax(1)
+        torch.where(z > 99, (z * 0).log(), z)
+        return (weights.sum(1) * 0).sqrt().sum() + F.cross_entropy(similarity, torch.arange(8).roll(1))
+
+    found = find_nonfinite(Model(loss), rows())
+    assert (found.kind, found.operation) == ("gradient", "SqrtBackward0 (aten.div)")
+
+
+def test_half_precision_inside_autocast():
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        model[2].weight.fill_(300.0)
+
+    def forward(x):
+        with torch.autocast("cpu", dtype=torch.float16):
+            return model(x).float().logsumexp(1).mean()
+
+    found = find_nonfinite(model, rows().abs() * 500, forward=forward)
+    assert (found.kind, found.name, found.module, found.dtype) == ("output", "2", "Linear", torch.float16)
+    assert "65504" in found.cause and found.inf
+    assert find_nonfinite(model, rows(), forward=forward) is None
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Causal attention with its mask in a buffer, as language models have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.register_buffer("mask", torch.full((5, 5), -math.inf).triu(1))
+
+    def forward(self, x):
+        return self.inner(x, x, x, attn_mask=self.mask, need_weights=False)[0].square().mean()
+
+
+def test_causal_attention_with_its_mask_in_a_buffer_or_in_the_batch():
+    torch.manual_seed(0)
+    model, x = Attention(), torch.randn(2, 5, 8)
+    assert find_nonfinite(model, x) is None
+    assert find_nonfinite(model) is None
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.1)
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    for options in ({"src_mask": mask}, {"src_key_padding_mask": padding}):
+        for mode in (True, False):
+            assert find_nonfinite(layer.train(mode), {"src": x, **options}) is None
+
+
+def test_the_fast_path_of_transformers_that_nests_tensors():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval().requires_grad_(False)
+    batch = {"src": torch.randn(2, 5, 8), "src_key_padding_mask": torch.tensor([[False] * 5, [False] * 3 + [True] * 2])}
+    assert find_nonfinite(encoder, batch) is None
+    encoder.layers[1].linear1.weight.fill_(3e38)
+    assert find_nonfinite(encoder, batch).name.startswith("layers.1")
+
+
+def test_minus_infinity_that_is_no_mask():
+    x = rows()
+    x[2, 1] = -math.inf
+    found = find_nonfinite(nn.Linear(4, 4), x)
+    assert (found.kind, found.name, found.inf) == ("input", "batch", 1)
+
+
+def test_masked_log_probabilities_as_an_output():
+    class Masked(nn.Module):
+        def forward(self, x):
+            return x.masked_fill(x < 0, -math.inf).log_softmax(1)
+
+    x = -rows().abs()
+    assert find_nonfinite(Masked(), x).operation == "aten._log_softmax"  # everything masked
+    x[:, 0] = 1  # no loss is known: -inf from a mask is an output like any other
+    assert find_nonfinite(Masked(), x) is None
+
+
+def test_simclr_of_this_course():
+    images = coloured(8, 0)[0]
+    assert find_nonfinite(simclr(temperature=0.05), images) is None
+    lstm = nn.LSTM(4, 6, num_layers=2, batch_first=True)
+    assert find_nonfinite(lstm, torch.randn(3, 7, 4), forward=lambda x: lstm(x)[0].square().mean()) is None
