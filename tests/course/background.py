@@ -6,7 +6,6 @@ import textwrap
 import time
 
 import psutil
-import pytest
 
 
 def start_in_background(tmp_path, *more):
@@ -19,7 +18,7 @@ def start_in_background(tmp_path, *more):
         sslcourse.datasets = sys.modules["sslcourse.datasets"] = types.SimpleNamespace(available=lambda data_dir: [toybox])
         from sslcourse.course import runner
         from sslcourse.course.commands.main import main
-        runner._code_digest = lambda: "digest"
+        runner.code_digest = lambda: "digest"
         folders = ["--out", {str(tmp_path / "out")!r}, "--notebooks", {str(tmp_path / "notebooks")!r}]
         sys.exit(main(["run", "--tier", "smoke", "--quiet", *folders, *{list(more)!r}]))
     """
@@ -27,30 +26,18 @@ def start_in_background(tmp_path, *more):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
-def wait_for(path, process):
-    for _ in range(600):
-        if path.exists():
-            return
-        assert process.poll() is None, process.stdout.read()
+def wait_until(condition, process=None):
+    """Wait for something to become true, while the process that brings it about is running."""
+    while not condition():
+        assert process is None or process.poll() is None, process.stdout.read()
         time.sleep(0.1)
-    process.kill()
-    pytest.fail(f"{path.name} never came: {process.stdout.read()}")
-
-
-def is_running(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def wait_until_gone(*pids):
-    """Fails if one of these processes is still running after half a minute."""
-    for _ in range(300):
-        left = [pid for pid in pids if is_running(pid)]
-        if not left:
-            return
-        time.sleep(0.1)
-    for pid in left:
-        psutil.Process(pid).kill()
-    pytest.fail(f"{len(left)} processes were still running")
+    def running(pid):
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    wait_until(lambda: not any(map(running, pids)))

@@ -18,8 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the parsed arguments say. -> exit status 0."""
+    folder = Path(args.directory or ".")
+    if not folder.is_dir():
+        raise CourseError(f"There is no folder {folder}. Give the folder that holds the records, such as results or runs.")
     from sslcourse import results
-    from sslcourse.course import published_tables, sweep
+    from sslcourse.course import published_tables, table_over_seeds
 
     if args.update:
         changed = published_tables.update()
@@ -29,24 +32,16 @@ def run(args: argparse.Namespace) -> int:
         records = results.reference()
         print(results.readme_table(records) if args.markdown else results.overview(records))
         return 0
-    folder = Path(args.directory)
-    if not folder.is_dir():
-        raise CourseError(f"There is no folder {folder}. Give the folder that holds the records, such as results or runs.")
-    shown, below = [], sweep.run_folders(folder)
+    shown, below = [], table_over_seeds.run_folders(folder)
     if (folder / "results").is_dir() or not below:
-        records = _records(folder / "results" if (folder / "results").is_dir() else folder)
+        own = folder / "results" if (folder / "results").is_dir() else folder
+        records = results.read(own)
+        if not records:
+            raise CourseError(f"There are no result records in {own}; a lesson writes them in its last cell.")
         shown.append(results.readme_table(records) if args.markdown else str(results.table(records)))
     if below:
-        found = sweep.collect(below)
+        found = table_over_seeds.collect(below)
         shown.append(found.markdown() if args.markdown else found.text())
     print("\n\n".join(shown))
     return 0
 
-
-def _records(folder: Path) -> list[dict]:
-    from sslcourse import results
-
-    records = results.read(folder)
-    if not records:
-        raise CourseError(f"There are no result records in {folder}; a lesson writes them in its last cell.")
-    return records

@@ -1,6 +1,7 @@
 """The command `run`: lessons without a browser, one after another or side by side, for one seed or for several."""
 
 import argparse
+from pathlib import Path
 
 from sslcourse.course.commands import arguments
 from sslcourse.errors import CourseError
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the parsed arguments say. -> exit status: 1 if a lesson failed."""
     from sslcourse import results
-    from sslcourse.course import lesson, runner, sweep
+    from sslcourse.course import lesson, runner, table_over_seeds
 
     parameters = {}
     for name, value in args.parameter:
@@ -45,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
         raise CourseError("--record-costs measures one lesson at a time: leave out --jobs and --seeds.")
     options = {"tier": args.tier, "dataset": args.dataset, "out": args.out, "parameters": parameters, "notebooks_dir": args.notebooks}
     options |= {"resume": not args.fresh, "timeout": args.timeout, "progress": not args.quiet, "jobs": args.jobs}
+    runs = runner.run(args.lessons, seeds=args.seeds, **options)
+    print(f"\n{runner.summary_table(runs)}")
     if args.seeds:
-        runs, found = sweep.sweep(args.lessons, args.seeds, **options)
-        print(f"\n{runner.summary_table(runs)}\n\n{found.text()}")
-    else:
-        runs = runner.run(args.lessons, **options)
-        print(f"\n{runner.summary_table(runs)}")
+        found = table_over_seeds.collect(runner.seed_folder(Path(args.out), seed) for seed in args.seeds)
+        found.write(Path(args.out), args.seeds)
+        print(f"\n{found.text()}")
     if args.record_costs:
         tier = lesson.resolve_tier(args.tier)
         for done in runs:

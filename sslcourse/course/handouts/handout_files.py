@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sslcourse.course import notebook_files
-from sslcourse.course.execution import read_json
+from sslcourse.course.runner import read_json
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically, write_json
 
