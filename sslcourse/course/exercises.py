@@ -4,22 +4,22 @@
     def my_nt_xent(z0, z1, temperature):
         ...
 
-The exercises of lesson n live in `sslcourse/course/checks/lesson_n.py`, which exports EXERCISES, a dict of id -> Exercise. Its check
-calls the function it is given on inputs of its own and raises `Wrong` with a hint to reject it; returning means that it is right.
+The exercises of lesson n are listed in `sslcourse/course/checks/lesson_n.py`. A check calls the function it is given on inputs of its
+own and raises `Wrong` with a hint to reject it; returning means that it is right.
 """
 
 import ast
 import dis
 import functools
 import html
-import importlib
+import importlib.util
 import inspect
 import linecache
 import random
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -39,8 +39,9 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise. check(fn) raises Wrong with a hint, or returns.
+    """One exercise. check(function) raises Wrong with a hint, or returns.
 
+    mistakes: hint -> a wrong answer that the check recognises, or a list of them; called as the reference is.
     may_change_inputs: for functions whose task is to change what they are given (an EMA update). Otherwise the function gets copies,
     and one that changes its inputs is rejected, because the lesson goes on using them.
     """
@@ -51,6 +52,7 @@ class Exercise:
     difficulty: int  # 1 (warm-up) to 3 (takes thought)
     reference: Callable
     check: Callable[[Callable], None]
+    mistakes: Mapping[str, Callable | list[Callable]] = field(default_factory=dict)
     may_change_inputs: bool = False
 
 
@@ -79,39 +81,35 @@ def exercise(id: str) -> Callable[[Callable], Callable]:
 def lesson_exercises(number: int) -> dict[str, Exercise]:
     """The exercises of a lesson by id; {} for a lesson that has none."""
     name = f"sslcourse.course.checks.lesson_{number}"
-    try:
-        return importlib.import_module(name).EXERCISES
-    except ModuleNotFoundError as error:
-        if error.name and name.startswith(error.name):
-            return {}
-        raise
-
-
-def report(number: int | None = None):
-    """A table of the exercises of a lesson (the current one) and how each went."""
-    from sslcourse.results import Table
-
-    if number is None:
-        begun = lessons.current()
-        number = begun.number if begun else None
-    tasks = lesson_exercises(number) if number else {id: find_exercise(id) for id in _statuses}
-    words = {DONE: "✓ done", HINT: "✗ see the hint", OPEN: "· not attempted"}
-    rows = [
-        [task.id, task.title, "★" * task.difficulty, f"{task.minutes} min", words[_statuses.get(id, OPEN)]] for id, task in tasks.items()
-    ]
-    return Table(["exercise", "what it asks", "difficulty", "time", "status"], rows)
+    if importlib.util.find_spec(name) is None:
+        return {}
+    return {task.id: task for task in importlib.import_module(name).EXERCISES}
 
 
 def find_exercise(id: str) -> Exercise:
     """The exercise with this number, such as "3.1". Raises CourseError for a text that is no number, or names no exercise."""
     if not isinstance(id, str) or not re.fullmatch(r"[1-9]\d*\.[1-9]\d*", id):
         raise CourseError(f"@exercise takes the exercise's number as a text, such as @exercise('3.1'), not {id!r}.")
-    number = int(id.split(".")[0])
-    tasks = lesson_exercises(number)
+    number = id.split(".")[0]
+    tasks = lesson_exercises(int(number))
     if id not in tasks:
         known = f"its exercises are {', '.join(tasks)}" if tasks else "it has no exercises"
         raise CourseError(f"There is no exercise {id} in lesson {number}: {known}.")
     return tasks[id]
+
+
+def report(number: int | None = None):
+    """A table of the exercises of a lesson (the current one) and how each went."""
+    from sslcourse.results import Table
+
+    if number is None and (begun := lessons.current()):
+        number = begun.number
+    tasks = lesson_exercises(number) if number else {id: find_exercise(id) for id in _statuses}
+    words = {DONE: "✓ done", HINT: "✗ see the hint", OPEN: "· not attempted"}
+    rows = [
+        [task.id, task.title, "★" * task.difficulty, f"{task.minutes} min", words[_statuses.get(id, OPEN)]] for id, task in tasks.items()
+    ]
+    return Table(["exercise", "what it asks", "difficulty", "time", "status"], rows)
 
 
 def judge(task: Exercise, function: Callable) -> tuple[str, str]:
@@ -136,14 +134,19 @@ def judge(task: Exercise, function: Callable) -> tuple[str, str]:
     except Wrong as wrong:
         return HINT, _with_placeholder(function, str(wrong))
     except Exception as error:  # the check stumbled over what the function returned: a hint, never a broken lesson
-        return (
-            HINT,
-            f"The function returned {_describe(guard.last)}, which could not be checked ({type(error).__name__}: {_first_line(error)}).",
-        )
+        stumbled = f"{type(error).__name__}: {_first_line(error)}"
+        return HINT, f"The function returned {describe(guard.last)}, which could not be checked ({stumbled})."
     finally:
         random.setstate(state[0])
         np.random.set_state(state[1])
         torch.set_rng_state(state[2])
+
+
+def describe(value) -> str:
+    """What an answer returned, in a few words for a hint."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"{'a tensor' if isinstance(value, torch.Tensor) else 'an array'} of shape {tuple(value.shape)}"
+    return "None" if value is None else f"{type(value).__name__} {str(value)[:60]}"
 
 
 class _Guard:
@@ -152,24 +155,18 @@ class _Guard:
     def __init__(self, task: Exercise, function: Callable):
         self.task, self.function = task, function
         self.changed = self.last = None
-        functools.update_wrapper(self, function)
 
-    def __call__(self, *args, **kwargs):
-        given_args, given_kwargs = args, kwargs
-        if not self.task.may_change_inputs:
-            given_args, given_kwargs = _copied(args), _copied(kwargs)
+    def __call__(self, *args):
+        given = args if self.task.may_change_inputs else _copied(args)
         try:
-            self.last = self.function(*given_args, **given_kwargs)
-        except Wrong:
-            raise
+            self.last = self.function(*given)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too: an exit() in an answer must not end the lesson
             raise Wrong(_explain(error, self.function)) from error
         if not self.task.may_change_inputs:
-            names = [*inspect.signature(self.task.reference).parameters]
-            pairs = [*zip(names, args, given_args, strict=False), *((k, v, given_kwargs[k]) for k, v in kwargs.items())]
-            self.changed = self.changed or next((name for name, before, after in pairs if not _equal(before, after)), None)
+            inputs = zip(inspect.signature(self.task.reference).parameters, args, given, strict=True)
+            self.changed = self.changed or next((name for name, before, after in inputs if not _equal(before, after)), None)
         return self.last
 
 
@@ -177,12 +174,8 @@ def _copied(value):
     """A copy of tensors, arrays and the containers around them; anything else (modules, generators) is passed on as it is."""
     if isinstance(value, torch.Tensor):
         return value.clone()  # keeps the graph, so that a check can ask for gradients
-    if isinstance(value, np.ndarray):
-        return value.copy()
     if type(value) in (list, tuple):
         return type(value)(_copied(item) for item in value)
-    if type(value) is dict:
-        return {key: _copied(item) for key, item in value.items()}
     return value
 
 
@@ -190,13 +183,9 @@ def _equal(before, after) -> bool:
     if isinstance(before, torch.Tensor):
         same_form = before.shape == after.shape and before.dtype == after.dtype
         return same_form and torch.allclose(before.detach().double(), after.detach().double(), rtol=0, atol=0, equal_nan=True)
-    if isinstance(before, np.ndarray):
-        return before.shape == after.shape and bool(np.array_equal(before, after, equal_nan=before.dtype.kind == "f"))
     if type(before) in (list, tuple):
         return len(before) == len(after) and all(map(_equal, before, after))
-    if type(before) is dict:
-        return before.keys() == after.keys() and all(_equal(before[key], after[key]) for key in before)
-    return True
+    return before is after or before == after
 
 
 def _explain(error: BaseException, function: Callable) -> str:
@@ -229,10 +218,10 @@ def _check_signature(task: Exercise, function: Callable) -> None:
     except (TypeError, ValueError):
         return
     wanted = inspect.signature(task.reference)
-    names = [p.name for p in wanted.parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = list(wanted.parameters)
     try:
-        by_position = list(got.bind(*names).arguments) if not any(p.kind is p.KEYWORD_ONLY for p in wanted.parameters.values()) else names
-        got.bind(**{name: None for name in wanted.parameters})
+        by_position = list(got.bind(*names).arguments)
+        got.bind(**dict.fromkeys(names))
     except TypeError:
         by_position = None
     variadic = any(p.kind is p.VAR_POSITIONAL for p in got.parameters.values())
@@ -279,10 +268,11 @@ def _is_filler(statement: ast.stmt) -> bool:
 def _with_placeholder(function: Callable, hint: str) -> str:
     """Point at a `...` that is still standing in a function that is partly written: it explains most errors better than they do."""
     tree = _parse(function)
-    left = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value is ...] if tree else []
+    if tree is None:
+        return hint
     # x[..., 0] is code, not a placeholder
-    inside = {id(child) for node in ast.walk(tree) if isinstance(node, ast.Subscript) for child in ast.walk(node.slice)} if tree else set()
-    left = [node for node in left if id(node) not in inside]
+    inside = {id(child) for node in ast.walk(tree) if isinstance(node, ast.Subscript) for child in ast.walk(node.slice)}
+    left = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value is ... and id(node) not in inside]
     if not left:
         return hint
     line = inspect.getsource(function).splitlines()[left[0].lineno - 1].strip()
@@ -316,80 +306,3 @@ def _say(task: Exercise, status: str, message: str) -> None:
     body = f'<span style="color:{colour};font-weight:bold">{mark}</span> <strong>Exercise {task.id}.</strong> {html.escape(message)}'
     style = f"border-left:3px solid {colour};padding:0.3em 0.8em"
     lessons.show(f'<div style="{style}">{body}<span style="opacity:0.7">{goes_on}</span></div>', plain)
-
-
-# What checks are written with. Each raises Wrong with a sentence that a learner can use.
-
-
-def _describe(value) -> str:
-    if value is None:
-        return "None"
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return f"{'a tensor' if isinstance(value, torch.Tensor) else 'an array'} of shape {tuple(value.shape)}"
-    return f"{type(value).__name__} {str(value)[:60]}"
-
-
-def expect_type(got, kind: type | tuple[type, ...] = torch.Tensor, what: str = "the result") -> None:
-    """Reject a result of another type; None and ... get a hint about the missing return."""
-    if got is None or got is ...:
-        raise Wrong("The function returned nothing. Is the return statement missing?" if got is None else "The function returned `...`.")
-    if not isinstance(got, kind):
-        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise Wrong(f"Expected {what} to be a {wanted}, and it is {_describe(got)}.")
-
-
-def expect_shape(got, shape: Sequence[int], what: str = "the result") -> None:
-    """Reject a tensor of another shape."""
-    expect_type(got, (torch.Tensor, np.ndarray), what)
-    if tuple(got.shape) != tuple(shape):
-        kind = "a single number, of shape ()," if tuple(shape) == () else f"of shape {tuple(shape)}"
-        raise Wrong(f"Expected {what} to be {kind} and it has shape {tuple(got.shape)}.")
-
-
-def expect_close(got, wanted, hint: str, rtol: float = 1e-4, atol: float = 1e-6, what: str = "the result") -> None:
-    """Reject a result that differs from the wanted one: by its form with a sentence about the form, by its values with the hint."""
-    wanted = torch.as_tensor(wanted)
-    expect_type(got, (torch.Tensor, np.ndarray, np.generic, int, float), what)
-    got = torch.as_tensor(got)
-    expect_shape(got, wanted.shape, what)
-    if got.is_floating_point() and wanted.isfinite().all() and not got.isfinite().all():
-        raise Wrong(f"Not all of {what} is finite. {hint}")
-    if not _close(got, wanted, rtol, atol):
-        raise Wrong(hint)
-
-
-def expect_gradients(
-    answer: Callable, reference: Callable, views: Sequence, *rest, blocked: str, cut: str, rtol: float, atol: float
-) -> None:
-    """Reject a loss answer(*views, *rest) whose gradient in the views is missing (hint blocked) or differs from the reference's (cut)."""
-    views = [view.detach().requires_grad_() for view in views]
-    value = answer(*views, *rest)
-    if not value.requires_grad:
-        raise Wrong("The value is right, but no gradient comes back. Leave out .detach(), .item(), torch.no_grad() and torch.tensor(...).")
-    got = torch.autograd.grad(value, views, allow_unused=True)
-    if any(g is None or not g.any() for g in got):
-        raise Wrong(f"No gradient reaches one of the two views: is it detached? {blocked}")
-    for g, wanted in zip(got, torch.autograd.grad(reference(*views, *rest), views), strict=True):
-        hint = f"The value is right, but its gradient is not: a part of the graph is cut off. {cut}"
-        expect_close(g, wanted, hint, rtol, atol, what="the gradient")
-
-
-def _close(got: torch.Tensor, wanted: torch.Tensor, rtol: float, atol: float) -> bool:
-    return got.shape == wanted.shape and torch.allclose(got.detach().double().cpu(), wanted.detach().double().cpu(), rtol, atol)
-
-
-def try_mistakes(fn: Callable, inputs: Sequence, mistakes: Mapping[str, Callable], rtol: float = 1e-4, atol: float = 1e-6) -> None:
-    """Raise the hint of the first known mistake that gives what fn gives. inputs: one tuple of arguments. mistakes: hint -> wrong function.
-
-    Call it before `expect_close`, so that the hint that fits comes first, with inputs on which every mistake differs from the truth.
-    """
-    got = fn(*inputs)
-    if not isinstance(got, (torch.Tensor, np.ndarray, np.generic, int, float)):
-        return
-    for hint, wrong in mistakes.items():
-        try:
-            same = _close(torch.as_tensor(got), torch.as_tensor(wrong(*_copied(tuple(inputs)))), rtol, atol)
-        except Exception:  # a mistake may well not run on these inputs
-            continue
-        if same:
-            raise Wrong(hint)

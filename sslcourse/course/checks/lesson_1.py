@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslcourse.course.exercises import Exercise, Wrong, expect_close, expect_type, try_mistakes
+from sslcourse.course.checks.expectations import expect_close, expect_type, reject_mistakes
+from sslcourse.course.exercises import Exercise, Wrong
 
 # --- 1.1 ------------------------------------------------------------------------------------------------------------------------------
 
@@ -19,7 +20,7 @@ def stratified_subset(labels: Tensor, per_class: int, seed: int) -> Tensor:
     return torch.cat(chosen)
 
 
-def _check_subset(answer) -> None:
+def check_subset(answer) -> None:
     labels = torch.tensor([2, 0, 1, 0, 2, 1, 0, 1, 2, 0, 1, 2] * 25)
     got = answer(labels, 4, 0)
     expect_type(got, Tensor, "the indices")
@@ -36,13 +37,13 @@ def _check_subset(answer) -> None:
     counts = torch.bincount(labels[got], minlength=3).tolist()
     if counts != [4, 4, 4]:
         raise Wrong(f"The classes have {counts} images where each should have 4. A random draw from all images is not stratified.")
-    if not torch.equal(got.sort().values, answer(labels, 4, 0).sort().values):
+    chosen = [set(answer(labels, 4, seed).tolist()) for seed in range(60)]
+    if chosen[0] != set(got.tolist()):
         raise Wrong("The same seed gave two different subsets. Use a generator made from the seed: torch.Generator().manual_seed(seed).")
-    other = [answer(labels, 4, seed).sort().values for seed in (1, 2, 3)]
-    if all(torch.equal(got.sort().values, o) for o in other):
+    if chosen[0] == chosen[1] == chosen[2] == chosen[3]:
         raise Wrong("Every seed gives the same subset. Taking the first images of a class is no random choice: shuffle before you take.")
-    drawn = torch.cat([answer(labels, 4, seed) for seed in range(60)])
-    if drawn.float().mean() < 0.35 * len(labels) or len(drawn.unique()) < 0.5 * len(labels):
+    drawn = set().union(*chosen)
+    if sum(map(sum, chosen)) / (60 * 12) < 0.35 * len(labels) or len(drawn) < 0.5 * len(labels):
         raise Wrong("Over many seeds only a part of the images is ever chosen. Shuffle all images of a class, then take per_class of them.")
 
 
@@ -56,62 +57,41 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
     return -((1 - smoothing) * at_label + smoothing * log_p.mean(dim=1)).mean()
 
 
-def _smoothed_by(target, reduce=torch.mean):
-    """A wrong loss: cross-entropy against the given target distribution, reduced as given."""
+def smoothed_with(target=lambda label, s, classes: label * (1 - s) + s / classes, dim=1, reduce=torch.mean):
+    """A wrong loss: other targets made of the one-hot label, a softmax along another dimension, or another reduction."""
 
     def loss(logits, labels, smoothing):
-        return reduce(-(target(logits, labels, smoothing) * logits.log_softmax(1)).sum(1))
+        classes = logits.shape[1]
+        return reduce(-(target(F.one_hot(labels, classes), smoothing, classes) * logits.log_softmax(dim)).sum(1))
 
     return loss
 
 
-def _target(logits, labels, smoothing):
-    classes = logits.shape[1]
-    return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+SMOOTHING_MISTAKES = {
+    "This is the sum over the batch. Take the mean, so that the loss does not depend on the batch size.": smoothed_with(reduce=torch.sum),
+    "The sign is turned round: a loss falls as the label's probability rises, so it is minus the logarithm.":
+        lambda *a: -smoothed_cross_entropy(*a),
+    "Smoothing is ignored: this is the plain cross-entropy.": lambda logits, labels, s: F.cross_entropy(logits, labels),
+    "Here only the other classes share `smoothing`. All classes do, the label too: it gets 1 − s + s/C.":
+        smoothed_with(lambda label, s, classes: label * (1 - s) + (1 - label) * s / (classes - 1)),
+    "The label gets 1 and every class another s/C on top: the sum is 1 + s. Scale the label's part by 1 − s.":
+        smoothed_with(lambda label, s, classes: label + s / classes),
+    "The softmax runs over the batch. Classes are dimension 1.": smoothed_with(dim=0),
+    "This is the mean over images and classes. Sum over the classes, then take the mean over the images.":
+        lambda logits, labels, s: smoothed_cross_entropy(logits, labels, s) / logits.shape[1],
+}
 
 
-def _check_cross_entropy(answer) -> None:
-    generator = torch.Generator().manual_seed(3)
-    logits = 2 * torch.randn(7, 5, generator=generator)
+def check_cross_entropy(answer) -> None:
+    logits = 2 * torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
     labels = torch.tensor([0, 4, 2, 2, 1, 3, 0])
-    others_only = _smoothed_by(lambda z, y, s: torch.where(F.one_hot(y, z.shape[1]) > 0, 1 - s, s / (z.shape[1] - 1)))
-    try_mistakes(
-        answer,
-        (logits, labels, 0.2),
-        {
-            "This is the sum over the batch. Take the mean, so that the loss does not depend on the batch size.": _smoothed_by(
-                _target, torch.sum
-            ),
-            "The sign is turned round: a loss falls as the label's probability rises, so it is minus the logarithm.": lambda *a: (
-                -smoothed_cross_entropy(*a)
-            ),
-            "Smoothing is ignored: this is the plain cross-entropy.": lambda z, y, s: F.cross_entropy(z, y),
-            "Here only the other classes share `smoothing`. All classes do, the label too: it gets 1 − s + s/C.": others_only,
-            "The label gets 1 and every class another s/C on top: the sum is 1 + s. Scale the label's part by 1 − s.": _smoothed_by(
-                lambda z, y, s: F.one_hot(y, z.shape[1]) + s / z.shape[1]
-            ),
-            "The softmax runs over the batch. Classes are dimension 1.": lambda z, y, s: (
-                -(_target(z, y, s) * z.log_softmax(0)).sum(1).mean()
-            ),
-            "This is the mean over images and classes. Sum over the classes, then take the mean over the images.": _smoothed_by(
-                lambda z, y, s: _target(z, y, s) / z.shape[1]
-            ),
-        },
-    )
-    for smoothing in (0.2, 0.0, 0.1):
-        expect_close(
-            answer(logits, labels, smoothing),
-            F.cross_entropy(logits, labels, label_smoothing=smoothing),
-            f"With smoothing {smoothing} the value is off. Work one row by hand: the target is (1 − s) at the label plus s/C everywhere.",
-            what="the loss",
-        )
-    large = torch.tensor([[300.0, -300.0, 0.0], [0.0, 300.0, 250.0]])
-    expect_close(
-        answer(large, torch.tensor([0, 2]), 0.1),
-        F.cross_entropy(large, torch.tensor([0, 2]), label_smoothing=0.1),
-        "Right for small logits, but logits of 300 overflow exp(). Use log_softmax, or subtract logsumexp: it never forms exp(300).",
-        what="the loss",
-    )
+    reject_mistakes(answer, smoothed_cross_entropy, SMOOTHING_MISTAKES, lambda f: f(logits, labels, 0.2))
+    for s in (0.2, 0.0, 0.1):
+        hint = f"With smoothing {s} the value is off. Work one row by hand: the target is (1 − s) at the label plus s/C everywhere."
+        expect_close(answer(logits, labels, s), F.cross_entropy(logits, labels, label_smoothing=s), hint, what="the loss")
+    large, labels = torch.tensor([[300.0, -300.0, 0.0], [0.0, 300.0, 250.0]]), torch.tensor([0, 2])
+    hint = "Right for small logits, but logits of 300 overflow exp(). Use log_softmax, or subtract logsumexp: it never forms exp(300)."
+    expect_close(answer(large, labels, 0.1), F.cross_entropy(large, labels, label_smoothing=0.1), hint, what="the loss")
 
 
 # --- 1.3 ------------------------------------------------------------------------------------------------------------------------------
@@ -131,7 +111,34 @@ def honest_accuracy(model: nn.Module, batches) -> tuple[float, float]:
     return accuracy, math.sqrt(accuracy * (1 - accuracy) / n)
 
 
-def _small_network() -> nn.Sequential:
+def accuracy_with(change):
+    """A wrong accuracy: change(accuracy, rows, batches) -> (accuracy, error)."""
+
+    def measure(model, batches):
+        return change(honest_accuracy(model, batches)[0], sum(len(y) for _, y in batches), len(batches))
+
+    return measure
+
+
+def mean_of_means(model, batches):
+    return sum(honest_accuracy(model, [batch])[0] for batch in batches) / len(batches), 0.0
+
+
+ACCURACY_MISTAKES = {
+    "This is the mean of the batches' accuracies, and the last batch is smaller than the others. Count right answers and rows.":
+        mean_of_means,
+    "This is in percent. Return a fraction between 0 and 1: the formula of the standard error needs one.":
+        accuracy_with(lambda a, n, batches: (100 * a, 0.0)),
+    "This is the number of right answers. Divide by the number of rows.": accuracy_with(lambda a, n, batches: (n * a, 0.0)),
+    "That is the variance, a(1 − a)/n. The standard error is its square root.": accuracy_with(lambda a, n, batches: (a, a * (1 - a) / n)),
+    "That is the deviation of a single answer. The error of a mean over n answers is smaller by sqrt(n).":
+        accuracy_with(lambda a, n, batches: (a, math.sqrt(a * (1 - a)))),
+    "n in the standard error is the number of images, not of batches.":
+        accuracy_with(lambda a, n, batches: (a, math.sqrt(a * (1 - a) / batches))),
+}
+
+
+def small_network() -> nn.Sequential:
     generator = torch.Generator().manual_seed(5)
     model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
     with torch.no_grad():
@@ -140,62 +147,44 @@ def _small_network() -> nn.Sequential:
     return model
 
 
-def _uneven_batches() -> list[tuple[Tensor, Tensor]]:
+def uneven_batches() -> list[tuple[Tensor, Tensor]]:
     """55 rows in batches of 25, 25 and 5; the last is wrong far more often, so that a mean of means shows."""
-    generator = torch.Generator().manual_seed(7)
-    x = torch.randn(55, 4, generator=generator)
+    x = torch.randn(55, 4, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
-        said = _small_network().eval()(x).argmax(1)
-    y = torch.where(torch.arange(55) % 5 == 0, (said + 1) % 3, said)
-    y[50:] = (said[50:] + 1) % 3
+        said = small_network().eval()(x).argmax(1)
+    wrong = (torch.arange(55) % 5 == 0) | (torch.arange(55) >= 50)
+    y = torch.where(wrong, (said + 1) % 3, said)
     return list(zip(x.split(25), y.split(25), strict=True))
 
 
-def _check_accuracy(answer) -> None:
-    batches = _uneven_batches()
-    wanted, wanted_error = honest_accuracy(_small_network(), batches)
-    model = _small_network().train()
+def check_accuracy(answer) -> None:
+    batches = uneven_batches()
+    model = small_network().train()
     got = answer(model, batches)
     if not isinstance(got, (tuple, list)) or len(got) != 2:
         expect_type(got, tuple, "the result")
         raise Wrong("Return two numbers: the accuracy and its standard error.")
-    accuracy, error = (float(v) for v in got)
     if int(model[1].num_batches_tracked) > 0:
         raise Wrong(
             "The network was in training mode: dropout was on, and batch normalisation used (and learned!) the statistics of the test "
             "batches. Call model.eval() first."
         )
     if not model.training:
-        raise Wrong(
-            "The model came in training mode and was left in evaluation mode. Note model.training first and put it back at the end."
-        )
-    evaluated = _small_network().eval()
-    answer(evaluated, batches)
-    if evaluated.training:
+        raise Wrong("The model came in training mode and was left in evaluation mode. Note model.training first and put it back at the end.")
+    model.eval()
+    answer(model, batches)
+    if model.training:
         raise Wrong("The model came in evaluation mode and was left in training mode. Put back the mode it had: model.train(was_training).")
-    means = [honest_accuracy(_small_network(), [batch])[0] for batch in batches]
-    if abs(accuracy - sum(means) / len(means)) < 1e-6:
-        raise Wrong(
-            "This is the mean of the batches' accuracies, and the last batch is smaller than the others. Count right answers and rows."
-        )
-    if abs(accuracy - 100 * wanted) < 1e-3:
-        raise Wrong("This is in percent. Return a fraction between 0 and 1: the formula of the standard error needs one.")
-    if abs(accuracy - 55 * wanted) < 1e-6:
-        raise Wrong("This is the number of right answers. Divide by the number of rows.")
-    if abs(accuracy - wanted) > 1e-6:
-        raise Wrong(f"On this test batch the accuracy is {wanted:.4f}, not {accuracy:.4f}. Is argmax taken over the classes, dimension 1?")
-    if abs(error - wanted_error**2) < 1e-6:
-        raise Wrong("That is the variance, a(1 − a)/n. The standard error is its square root.")
-    if abs(error - math.sqrt(wanted * (1 - wanted))) < 1e-6:
-        raise Wrong("That is the deviation of a single answer. The error of a mean over n answers is smaller by sqrt(n).")
-    if abs(error - math.sqrt(wanted * (1 - wanted) / len(batches))) < 1e-6:
-        raise Wrong("n in the standard error is the number of images, not of batches.")
-    if abs(error - wanted_error) > 1e-6:
-        raise Wrong(f"The standard error here is {wanted_error:.4f}, not {error:.4f}: sqrt(a · (1 − a) / n) with n images.")
+    accuracy, error = honest_accuracy(model, batches)
+    told = f"On this test batch the accuracy is {accuracy:.4f}, not {float(got[0]):.4f}. Is argmax taken over the classes, dimension 1?"
+    told_error = f"The standard error here is {error:.4f}, not {float(got[1]):.4f}: sqrt(a · (1 − a) / n) with n images."
+    for at, wanted, hint in ((0, accuracy, told), (1, error, told_error)):
+        reject_mistakes(answer, honest_accuracy, ACCURACY_MISTAKES, lambda f, at=at: float(f(model, batches)[at]), rtol=0)
+        expect_close(float(got[at]), wanted, hint, rtol=0)
 
 
-EXERCISES = {
-    "1.1": Exercise("1.1", "A fair choice of labels", 10, 1, stratified_subset, _check_subset),
-    "1.2": Exercise("1.2", "Cross-entropy with label smoothing", 15, 2, smoothed_cross_entropy, _check_cross_entropy),
-    "1.3": Exercise("1.3", "An accuracy that can be trusted", 15, 2, honest_accuracy, _check_accuracy),
-}
+EXERCISES = [
+    Exercise("1.1", "A fair choice of labels", 10, 1, stratified_subset, check_subset),
+    Exercise("1.2", "Cross-entropy with label smoothing", 15, 2, smoothed_cross_entropy, check_cross_entropy, SMOOTHING_MISTAKES),
+    Exercise("1.3", "An accuracy that can be trusted", 15, 2, honest_accuracy, check_accuracy, ACCURACY_MISTAKES),
+]

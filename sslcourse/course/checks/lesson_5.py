@@ -2,112 +2,103 @@
 
 import math
 from collections.abc import Callable
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcourse.course import clinic
-from sslcourse.course.exercises import Exercise, Wrong, expect_close, expect_gradients, expect_shape, expect_type, try_mistakes
+from sslcourse.course.checks.expectations import (
+    expect_close, expect_gradients, expect_loss, expect_shape, expect_type, reject_mistakes,
+)  # fmt: skip
+from sslcourse.course.exercises import Exercise, Wrong
 
 # --- 5.1 ------------------------------------------------------------------------------------------------------------------------------
 
 
 def my_barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float) -> Tensor:
     """Distance of the cross-correlation matrix from the identity: (diagonal − 1)² summed, plus lambda_param times the other squares."""
-    z0, z1 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z0, z1))
-    c = z0.T @ z1 / len(z0)  # (D, D)
+    first, second = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z0, z1))
+    c = first.T @ second / len(z0)  # (D, D)
     on_diagonal = c.diagonal()
-    beside = c.square().sum() - on_diagonal.square().sum()
-    return (on_diagonal - 1).square().sum() + lambda_param * beside
+    invariance = (on_diagonal - 1).square().sum()
+    redundancy = c.square().sum() - on_diagonal.square().sum()
+    return invariance + lambda_param * redundancy
 
 
-def _standard(z, dim=0, correction=0, centre=True, scale=True):
-    mean = z.mean(dim, keepdim=True)
-    z = z - mean if centre else z
+def standard(z, dim=0, correction=0, centre=True, scale=True):
+    z = z - z.mean(dim, keepdim=True) if centre else z
     spread = z.var(dim, correction=correction, keepdim=True) if centre else z.square().mean(dim, keepdim=True)
     return z / (spread + 1e-5).sqrt() if scale else z
 
 
-def _jointly(z0, z1):
-    return _standard(torch.cat([z0, z1])).chunk(2)
+def beside(c):
+    return c[~torch.eye(len(c), dtype=torch.bool)]
 
 
-def _loss_of(c, lambda_param, on=lambda v: (v - 1).square().sum(), off=lambda c: c.square(), reduce=torch.sum, weights=None):
-    """From a correlation matrix to a loss, with the terms or their weights changed. weights(lambda) -> those of the two terms."""
-    w_on, w_off = weights(lambda_param) if weights else (1, lambda_param)
-    beside = c[~torch.eye(len(c), dtype=torch.bool)]
-    return w_on * on(c.diagonal()) + w_off * reduce(off(beside))
+def invariance(c):
+    return (c.diagonal() - 1).square().sum()
 
 
-def _of_rows(prepare=lambda z0, z1: (_standard(z0), _standard(z1)), divide=lambda c, n: c / n, **terms):
-    """A wrong loss: rows prepared otherwise, or other terms."""
-
-    def wrong(z0, z1, lambda_param):
-        a, b = prepare(z0, z1)
-        return _loss_of(divide(a.T @ b, len(z0)), lambda_param, **terms)
-
-    return wrong
+def redundancy(c):
+    return beside(c).square().sum()
 
 
-def _each(**settings):
-    return lambda z0, z1: (_standard(z0, **settings), _standard(z1, **settings))
+def of_matrix(on=invariance, off=redundancy, weigh=lambda on, off, w: on + w * off):
+    """A wrong loss: other terms of the right matrix, on its diagonal or off it, or the two put together otherwise."""
+    return of_views(standard, loss=lambda c, w: weigh(on(c), off(c), w))
 
 
-_NO_DIAGONAL = "The diagonal has no part in this loss, so nothing asks the views to agree: add the sum of (C_ii − 1)²."
-_JOINT = "Both views share mean and deviation. Each view has its own, or a shift between the two views would spoil the correlation."
-_N_MINUS_1 = "The deviation divides by N − 1 and the correlation by N, so the diagonal ends below 1: std(0, correction=0), or N − 1 twice."
-_PER_ROW = "Normalised over each row. Each dimension (column) gets mean 0 and deviation 1 over the batch: dim=0."
-_CENTRE = "The mean is not taken off. A correlation compares how two dimensions vary: z − z.mean(0) first."
-_SCALE = "The columns are not divided by their deviation: this is a covariance, which grows with the scale."
-_ALL_MEANS = "Averages in place of sums: of each term over its own entries. Take sums."
-_TWICE = "The diagonal is counted beside itself too: leave it out of the sum that λ weighs."
-_HALF = "Only half of the matrix is counted. C is not symmetric: take both triangles."
-_ONE_VIEW = "The matrix correlates one view with itself, and its diagonal is 1 whatever the network does. Take z0 with z1."
-_LOSS_MISTAKES = [
-    (_NO_DIAGONAL, _of_rows(on=lambda v: 0)),
-    (_JOINT, _of_rows(_jointly)),
-    (_N_MINUS_1, _of_rows(_each(correction=1))),
-    ("The deviation divides by N and the correlation by N − 1, so the diagonal passes 1.", _of_rows(divide=lambda c, n: c / (n - 1))),
-    (_PER_ROW, _of_rows(_each(dim=1))),
-    (_PER_ROW, _of_rows(lambda a, b: (F.normalize(a, dim=1), F.normalize(b, dim=1)))),
-    (_PER_ROW, _of_rows(lambda a, b: (F.normalize(a, dim=1), F.normalize(b, dim=1)), divide=lambda c, n: c)),
-    (_CENTRE, _of_rows(_each(centre=False))),
-    (_SCALE, _of_rows(_each(scale=False))),
-    ("The columns are not normalised at all: mean 0 and deviation 1 over the batch.", _of_rows(lambda a, b: (a, b))),
-    ("The matrix product is not divided by N, so the diagonal would be N where the views agree.", _of_rows(divide=lambda c, n: c)),
-    ("Divided by D. The sum in the product runs over the N images: divide by N.", _of_rows(divide=lambda c, n: c / len(c))),
-    ("λ stands on the diagonal. It weighs the terms beside it.", _of_rows(weights=lambda w: (w, 1))),
-    ("λ multiplies both terms. It weighs only the terms beside the diagonal.", _of_rows(weights=lambda w: (w, w))),
-    ("λ is ignored. It multiplies the terms beside the diagonal.", _of_rows(weights=lambda w: (1, 1))),
-    ("λ is squared: multiply by it after the square.", _of_rows(weights=lambda w: (1, w**2))),
-    ("The terms beside the diagonal are averaged. Both terms are sums over the matrix.", _of_rows(reduce=torch.mean)),
-    ("The diagonal's terms are averaged. Both terms are sums over the matrix.", _of_rows(on=lambda v: (v - 1).square().mean())),
-    (_ALL_MEANS, _of_rows(on=lambda v: (v - 1).square().mean(), reduce=torch.mean)),
-    ("This is a mean over the matrix, D² times too small. Take the sum.", lambda a, b, w: my_barlow_twins_loss(a, b, w) / a.shape[1] ** 2),
-    ("This is a mean over the dimensions, D times too small.", lambda a, b, w: my_barlow_twins_loss(a, b, w) / a.shape[1]),
-    (
-        _TWICE,
-        lambda a, b, w: my_barlow_twins_loss(a, b, w) + w * _of_rows(on=lambda v: v.square().sum(), weights=lambda w: (1, 0))(a, b, w),
-    ),
-    ("The terms beside the diagonal are not squared.", _of_rows(off=lambda v: v)),
-    ("The terms beside the diagonal are absolute values. Square them.", _of_rows(off=lambda v: v.abs())),
-    ("The diagonal's distances from 1 are not squared.", _of_rows(on=lambda v: (1 - v).sum())),
-    (_HALF, lambda a, b, w: _half(a, b, w, torch.triu)),
-    (_HALF, lambda a, b, w: _half(a, b, w, torch.tril)),
-    (_ONE_VIEW, _of_rows(lambda a, b: (_standard(a), _standard(a)))),
-    ("This is the root of the loss. Leave the root out.", lambda *a: my_barlow_twins_loss(*a).sqrt()),
-    ("The sign is turned round.", lambda *a: -my_barlow_twins_loss(*a)),
-]
+def of_views(prepare, divide=lambda c, n: c / n, loss=lambda c, w: invariance(c) + w * redundancy(c)):
+    """A wrong loss: of the matrix of views that are prepared or divided otherwise."""
+    return lambda z0, z1, lambda_param: loss(divide(prepare(z0).T @ prepare(z1), len(z0)), lambda_param)
 
 
-def _half(z0, z1, lambda_param, triangle):
-    c = _standard(z0).T @ _standard(z1) / len(z0)
-    return (c.diagonal() - 1).square().sum() + lambda_param * triangle(c - c.diag().diag()).square().sum()
+def with_joint_statistics(z0, z1, lambda_param):
+    first, second = standard(torch.cat([z0, z1])).chunk(2)
+    return of_views(lambda z: z)(first, second, lambda_param)
 
 
-def _views(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
+BARLOW_MISTAKES = {
+    "The diagonal has no part in this loss, so nothing asks the views to agree: add the sum of (C_ii − 1)².": of_matrix(on=lambda c: 0),
+    "Both views share mean and deviation. Each view has its own, or a shift between the two views would spoil the correlation.":
+        with_joint_statistics,
+    "The deviation divides by N − 1 and the correlation by N, so the diagonal ends below 1: std(0, correction=0), or N − 1 twice.":
+        of_views(lambda z: standard(z, correction=1)),
+    "The deviation divides by N and the correlation by N − 1, so the diagonal passes 1.": of_views(standard, lambda c, n: c / (n - 1)),
+    "Normalised over each row. Each dimension (column) gets mean 0 and deviation 1 over the batch: dim=0.":
+        [of_views(lambda z: standard(z, dim=1)), of_views(F.normalize), of_views(F.normalize, lambda c, n: c)],
+    "The mean is not taken off. A correlation compares how two dimensions vary: z − z.mean(0) first.":
+        of_views(lambda z: standard(z, centre=False)),
+    "The columns are not divided by their deviation: this is a covariance, which grows with the scale.":
+        of_views(lambda z: standard(z, scale=False)),
+    "The columns are not normalised at all: mean 0 and deviation 1 over the batch.": of_views(lambda z: z),
+    "The matrix product is not divided by N, so the diagonal would be N where the views agree.": of_views(standard, lambda c, n: c),
+    "Divided by D. The sum in the product runs over the N images: divide by N.": of_views(standard, lambda c, n: c / len(c)),
+    "λ stands on the diagonal. It weighs the terms beside it.": of_matrix(weigh=lambda on, off, w: w * on + off),
+    "λ multiplies both terms. It weighs only the terms beside the diagonal.": of_matrix(weigh=lambda on, off, w: w * (on + off)),
+    "λ is ignored. It multiplies the terms beside the diagonal.": of_matrix(weigh=lambda on, off, w: on + off),
+    "λ is squared: multiply by it after the square.": of_matrix(weigh=lambda on, off, w: on + w**2 * off),
+    "The terms beside the diagonal are averaged. Both terms are sums over the matrix.": of_matrix(off=lambda c: beside(c).square().mean()),
+    "The diagonal's terms are averaged. Both terms are sums over the matrix.": of_matrix(on=lambda c: invariance(c) / len(c)),
+    "Averages in place of sums: of each term over its own entries. Take sums.":
+        of_matrix(lambda c: invariance(c) / len(c), lambda c: beside(c).square().mean()),
+    "This is a mean over the matrix, D² times too small. Take the sum.": lambda a, b, w: my_barlow_twins_loss(a, b, w) / a.shape[1] ** 2,
+    "This is a mean over the dimensions, D times too small.": lambda a, b, w: my_barlow_twins_loss(a, b, w) / a.shape[1],
+    "The diagonal is counted beside itself too: leave it out of the sum that λ weighs.": of_matrix(off=lambda c: c.square().sum()),
+    "The terms beside the diagonal are not squared.": of_matrix(off=lambda c: beside(c).sum()),
+    "The terms beside the diagonal are absolute values. Square them.": of_matrix(off=lambda c: beside(c).abs().sum()),
+    "The diagonal's distances from 1 are not squared.": of_matrix(on=lambda c: (1 - c.diagonal()).sum()),
+    "Only half of the matrix is counted. C is not symmetric: take both triangles.":
+        [of_matrix(off=lambda c: c.triu(1).square().sum()), of_matrix(off=lambda c: c.tril(-1).square().sum())],
+    "The matrix correlates one view with itself, and its diagonal is 1 whatever the network does. Take z0 with z1.":
+        lambda a, b, w: my_barlow_twins_loss(a, a, w),
+    "This is the root of the loss. Leave the root out.": lambda *a: my_barlow_twins_loss(*a).sqrt(),
+    "The sign is turned round.": lambda *a: -my_barlow_twins_loss(*a),
+}
+
+
+def two_views(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
     """Two views that belong together, with columns of different scales and means, and a shift between the views."""
     generator = torch.Generator().manual_seed(seed)
     z0 = torch.randn(n, d, generator=generator)
@@ -116,29 +107,21 @@ def _views(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
     return z0 * scales[0] + torch.randn(d, generator=generator), z1 * scales[1] + 2 * torch.randn(d, generator=generator)
 
 
-def _check_loss(answer) -> None:
+def check_loss(answer) -> None:
     with torch.enable_grad():
-        inputs = *_views(7, 5, 1), 0.3
+        inputs = *two_views(7, 5, 1), 0.3
         got = answer(*inputs)
-        if isinstance(got, Real):
-            raise Wrong("The loss comes back as a plain number, and backward() needs the tensor. Leave .item() out.")
         if isinstance(got, Tensor) and tuple(got.shape) == (5, 5):
             raise Wrong("This is a matrix. The loss is one number: the sum of its terms.")
-        expect_shape(got, (), "the loss")
-        for hint, wrong in _LOSS_MISTAKES:
-            try_mistakes(answer, inputs, {hint: wrong})
-        for n, d, lambda_param in ((7, 5, 0.3), (12, 3, 0.005), (5, 9, 1.0)):
-            inputs = *_views(n, d, n), lambda_param
-            expect_close(
-                answer(*inputs),
-                my_barlow_twins_loss(*inputs),
-                f"With N = {n}, D = {d} and λ = {lambda_param} the value is off. One test: two equal views have a diagonal of 1.",
-                rtol=2e-3,
-                what="the loss",
-            )
+        expect_loss(got)
+        reject_mistakes(answer, my_barlow_twins_loss, BARLOW_MISTAKES, lambda f: f(*inputs))
+        for n, d, w in ((7, 5, 0.3), (12, 3, 0.005), (5, 9, 1.0)):
+            inputs = *two_views(n, d, n), w
+            hint = f"With N = {n}, D = {d} and λ = {w} the value is off. One test: two equal views have a diagonal of 1."
+            expect_close(answer(*inputs), my_barlow_twins_loss(*inputs), hint, rtol=2e-3, what="the loss")
         hints = {"blocked": "In Barlow Twins both views learn.", "cut": "No .detach() on the mean or the deviation."}
-        expect_gradients(answer, my_barlow_twins_loss, _views(6, 4, 2), 0.3, **hints, rtol=1e-2, atol=1e-4)
-        z0, z1 = _views(7, 5, 2)
+        expect_gradients(answer, my_barlow_twins_loss, two_views(6, 4, 2), 0.3, **hints, rtol=1e-2, atol=1e-4)
+        z0, z1 = two_views(7, 5, 2)
         z0[:, 2] = 1.5
         z0.requires_grad_()
         value = answer(z0, z1, 0.3)
@@ -172,7 +155,7 @@ def first_nonfinite(model: nn.Module, x: Tensor) -> str | None:
     return found[0] if found else None
 
 
-class _Apply(nn.Module):
+class Apply(nn.Module):
     """A module that applies a function."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
@@ -183,14 +166,12 @@ class _Apply(nn.Module):
         return self.function(x)
 
 
-class _Backwards(nn.Module):
-    """Calls its parts in another order than they are registered in. own: what it does itself at the end."""
+class Backwards(nn.Sequential):
+    """Calls its parts in the other order than they are registered in, and then does something of its own."""
 
-    def __init__(self, own=lambda x: x, **parts):
-        super().__init__()
+    def __init__(self, *parts, own=lambda x: x):
+        super().__init__(*parts)
         self.own = own
-        for name, part in parts.items():
-            self.add_module(name, part)
 
     def forward(self, x):
         for part in reversed([*self.children()]):
@@ -198,70 +179,65 @@ class _Backwards(nn.Module):
         return self.own(x)
 
 
-def _make(value: float) -> _Apply:
-    return _Apply(lambda x: torch.where(torch.arange(x.shape[1]) == 1, value, x))
+def make(value: float) -> Apply:
+    return Apply(lambda x: torch.where(torch.arange(x.shape[1]) == 1, value, x))
 
 
-_WRONG_MODULE = "The wrong module is named. Put a hook on every module; the first that fires with a bad output belongs to the culprit."
-_A_MODULE = "This is the module itself. Return its name, as named_modules() has it."
+def ill_models():
+    """Models, the right name of each, and hints for wrong ones."""
 
-
-def _check_first(answer) -> None:
     def linear():
         return nn.Linear(3, 3)
 
-    healthy = nn.Sequential(linear(), nn.ReLU(), linear())
-    got = answer(healthy, torch.ones(2, 3))
-    if isinstance(got, nn.Module):
-        raise Wrong(_A_MODULE)
-    if got is not None:
-        raise Wrong(f"All outputs of this model are finite, and the function returned {got!r} in place of None.")
-    for model, wanted, hints in _cases(linear):
-        before, modes = _hooks(model), [module.training for module in model.modules()]
-        got = answer(model, torch.ones(2, 3))
-        after = _hooks(model)
-        if isinstance(got, nn.Module):
-            raise Wrong(_A_MODULE)
-        if got is not None and not isinstance(got, str):
-            expect_type(got, str, "the name")
-        if got != wanted:
-            raise Wrong(hints.get(got, _WRONG_MODULE))
-        if sum(after) > sum(before):
-            raise Wrong("A hook is left behind, and every later pass calls it: keep each handle and call its remove() afterwards.")
-        if sum(after) < sum(before):
-            raise Wrong("A hook that was there before is gone. Remove only your own, by their handles.")
-        if [module.training for module in model.modules()] != modes:
-            raise Wrong("The modes of the modules have changed: batch normalisation and dropout act otherwise now. Leave train/eval alone.")
-
-
-def _hooks(model: nn.Module) -> list[int]:
-    return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
-
-
-def _cases(linear):
-    """Models, the right name of each, and hints for wrong ones."""
-    nested = nn.Sequential(linear(), nn.Sequential(_make(math.nan), linear()), linear())
+    nested = nn.Sequential(linear(), nn.Sequential(make(math.nan), linear()), linear())
     nested[0].register_forward_hook(lambda *a: None)
     nested[2].eval()
-    whole, inside = "This is {}. A child of it was done before: take the hook that fires first, not the first name.", "1.0"
-    yield nested, inside, {
+    whole = "This is {}. A child of it was done before: take the hook that fires first, not the first name."
+    yield nested, "1.0", {
         None: "There is a NaN in this model, and the function returned None. Is every module looked at, the nested ones too?",
         "1": whole.format("the container"),
         "": whole.format("the whole model"),
         "0": "The child's own name is not enough. Use the full path, as named_modules() has it: 1.0.",
         "2": "This is the last module with a bad output. The first one is the culprit.",
     }  # fmt: skip
-    infinite = nn.Sequential(linear(), _make(math.inf), _Apply(lambda x: x - x), linear())
+    infinite = nn.Sequential(linear(), make(math.inf), Apply(lambda x: x - x), linear())
     yield infinite, "1", {"2": "Infinity is overlooked: it became NaN one module later. isfinite() finds both."}
-    vanishing = nn.Sequential(linear(), _make(-math.inf), _Apply(torch.exp), linear())
+    vanishing = nn.Sequential(linear(), make(-math.inf), Apply(torch.exp), linear())
     gone = "An infinity that disappears later is overlooked: exp(−inf) is 0. Look at every output, not at the last one."
     yield vanishing, "1", {None: gone}
     order = "These are the first in the order in which they were registered. Take the order in which the forward pass calls them."
-    yield _Backwards(last=linear(), bad=_make(math.nan), first=linear()), "bad", {"last": order}
-    large = nn.Sequential(_Apply(lambda x: x * 0 + 3e38), _make(math.nan))
+    yield Backwards(linear(), make(math.nan), linear()), "1", {"0": order}
+    large = nn.Sequential(Apply(lambda x: x * 0 + 3e38), make(math.nan))
     yield large, "1", {"0": "All outputs of this module are finite; only their sum overflows. Ask every number: isfinite().all()."}
     itself = "The model itself can be the culprit, and its name is the empty text, which counts as False: ask `is not None`."
-    yield _Backwards(own=lambda x: x / 0, inner=linear()), "", {None: itself}
+    yield Backwards(linear(), own=lambda x: x / 0), "", {None: itself}
+
+
+def check_first(answer) -> None:
+    got = answer(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)), torch.ones(2, 3))
+    if got is not None and not isinstance(got, nn.Module):
+        raise Wrong(f"All outputs of this model are finite, and the function returned {got!r} in place of None.")
+    for model, wanted, hints in ill_models():
+        before, modes = number_of_hooks(model), [module.training for module in model.modules()]
+        got = answer(model, torch.ones(2, 3))
+        after = number_of_hooks(model)
+        if isinstance(got, nn.Module):
+            raise Wrong("This is the module itself. Return its name, as named_modules() has it.")
+        if got is not None:
+            expect_type(got, str, "the name")
+        if got != wanted:
+            other = "The wrong module is named. Put a hook on every module; the first that fires with a bad output belongs to the culprit."
+            raise Wrong(hints.get(got, other))
+        if after > before:
+            raise Wrong("A hook is left behind, and every later pass calls it: keep each handle and call its remove() afterwards.")
+        if after < before:
+            raise Wrong("A hook that was there before is gone. Remove only your own, by their handles.")
+        if [module.training for module in model.modules()] != modes:
+            raise Wrong("The modes of the modules have changed: batch normalisation and dropout act otherwise now. Leave train/eval alone.")
+
+
+def number_of_hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 # --- 5.3 ------------------------------------------------------------------------------------------------------------------------------
@@ -273,46 +249,42 @@ def safe_standardise(z: Tensor, eps: float) -> Tensor:
     return z / (z.square().mean(0) + eps).sqrt()
 
 
-def _safe(denominator, centre=True):
-    return lambda z, eps: (z - z.mean(0) if centre else z) / denominator(z, eps)
+def divided_by(denominator):
+    """A wrong standardisation: denominator(variance, eps), of columns without their mean."""
+    return lambda z, eps: (z - z.mean(0)) / denominator(z.var(0, correction=0), eps)
 
 
-_OUTSIDE = "eps is added outside the root. Inside, sqrt(var + eps), the slope of the root stays finite where the variance is 0."
-_SAFE_N_MINUS_1 = "The variance divides by N − 1. Divide by N, correction=0, so that the mean square of a column becomes 1."
-_SAFE_ROWS = "Standardised over each row. Take each column, over the batch: dim=0."
-_SAFE_MISTAKES = {
-    _OUTSIDE: _safe(lambda z, e: z.var(0, correction=0).sqrt() + e),
-    "eps is ignored.": _safe(lambda z, e: z.std(0, correction=0)),
-    _SAFE_N_MINUS_1: _safe(lambda z, e: (z.var(0) + e).sqrt()),
-    "The variance divides by N − 1, and eps stands outside the root.": _safe(lambda z, e: z.std(0) + e),
-    "Divided by the variance. The deviation is its root.": _safe(lambda z, e: z.var(0, correction=0) + e),
-    "The mean is not taken off.": _safe(lambda z, e: (z.var(0, correction=0) + e).sqrt(), centre=False),
-    "eps is squared: add it to the variance as it is.": _safe(lambda z, e: (z.var(0, correction=0) + e**2).sqrt()),
-    _SAFE_ROWS: lambda z, e: (z - z.mean(1, keepdim=True)) / (z.var(1, correction=0, keepdim=True) + e).sqrt(),
-    "One mean and one deviation for the whole matrix. Each column has its own.": lambda z, e: (
-        (z - z.mean()) / (z.var(correction=0) + e).sqrt()
-    ),
-    "A deviation below a limit is replaced by the limit. Add eps to the variance.": _safe(lambda z, e: z.std(0, correction=0).clamp(min=e)),
-    "A variance below eps is replaced by eps. Add it.": _safe(lambda z, e: z.var(0, correction=0).clamp(min=e).sqrt()),
+SAFE_MISTAKES = {
+    "eps is added outside the root. Inside, sqrt(var + eps), the slope of the root stays finite where the variance is 0.":
+        divided_by(lambda variance, eps: variance.sqrt() + eps),
+    "eps is ignored.": divided_by(lambda variance, eps: variance.sqrt()),
+    "The variance divides by N − 1. Divide by N, correction=0, so that the mean square of a column becomes 1.":
+        lambda z, eps: (z - z.mean(0)) / (z.var(0) + eps).sqrt(),
+    "The variance divides by N − 1, and eps stands outside the root.": lambda z, eps: (z - z.mean(0)) / (z.std(0) + eps),
+    "Divided by the variance. The deviation is its root.": divided_by(lambda variance, eps: variance + eps),
+    "The mean is not taken off.": lambda z, eps: z / (z.var(0, correction=0) + eps).sqrt(),
+    "eps is squared: add it to the variance as it is.": divided_by(lambda variance, eps: (variance + eps**2).sqrt()),
+    "Standardised over each row. Take each column, over the batch: dim=0.": lambda z, eps: safe_standardise(z.T, eps).T,
+    "One mean and one deviation for the whole matrix. Each column has its own.":
+        lambda z, eps: (z - z.mean()) / (z.var(correction=0) + eps).sqrt(),
+    "A deviation below a limit is replaced by the limit. Add eps to the variance.":
+        divided_by(lambda variance, eps: variance.sqrt().clamp(min=eps)),
+    "A variance below eps is replaced by eps. Add it.": divided_by(lambda variance, eps: variance.clamp(min=eps).sqrt()),
 }
-_AFTERWARDS = (
-    "The values are right, but the gradient is NaN where a column is constant. To replace bad values afterwards (nan_to_num, where) leaves "
-    "the bad slope in the graph: the root itself must never see 0."
-)
-_ONE_PASS = "Right near 0, but not where the mean is 10,000: E[x²] − E[x]² loses its digits there. Take the mean off first."
 
 
-def _check_safe(answer) -> None:
+def check_safe(answer) -> None:
     with torch.enable_grad():
-        z = _views(9, 4, 3)[0]
+        z = two_views(9, 4, 3)[0]
         z[:, 1] *= 0.2
         expect_shape(answer(z, 0.5), (9, 4))
-        try_mistakes(answer, (z, 0.5), _SAFE_MISTAKES)
+        reject_mistakes(answer, safe_standardise, SAFE_MISTAKES, lambda f: f(z, 0.5))
         for eps in (0.5, 1e-5):
             hint = f"With eps = {eps} the values are off. Take the mean off each column and divide by the root of variance plus eps."
             expect_close(answer(z, eps), safe_standardise(z, eps), hint, rtol=1e-3, atol=1e-4)
         far = 1e4 + z.round(decimals=1)
-        expect_close(answer(far, 1e-5), safe_standardise(far, 1e-5), _ONE_PASS, rtol=0.05, atol=0.05)
+        hint = "Right near 0, but not where the mean is 10,000: E[x²] − E[x]² loses its digits there. Take the mean off first."
+        expect_close(answer(far, 1e-5), safe_standardise(far, 1e-5), hint, rtol=0.05, atol=0.05)
         z[:, 2] = 0.3
         z.requires_grad_()
         value = answer(z, 1e-5)
@@ -323,7 +295,10 @@ def _check_safe(answer) -> None:
         weights = torch.arange(36.0).view(9, 4).cos()
         got, wanted = (torch.autograd.grad((f(z, 1e-5) * weights).sum(), z)[0] for f in (answer, safe_standardise))
         if not got.isfinite().all():
-            raise Wrong(_AFTERWARDS)
+            raise Wrong(
+                "The values are right, but the gradient is NaN where a column is constant. To replace bad values afterwards (nan_to_num, "
+                "where) leaves the bad slope in the graph: the root itself must never see 0."
+            )
         expect_close(got, wanted, "The values are right, but the gradient is not: mean and variance depend on z too.", rtol=1e-2, atol=1e-3)
 
 
@@ -344,7 +319,7 @@ def diagnosis(patient: nn.Module) -> str:
     return "constant dimension" if patient.layer(x).std(0).min() == 0 else "variance in one pass"
 
 
-def _excluded(name: str, patient: nn.Module) -> str:
+def excluded(name: str, patient: nn.Module) -> str:
     """What speaks against this fault, or a word on where to look further. Does not say which fault it is."""
     x = patient.batch
     with torch.no_grad():
@@ -368,7 +343,7 @@ def _excluded(name: str, patient: nn.Module) -> str:
     return f"Rounding needs a mean far larger than the std to do this. Here the largest mean of a dimension is {largest:.2g}."
 
 
-def _check_diagnosis(answer) -> None:
+def check_diagnosis(answer) -> None:
     for seed in range(24):
         truth, patient = clinic.drawn(seed)
         said = answer(patient)
@@ -376,12 +351,12 @@ def _check_diagnosis(answer) -> None:
         if said not in clinic.SUSPECTS:
             raise Wrong(f"{said!r} is not among the suspects. They are: {', '.join(clinic.SUSPECTS)}.")
         if said != truth:
-            raise Wrong(f"The patient with seed {seed} does not have the fault {said!r}. {_excluded(said, patient)}")
+            raise Wrong(f"The patient with seed {seed} does not have the fault {said!r}. {excluded(said, patient)}")
 
 
-EXERCISES = {
-    "5.1": Exercise("5.1", "The loss of Barlow Twins", 20, 2, my_barlow_twins_loss, _check_loss),
-    "5.2": Exercise("5.2", "The first module that is not finite", 20, 3, first_nonfinite, _check_first),
-    "5.3": Exercise("5.3", "A standardisation that survives", 10, 2, safe_standardise, _check_safe),
-    "5.4": Exercise("5.4", "Diagnose a patient", 15, 2, diagnosis, _check_diagnosis),
-}
+EXERCISES = [
+    Exercise("5.1", "The loss of Barlow Twins", 20, 2, my_barlow_twins_loss, check_loss, BARLOW_MISTAKES),
+    Exercise("5.2", "The first module that is not finite", 20, 3, first_nonfinite, check_first),
+    Exercise("5.3", "A standardisation that survives", 10, 2, safe_standardise, check_safe, SAFE_MISTAKES),
+    Exercise("5.4", "Diagnose a patient", 15, 2, diagnosis, check_diagnosis),
+]

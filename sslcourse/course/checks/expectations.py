@@ -1,0 +1,134 @@
+"""What the checks of exercises are written with. Each function raises Wrong with a sentence that a learner can use."""
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslcourse.course.exercises import Wrong, describe
+
+_NUMBERS = (Tensor, np.ndarray, np.generic, int, float)
+
+
+def expect_type(got, kind: type | tuple[type, ...] = Tensor, what: str = "the result") -> None:
+    """Reject a result of another type; None and ... get a hint about the missing return."""
+    if got is None or got is ...:
+        raise Wrong("The function returned nothing. Is the return statement missing?" if got is None else "The function returned `...`.")
+    if not isinstance(got, kind):
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise Wrong(f"Expected {what} to be a {wanted}, and it is {describe(got)}.")
+
+
+def expect_shape(got, shape: Sequence[int], what: str = "the result") -> None:
+    """Reject a tensor of another shape."""
+    expect_type(got, (Tensor, np.ndarray), what)
+    if tuple(got.shape) != tuple(shape):
+        kind = "a single number, of shape ()," if tuple(shape) == () else f"of shape {tuple(shape)}"
+        raise Wrong(f"Expected {what} to be {kind} and it has shape {tuple(got.shape)}.")
+
+
+def expect_close(got, wanted, hint: str, rtol: float = 1e-4, atol: float = 1e-6, what: str = "the result") -> None:
+    """Reject a result that differs from the wanted one: by its form with a sentence about the form, by its values with the hint."""
+    expect_type(got, _NUMBERS, what)
+    got, wanted = torch.as_tensor(got), torch.as_tensor(wanted)
+    expect_shape(got, wanted.shape, what)
+    if got.is_floating_point() and wanted.isfinite().all() and not got.isfinite().all():
+        raise Wrong(f"Not all of {what} is finite. {hint}")
+    if not _close(got, wanted, rtol, atol):
+        raise Wrong(hint)
+
+
+def expect_number(got, what: str) -> float:
+    """Reject anything but one number, as Python or PyTorch has it; returns it as a float."""
+    if not isinstance(got, Real):
+        expect_type(got, (float, Tensor), what)
+        expect_shape(got, (), what)
+    return float(got)
+
+
+def expect_loss(got, rows: int | None = None) -> None:
+    """Reject a loss that is no tensor of shape (); one value for each of the rows gets a hint of its own."""
+    if isinstance(got, Real):
+        raise Wrong("The loss comes back as a plain number, and backward() needs the tensor. Leave .item() out.")
+    if isinstance(got, Tensor) and got.shape == (rows,):
+        raise Wrong("This is one value for each row. Take the mean over the rows, so that the loss is one number.")
+    expect_shape(got, (), "the loss")
+
+
+def expect_pair(got, wanted: Sequence, first: str, second: str) -> None:
+    """Reject a result that is not two things, or is two right numbers in the other order."""
+    if not (isinstance(got, (tuple, list)) or isinstance(got, Tensor) and got.dim() == 1) or len(got) != 2:
+        expect_type(got, (tuple, list))
+        raise Wrong(f"Return two numbers: return {first}, {second}.")
+    if all(isinstance(v, _NUMBERS) and _close(v, w, 1e-4, 1e-6) for v, w in zip(got, wanted[::-1], strict=True)):
+        raise Wrong(f"Both values are right, in the other order. Return the {first} first.")
+
+
+def reject_mistakes(
+    answer: Callable, reference: Callable, mistakes: Mapping, run: Callable[[Callable], object], rtol: float = 1e-4, atol: float = 1e-6
+) -> None:
+    """Raise the hint of the first known mistake that gives what the answer gives, unless the reference gives it too.
+
+    mistakes: hint -> a wrong function, or a list of them. run(function) calls a function on the check's inputs and returns the number or
+    tensor to compare. Call this before `expect_close`, so that the hint that fits comes first.
+    """
+    got, right = run(answer), run(reference)
+    if not isinstance(got, _NUMBERS):
+        return
+    for hint, functions in mistakes.items():
+        for wrong in functions if isinstance(functions, list) else [functions]:
+            try:
+                found = run(wrong)
+            except Exception:  # a mistake may well not run on these inputs
+                continue
+            if _close(got, found, rtol, atol) and not _close(right, found, rtol, atol):
+                raise Wrong(hint)
+
+
+def expect_gradients(answer: Callable, reference: Callable, views: Sequence[Tensor], *rest, blocked: str, cut: str, **tolerance) -> None:
+    """Reject a loss answer(*views, *rest) whose gradient in a view is missing (hint blocked) or differs from the reference's (cut)."""
+    views = [view.detach().requires_grad_() for view in views]
+    value = answer(*views, *rest)
+    if not value.requires_grad:
+        raise Wrong("The value is right, but no gradient comes back. Leave out .detach(), .item(), torch.no_grad() and torch.tensor(...).")
+    got = torch.autograd.grad(value, views, allow_unused=True)
+    if any(g is None or not g.any() for g in got):
+        raise Wrong(f"No gradient reaches one of the two views: is it detached? {blocked}")
+    for g, wanted in zip(got, torch.autograd.grad(reference(*views, *rest), views), strict=True):
+        hint = f"The value is right, but its gradient is not: a part of the graph is cut off. {cut}"
+        expect_close(g, wanted, hint, what="the gradient", **tolerance)
+
+
+def expect_stopped_gradient(
+    answer: Callable, reference: Callable, pair: Sequence[Tensor], *rest, learns: int, names: Sequence[str], else_moves: str, cut: str = ""
+) -> None:
+    """Reject a loss answer(*pair, *rest) unless pair[learns] gets the reference's gradient, and the other of the two none.
+
+    names: what the two are called in hints; else_moves: what a gradient to the other would move; cut: where the graph may be cut off.
+    """
+    pair, learner, fixed = [v.detach().requires_grad_() for v in pair], names[learns], names[1 - learns]
+    value = answer(*pair, *rest)
+    if not value.requires_grad:
+        raise Wrong(f"The value is right, but no gradient comes back. Detach {fixed} only: no torch.no_grad(), .item(), torch.tensor(...).")
+    try:
+        got = torch.autograd.grad(value, pair, allow_unused=True)
+    except RuntimeError as error:
+        told = "a tensor that it still needs was changed in place. Make new ones: p = p / length."
+        raise Wrong(f"The value is right, but backward() fails: {told}") from error
+    reached = [g is not None and bool(g.any()) for g in got]
+    if reached[1 - learns] and not reached[learns]:
+        raise Wrong(f"The gradient is stopped at the wrong side: {learner} is detached, so nothing would be learned. Detach {fixed}.")
+    if reached[1 - learns]:
+        raise Wrong(f"The value is right, but a gradient reaches {fixed}, so {else_moves}. Stop it there: .detach().")
+    if not reached[learns]:
+        raise Wrong(f"The value is right, but no gradient reaches {learner}, the side that learns. Detach {fixed} only.")
+    (wanted,) = torch.autograd.grad(reference(*pair, *rest), pair[learns])
+    hint = f"The value is right, but its gradient is not: a part of the graph is cut off. {cut}".strip()
+    expect_close(got[learns], wanted, hint, rtol=1e-3, atol=1e-5, what="the gradient")
+
+
+def _close(got, wanted, rtol: float, atol: float) -> bool:
+    got, wanted = (torch.as_tensor(value).detach().double().cpu() for value in (got, wanted))
+    return got.shape == wanted.shape and torch.allclose(got, wanted, rtol, atol)

@@ -1,0 +1,186 @@
+"""Answers to the exercises of lesson 3, as learners write them."""
+
+import math
+from collections import Counter
+
+import torch
+from torch.nn import functional as F
+
+from sslcourse import losses
+from sslcourse.course.checks.lesson_3 import alignment_and_uniformity, knn_predict, my_nt_xent
+
+
+def loss_by_loops(z0, z1, temperature):
+    rows = [v / v.norm() for v in torch.cat([z0, z1])]
+    n, total = len(z0), 0
+    for i, anchor in enumerate(rows):
+        others = torch.stack([anchor @ other / temperature for j, other in enumerate(rows) if j != i])
+        partner = anchor @ rows[(i + n) % (2 * n)] / temperature
+        total = total + others.logsumexp(0) - partner
+    return total / (2 * n)
+
+
+def loss_by_cosine_similarity(z0, z1, temperature):
+    z = torch.cat([z0, z1])
+    logits = F.cosine_similarity(z[:, None], z[None], dim=-1) / temperature
+    logits = logits - 1e9 * torch.eye(len(z))
+    p = logits.log_softmax(1)
+    return -(p.diagonal(len(z0)).sum() + p.diagonal(-len(z0)).sum()) / len(z)
+
+
+def loss_by_halves(z0, z1, temperature):
+    a, b = (z.double() / z.double().norm(dim=1, keepdim=True) for z in (z0, z1))
+    n, total = len(a), 0
+    for one, other in ((a, b), (b, a)):
+        own = (one @ one.T / temperature)[~torch.eye(n, dtype=torch.bool)].view(n, n - 1)
+        total = total + F.cross_entropy(torch.cat([one @ other.T / temperature, own], dim=1), torch.arange(n))
+    return (total / 2).float()
+
+
+def loss_of(change, dim=1, **options):
+    """A loss whose logits (2N, 2N), without the diagonal masked, are changed by change(logits, targets) before the cross-entropy."""
+
+    def answer(z0, z1, temperature):
+        z = F.normalize(torch.cat([z0, z1]), dim=dim)
+        targets = (torch.arange(len(z)) + len(z0)) % len(z)
+        return F.cross_entropy(*change(z @ z.T / temperature, targets), **options)
+
+    return answer
+
+
+def masked(logits, targets, value=-math.inf):
+    return logits.masked_fill(torch.eye(len(logits), dtype=torch.bool), value), targets
+
+
+def loss_unstable(z0, z1, temperature):
+    z = F.normalize(torch.cat([z0, z1]))
+    weights = (z @ z.T / temperature).exp() * (1 - torch.eye(len(z)))
+    return -((weights.diagonal(len(z0)).repeat(2) / weights.sum(1)).log().mean())
+
+
+def loss_decoupled(z0, z1, temperature):
+    z = F.normalize(torch.cat([z0, z1]))
+    logits = masked(z @ z.T / temperature, None)[0]
+    positive = logits.diagonal(len(z0)).repeat(2)
+    return ((logits.exp().sum(1) - positive.exp()).log() - positive).mean()
+
+
+def loss_candidates_detached(z0, z1, temperature):
+    z = F.normalize(torch.cat([z0, z1]))
+    return F.cross_entropy(*masked(z @ z.detach().T / temperature, torch.arange(len(z)).roll(len(z0))))
+
+
+def geometry_from_cosines(z0, z1):
+    a, b = (z / z.norm(dim=1, keepdim=True) for z in (z0, z1))
+    squared = (2 - 2 * a @ a.T)[~torch.eye(len(a), dtype=torch.bool)]
+    return (2 - 2 * (a * b).sum(1)).mean(), torch.logsumexp(-2 * squared, 0) - math.log(len(squared))
+
+
+def geometry_by_loops(z0, z1):
+    a, b = F.normalize(z0.double()), F.normalize(z1.double())
+    n = len(a)
+    near = [math.exp(-2 * float(((a[i] - a[j]) ** 2).sum())) for i in range(n) for j in range(i)]
+    return sum(float(((a[i] - b[i]) ** 2).sum()) for i in range(n)) / n, math.log(sum(near) / len(near))
+
+
+def geometry(align=None, uniform=None):
+    """An answer with one of the two measures changed; both get normalised rows."""
+
+    def answer(z0, z1):
+        a, b = F.normalize(z0), F.normalize(z1)
+        right = alignment_and_uniformity(z0, z1)
+        return align(a, b) if align else right[0], uniform(a, b) if uniform else right[1]
+
+    return answer
+
+
+def geometry_not_normalised(z0, z1):
+    return (z0 - z1).pow(2).sum(1).mean(), (-2 * torch.pdist(z0).pow(2)).exp().mean().log()
+
+
+def knn_by_loops(bank, bank_labels, queries, k, temperature):
+    predicted = []
+    for query in queries:
+        similarity = F.cosine_similarity(bank, query.unsqueeze(0))
+        votes = {}
+        for i in similarity.argsort(descending=True)[:k].tolist():
+            c = int(bank_labels[i])
+            votes[c] = votes.get(c, 0.0) + math.exp(float(similarity[i]) / temperature)
+        predicted.append(max(votes, key=votes.get))
+    return torch.tensor(predicted)
+
+
+def knn_by_distance(bank, bank_labels, queries, k, temperature):
+    bank, queries = F.normalize(bank.double()), F.normalize(queries.double())
+    distance, index = torch.cdist(queries, bank).topk(k, largest=False)
+    weights = ((2 - distance**2) / 2 / temperature).exp()
+    return (F.one_hot(bank_labels)[index] * weights.unsqueeze(-1)).sum(1).argmax(1)
+
+
+def knn(decide=lambda votes: votes.argmax(1), unit_queries=F.normalize, weigh=lambda s, t: (s / t).exp(), largest=True):
+    """An answer with one thing changed."""
+
+    def answer(bank, bank_labels, queries, k, temperature):
+        values, index = (unit_queries(queries) @ F.normalize(bank).T).topk(k, largest=largest)
+        return decide((F.one_hot(bank_labels)[index] * weigh(values, temperature).unsqueeze(-1)).sum(1))
+
+    return answer
+
+
+def knn_most_common(bank, bank_labels, queries, k, temperature):
+    classes = bank_labels[(F.normalize(queries) @ F.normalize(bank).T).topk(k).indices]
+    return torch.tensor([Counter(row).most_common(1)[0][0] for row in classes.tolist()])
+
+
+def knn_of_right_one(change):
+    return lambda bank, bank_labels, queries, k, temperature: change(knn_predict(bank, bank_labels, queries, k, temperature))
+
+
+RIGHT = {
+    "3.1": [losses.nt_xent, loss_by_loops, loss_by_cosine_similarity, loss_by_halves, loss_of(masked)],
+    "3.2": [geometry_from_cosines, geometry_by_loops],
+    "3.3": [knn_by_loops, knn_by_distance, knn()],
+}
+
+WRONG = {
+    "3.1": {
+        "diagonal is not masked": loss_of(lambda logits, targets: (logits, targets)),
+        "masked with 0": loss_of(lambda logits, targets: masked(logits, targets, 0.0)),
+        "over the batch": loss_of(masked, dim=0),
+        "one view are anchors": loss_of(lambda *a: [v[: len(v) // 2] for v in masked(*a)]),
+        "sum over the anchors": loss_of(masked, reduction="sum"),
+        "missing from the denominator": loss_decoupled,
+        "target of row i": loss_of(lambda logits, targets: masked(logits, torch.arange(len(logits)) ^ 1)),
+        "plain number": lambda z0, z1, temperature: my_nt_xent(z0, z1, temperature).item(),
+        "no gradient comes back": lambda z0, z1, temperature: my_nt_xent(z0, z1, temperature).detach(),
+        "one of the two views": lambda z0, z1, temperature: my_nt_xent(z0, z1.detach(), temperature),
+        "its gradient is not": loss_candidates_detached,
+        "single number": loss_of(masked, reduction="none"),
+        "overflows": loss_unstable,
+        "log(2N − 1)": lambda z0, z1, temperature: my_nt_xent(z0, z1, temperature) + 0.05,
+    },
+    "3.2": {
+        "not normalised": [geometry_not_normalised, lambda z0, z1: (alignment_and_uniformity(z0, z1)[0], geometry_not_normalised(z0, z1)[1])],
+        "no square root": geometry(lambda a, b: (a - b).norm(dim=1).mean()),
+        "cosine similarity": geometry(lambda a, b: F.cosine_similarity(a, b).mean()),
+        "compared with itself": geometry(uniform=lambda a, b: (-2 * torch.cdist(a, a).pow(2)).exp().mean().log()),
+        "mean of logarithms": geometry(uniform=lambda a, b: (-2 * torch.pdist(a).pow(2)).exp().log().mean()),
+        "value of the uniformity is off": geometry(uniform=lambda a, b: (-3 * torch.pdist(a).pow(2)).exp().mean().log()),
+        "Right for 7 rows": geometry(lambda a, b: (a - b).pow(2).sum() / 7),
+        "other order": lambda z0, z1: alignment_and_uniformity(z0, z1)[::-1],
+        "Expected": lambda z0, z1: alignment_and_uniformity(z0, z1)[0],
+    },
+    "3.3": {
+        "not all normalised": knn(unit_queries=lambda queries: queries),
+        "the same vote": [knn(weigh=lambda s, t: torch.ones_like(s)), knn_most_common],
+        "least similar": knn(largest=False),
+        "temperature is ignored": knn(weigh=lambda s, t: s.exp()),
+        "positions in the bank": lambda bank, bank_labels, queries, k, temperature: (F.normalize(queries) @ F.normalize(bank).T).argmax(1),
+        "votes of every class": knn(lambda votes: votes),
+        "scores, and not classes": knn(lambda votes: votes.max(1).values),
+        "one value for each neighbour": lambda bank, bank_labels, queries, k, temperature: bank_labels[(queries @ bank.T).topk(k).indices],
+        "have to be int64": knn_of_right_one(lambda classes: classes.int()),
+        "single query": knn_of_right_one(lambda classes: classes.squeeze()),
+        "predictions differ": lambda bank, bank_labels, queries, k, temperature: knn_predict(bank, bank_labels, queries, k - 2, temperature),
+    },
+}

@@ -1,0 +1,213 @@
+"""Answers to the exercises of lesson 4, as learners write them."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sslcourse import losses
+from sslcourse.course.checks.lesson_4 import ema_update, my_byol_loss, spread_and_rank
+
+
+def loss_by_loops(p, z):
+    total = 0
+    for a, b in zip(p, z.detach(), strict=True):
+        total = total + 2 - 2 * (a @ b) / (a.norm() * b.norm())
+    return total / len(p)
+
+
+def loss_by_distance(p, z):
+    with torch.no_grad():
+        aim = z / z.norm(dim=1, keepdim=True)
+    return (p / p.norm(dim=1, keepdim=True) - aim).pow(2).sum(1).mean()
+
+
+def loss_spoils_its_graph(p, z):
+    value = my_byol_loss(p, z)
+    with torch.no_grad():
+        p /= p.norm(dim=1, keepdim=True)
+    return value
+
+
+def loss_changes_its_input(p, z):
+    z.data /= z.data.norm(dim=1, keepdim=True)
+    return my_byol_loss(p, z)
+
+
+def loss_without_graph(p, z):
+    with torch.no_grad():
+        return my_byol_loss(p, z)
+
+
+def ema_by_lerp(target, online, tau):
+    with torch.no_grad():
+        torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - tau)
+
+
+@torch.no_grad()
+def ema_by_name_and_copy(target, online, tau):
+    theirs = dict(online.named_parameters())
+    for name, t in target.named_parameters():
+        t.copy_(tau * t + (1 - tau) * theirs[name])
+    return target
+
+
+def ema_through_data(target, online, tau):
+    for t, o in zip(target.parameters(), online.parameters(), strict=True):
+        t.data = tau * t.data + (1 - tau) * o.data
+
+
+def ema_rebinds_names(target, online, tau):
+    for t, o in zip(target.parameters(), online.parameters(), strict=True):
+        t = tau * t + (1 - tau) * o
+
+
+def ema_recorded(target, online, tau):
+    for t, o in zip(target.parameters(), online.parameters(), strict=True):
+        t.mul_(tau).add_((1 - tau) * o)
+
+
+def ema_unfreezes(target, online, tau):
+    ema_update(target, online, tau)
+    target.requires_grad_(True)
+
+
+def ema_new_parameters(target, online, tau):
+    for t, o in zip(target, online, strict=True):
+        for name in ("weight", "bias"):
+            if hasattr(t, name):
+                mixed = tau * getattr(t, name) + (1 - tau) * getattr(o, name)
+                setattr(t, name, nn.Parameter(mixed.detach(), requires_grad=False))
+
+
+def ema_by_reference(target, online, tau):
+    for k in range(len(target)):
+        target[k] = online[k]
+
+
+def ema_shares_data(target, online, tau):
+    for t, o in zip(target.parameters(), online.parameters(), strict=True):
+        t.data = o.data if tau == 0 else tau * t.data + (1 - tau) * o.data
+
+
+def ema_new_network(target, online, tau):
+    moved = copy.deepcopy(target)
+    ema_update(moved, online, tau)
+    return moved
+
+
+@torch.no_grad()
+def ema_of_the_state(target, online, tau):
+    theirs = online.state_dict()
+    for name, value in target.state_dict().items():
+        value.copy_(tau * value + (1 - tau) * theirs[name])
+
+
+@torch.no_grad()
+def ema_of_matrices_only(target, online, tau):
+    for t, o in zip(target.parameters(), online.parameters(), strict=True):
+        if t.dim() > 1:
+            t.copy_(tau * t + (1 - tau) * o)
+
+
+@torch.no_grad()
+def ema_mixed_in_place_twice(target, online, tau):
+    for t, o in zip(target.parameters(), online.parameters(), strict=True):
+        t.add_(o, alpha=1 - tau).mul_(tau)
+
+
+def ema_misspelled(target, online, tau):
+    for t in target.parameters():
+        t.mull_(tau)
+
+
+def meters_by_hand(z):
+    z = z.double() / z.double().norm(dim=1, keepdim=True)
+    spread = (z - z.mean(0)).pow(2).mean(0).sqrt().mean() / (1 / math.sqrt(z.shape[1]))
+    values = torch.linalg.svd(z).S
+    share = (values / values.sum()).clamp_min(1e-12)
+    return spread.item(), math.exp(-float((share * share.log()).sum()))
+
+
+def meters_from_covariance(z):
+    z = F.normalize(z).double()
+    share = torch.linalg.eigvalsh(z.T @ z).clamp_min(0).sqrt()
+    share = share / share.sum()
+    return z.var(0, correction=0).sqrt().mean() * z.shape[1] ** 0.5, torch.distributions.Categorical(share).entropy().exp()
+
+
+def meters(spread=None, rank=None):
+    """An answer with one of the two meters changed: of normalised rows, and of the shares of their singular values."""
+
+    def answer(z):
+        u, right = F.normalize(z), spread_and_rank(z)
+        values = torch.linalg.svdvals(u)
+        return spread(u) if spread else right[0], rank(values / values.sum()) if rank else right[1]
+
+    return answer
+
+
+def entropy(share):
+    return -(share * share.log()).sum()
+
+
+def rank_not_normalised(z):
+    values = torch.linalg.svdvals(z)
+    return spread_and_rank(z)[0], entropy(values / values.sum()).exp()
+
+
+RIGHT = {
+    "4.1": [losses.byol_loss, loss_by_loops, loss_by_distance],
+    "4.2": [ema_by_lerp, ema_by_name_and_copy, ema_through_data],
+    "4.3": [meters_by_hand, meters_from_covariance],
+}
+
+WRONG = {
+    "4.1": {
+        "rows are not normalised": lambda p, z: 2 - 2 * (p * z.detach()).sum(1).mean(),
+        "Only one of the two": lambda p, z: (F.normalize(p) - z).pow(2).sum(1).mean(),
+        "cosines are taken over the batch": lambda p, z: 2 - 2 * F.cosine_similarity(p, z, dim=0).mean(),
+        "1 − cosine": lambda p, z: F.cosine_embedding_loss(p, z, torch.ones(len(p))),
+        "D times too small": lambda p, z: F.mse_loss(F.normalize(p), F.normalize(z)),
+        "a gradient reaches z": lambda p, z: 2 - 2 * F.cosine_similarity(p, z).mean(),
+        "wrong side": lambda p, z: 2 - 2 * F.cosine_similarity(p.detach(), z).mean(),
+        "no gradient comes back": [loss_without_graph, lambda p, z: my_byol_loss(p.detach(), z)],
+        "its gradient is not": lambda p, z: 2 - 2 * (p / p.detach().norm(dim=1, keepdim=True) * F.normalize(z.detach())).sum(1).mean(),
+        "backward() fails": loss_spoils_its_graph,
+        "changes its input z": loss_changes_its_input,
+        "plain number": lambda p, z: my_byol_loss(p, z).item(),
+        "one value for each row": lambda p, z: 2 - 2 * F.cosine_similarity(p, z.detach()),
+        "p = 3·z": lambda p, z: my_byol_loss(p, z) + 0.05,
+    },
+    "4.2": {
+        "Nothing moved": ema_rebinds_names,
+        "weights are swapped": lambda target, online, tau: ema_update(target, online, 1 - tau),
+        "second product": ema_mixed_in_place_twice,
+        "recorded for backward": ema_recorded,
+        "require gradients now": ema_unfreezes,
+        "new parameter tensors": ema_new_parameters,
+        "own tensors": ema_by_reference,
+        "shares memory": ema_shares_data,
+        "returns a new network": ema_new_network,
+        "online network changed": lambda target, online, tau: ema_update(online, target, tau),
+        "no longer be trained": lambda target, online, tau: ema_update(target, online.requires_grad_(False), tau),
+        "running statistics of batch normalisation changed": ema_of_the_state,
+        "Some parameters did not move": ema_of_matrices_only,
+        "By hand": lambda target, online, tau: ema_update(target, online, 0.9),
+        "AttributeError": ema_misspelled,
+    },
+    "4.3": {
+        "rows are not normalised": rank_not_normalised,
+        "divides by N − 1": meters(lambda z: z.std(0).mean() * z.shape[1] ** 0.5),
+        "not compared with its healthy value": meters(lambda z: z.std(0, correction=0).mean()),
+        "value of the spread is off": meters(lambda z: z.std(0, correction=0).mean() * z.shape[1] ** 0.5 + 0.1),
+        "This is the entropy": meters(rank=entropy),
+        "value of the effective rank is off": meters(rank=lambda share: entropy(share) / math.log(2)),
+        "0·ln 0": meters(rank=lambda share: entropy(share).exp()),
+        "a number written in": meters(rank=lambda share: entropy(share[:5]).exp()),
+        "other order": lambda z: spread_and_rank(z)[::-1],
+        "Expected": lambda z: spread_and_rank(z)[0],
+    },
+}

@@ -1,0 +1,176 @@
+"""Answers to the exercises of lesson 7, as learners write them."""
+
+import statistics
+
+import numpy as np
+import torch
+from scipy import stats
+
+from sslcourse.course.checks.lesson_7 import honest_accuracy, mcnemar_p, paired_interval
+
+
+def p_by_cdf(first_right, second_right):
+    disputed = first_right != second_right
+    n, k = disputed.sum().item(), (first_right & disputed).sum().item()
+    return torch.tensor(min(1.0, 2 * stats.binom.cdf(min(k, n - k), n, 0.5)))
+
+
+def p_of(value):
+    """A p-value made of the numbers of images that only the first and only the second has right."""
+    return lambda first_right, second_right: value(int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum()))
+
+
+def interval_from_scipy(first, second):
+    d = np.subtract(first, second)
+    low, high = stats.t.interval(0.95, len(d) - 1, loc=d.mean(), scale=stats.sem(d))
+    return d.mean(), low, high
+
+
+def interval_from_statistics(first, second):
+    d = [a - b for a, b in zip(first, second, strict=True)]
+    half = stats.t.ppf(0.975, len(d) - 1) * statistics.stdev(d) / len(d) ** 0.5
+    return [statistics.mean(d), statistics.mean(d) - half, statistics.mean(d) + half]
+
+
+def interval(factor=lambda runs: stats.t.ppf(0.975, runs - 1), error=stats.sem, differ=np.subtract):
+    def answer(first, second):
+        d = differ(np.array(first), np.array(second))
+        return d.mean(), d.mean() - factor(len(d)) * error(d), d.mean() + factor(len(d)) * error(d)
+
+    return answer
+
+
+def half_widths(first, second):
+    mean, low, high = paired_interval(first, second)
+    return mean, low - mean, high - mean
+
+
+def epoch_by_loop(validation, test):
+    if validation.dim() == 1:
+        return test[validation.argmax()]
+    return torch.stack([t[v.argmax()] for v, t in zip(validation, test, strict=True)])
+
+
+def epoch_by_take(validation, test):
+    chosen = validation.argmax(-1).unsqueeze(-1)
+    return torch.take_along_dim(test, chosen, -1)[..., 0]
+
+
+def epoch_tie_by_test(validation, test):
+    best = validation == validation.amax(-1, keepdim=True)
+    return torch.where(best, test, torch.zeros_like(test)).amax(-1)
+
+
+def epoch_smoothed(validation, test):
+    return honest_accuracy(torch.nn.functional.avg_pool1d(validation[None], 3, 1, 1)[0], test)
+
+
+def copies_by_loop(unlabelled, test):
+    return torch.stack([(picture == test).flatten(1).all(1).any() for picture in unlabelled])
+
+
+def copies_by_numpy(unlabelled, test):
+    rows = [np.ascontiguousarray(x.flatten(1).numpy()) for x in (unlabelled, test)]
+    a, b = (x.view(f"V{x.shape[1]}")[:, 0] for x in rows)
+    known = set(map(bytes, b))
+    return torch.from_numpy(np.array([bytes(v) in known for v in a]))
+
+
+def copies_by_unique(unlabelled, test):
+    _, group = torch.cat([test, unlabelled]).flatten(1).unique(dim=0, return_inverse=True)
+    return torch.isin(group[len(test) :], group[: len(test)])
+
+
+def copies_of_last(unlabelled, test):
+    for picture in test:
+        mask = (unlabelled == picture).flatten(1).all(1)
+    return mask
+
+
+def copies_once(unlabelled, test):
+    mask = copies_by_loop(unlabelled, test)
+    for i in range(len(mask)):
+        mask[i] &= not (unlabelled[:i] == unlabelled[i]).flatten(1).all(1).any()
+    return mask
+
+
+def copies_inside_too(unlabelled, test):
+    mask = copies_by_loop(unlabelled, test)
+    mask[25] = mask[26] = True
+    return mask
+
+
+def copies_changing_input(unlabelled, test):
+    mask = copies_by_loop(unlabelled, test)
+    unlabelled[mask] = 0
+    return mask
+
+
+RIGHT = {
+    "7.1": [p_of(lambda b, c: stats.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0), p_by_cdf],
+    "7.2": [interval_from_scipy, interval_from_statistics],
+    "7.3": [epoch_by_loop, epoch_by_take],
+    "7.4": [copies_by_loop, copies_by_numpy, copies_by_unique],
+}
+
+WRONG = {
+    "7.1": {
+        "One-sided": p_of(lambda b, c: stats.binom.cdf(min(b, c), b + c, 0.5)),
+        "tossed for all images": lambda first_right, second_right: stats.binomtest(
+            int((second_right & ~first_right).sum()), len(first_right)
+        ).pvalue,
+        "chi-square approximation": [
+            p_of(lambda b, c: stats.chi2.sf((b - c) ** 2 / (b + c), 1)),
+            p_of(lambda b, c: stats.chi2.sf((abs(b - c) - 1) ** 2 / (b + c), 1)),
+        ],
+        "left out of the tail": p_of(lambda b, c: 2 * stats.binom.cdf(min(b, c) - 1, b + c, 0.5)),
+        "stops at 1": p_of(lambda b, c: 2 * stats.binom.cdf(min(b, c), b + c, 0.5)),
+        "nothing in dispute": [
+            p_of(lambda b, c: stats.binomtest(b, b + c).pvalue),
+            p_of(lambda b, c: stats.binomtest(b, b + c).pvalue if b + c else 0.0),
+        ],
+        "0.5**1500 is 0": p_of(lambda b, c: stats.binomtest(b, b + c).pvalue if 0 < b + c < 1500 else 1.0),
+        "to be a float or Tensor": lambda first_right, second_right: (mcnemar_p(first_right, second_right), 0.05),
+        "only the second has, p is": p_of(lambda b, c: 0.9 * stats.binomtest(b, b + c).pvalue if b == 2 else stats.binomtest(b, b + c).pvalue),
+    },
+    "7.2": {
+        "4.30 for R = 3": interval(factor=lambda runs: 1.96),
+        "a single run": interval(error=lambda d: d.std(ddof=1)),
+        "divide by R − 1": interval(error=lambda d: d.std() / len(d) ** 0.5),
+        "sorted first": interval(differ=lambda a, b: np.sort(a) - np.sort(b)),
+        "Return three numbers": lambda first, second: paired_interval(first, second)[1:],
+        "counted from the mean": half_widths,
+        "other order": lambda first, second: [paired_interval(first, second)[i] for i in (0, 2, 1)],
+        "written into the function": interval(factor=lambda runs: 3.182446),
+        "the lower end is off": interval(factor=lambda runs: stats.t.ppf(0.995, runs - 1)),
+        "mean of the differences": interval(differ=lambda a, b: 100 * (a / b - 1)),
+    },
+    "7.3": {
+        "best epoch on TEST": lambda validation, test: test.max(-1).values,
+        "chosen for being high": lambda validation, test: validation.amax(-1),
+        "That is a look": epoch_tie_by_test,
+        "Each run chooses its own": lambda validation, test: test[:, validation.mean(0).argmax()],
+        "one number came back": lambda validation, test: honest_accuracy(validation, test).mean(),
+        "one dimension too many": lambda validation, test: test.gather(-1, validation.argmax(-1, keepdim=True)),
+        "every chosen epoch for every run": lambda validation, test: test[:, validation.argmax(1)],
+        "curves (E,) of a single run": lambda validation, test: test[torch.arange(len(test)), validation.argmax(1)],
+        "is a number written in": lambda validation, test: honest_accuracy(validation, test) if len(test) == 5 else test[..., 0],
+        "For each run, find": epoch_smoothed,
+    },
+    "7.4": {
+        "first channel": lambda unlabelled, test: copies_by_loop(unlabelled[:, :1], test[:, :1]),
+        "last test image": copies_of_last,
+        "near copy": lambda unlabelled, test: ((unlabelled[:, None].float() - test).abs().flatten(2).amax(2) <= 1.5).any(1),
+        "only the first": copies_once,
+        "in floating point": lambda unlabelled, test: (torch.cdist(*(x.flatten(1).float() for x in (unlabelled, test))) == 0).any(1),
+        "which TEST images": lambda unlabelled, test: copies_by_loop(test, unlabelled),
+        "value for every pair": lambda unlabelled, test: torch.stack([(picture == test).flatten(1).all(1) for picture in unlabelled]),
+        "of bool": [
+            lambda unlabelled, test: copies_by_loop(unlabelled, test).long(),
+            lambda unlabelled, test: copies_by_loop(unlabelled, test).nonzero().flatten(),
+        ],
+        "held at once": lambda unlabelled, test: (unlabelled[:, None] == test[None]).flatten(2).all(2).any(1),
+        "marked that are none": copies_inside_too,
+        "changes its input unlabelled": copies_changing_input,
+    },
+}

@@ -1,0 +1,144 @@
+"""The exercises of every lesson: right answers pass, and each known mistake gets a hint of its own, whoever wrote it."""
+
+import copy
+import functools
+import importlib
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sslcourse import diagnostics, evaluation, models
+from sslcourse.course import clinic
+from sslcourse.course.exercises import judge, lesson_exercises
+
+TASKS = {id: task for number in range(1, 8) for id, task in lesson_exercises(number).items()}
+LESSONS = [importlib.import_module(f"answers_to_lesson_{number}") for number in range(1, 8)]
+
+
+def each(answers):
+    """(id, word, answer) of tables id -> {word: answer or answers}; one row for every answer."""
+    table = [(id, word, answer) for id, by_word in answers.items() for word, answer in by_word.items()]
+    return [(id, word, one) for id, word, answer in table for one in (answer if isinstance(answer, list) else [answer])]
+
+
+RIGHT = [row for lesson in LESSONS for row in each({id: {"": answers} for id, answers in lesson.RIGHT.items()})]
+WRONG = [row for lesson in LESSONS for row in each(lesson.WRONG)]
+MISTAKES = each({id: task.mistakes for id, task in TASKS.items()})
+
+
+@pytest.mark.parametrize("id", TASKS)
+def test_the_reference_is_right(id):
+    assert judge(TASKS[id], TASKS[id].reference) == ("done", f"{TASKS[id].title}: right. The lesson uses your function from here on.")
+
+
+@pytest.mark.parametrize("id", ["2.2", "3.1", "4.1", "4.2", "5.1", "5.3", "6.1"])
+def test_gradients_are_checked_where_autograd_is_off(id):
+    with torch.no_grad():
+        assert judge(TASKS[id], TASKS[id].reference)[0] == "done"
+
+
+@pytest.mark.parametrize("id, word, answer", RIGHT)
+def test_other_right_answers_are_accepted(id, word, answer):
+    status, message = judge(TASKS[id], answer)
+    assert status == "done", message
+
+
+@pytest.mark.parametrize("id, hint, wrong", MISTAKES, ids=lambda value: value[:30] if isinstance(value, str) else "")
+def test_every_known_mistake_gets_its_own_hint(id, hint, wrong):
+    called_as_the_reference = functools.wraps(TASKS[id].reference)(lambda *arguments: wrong(*arguments))
+    assert judge(TASKS[id], called_as_the_reference) == ("hint", hint)
+
+
+@pytest.mark.parametrize("id, word, answer", WRONG, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_mistake_as_learners_make_it_gets_its_hint(id, word, answer):
+    status, message = judge(TASKS[id], answer)
+    assert status == "hint" and word in message
+
+
+@pytest.mark.parametrize("id", TASKS)
+def test_every_exercise_is_tried_with_another_right_answer_and_three_wrong_ones_that_get_different_hints(id):
+    assert any(number == id for number, _, _ in RIGHT)
+    words = {word: judge(TASKS[id], answer)[1] for number, word, answer in WRONG if number == id}
+    assert len(set(words.values())) == len(words) >= 3
+
+
+def test_no_hint_about_a_patient_names_its_true_fault():
+    for name in clinic.SUSPECTS:
+        message = judge(TASKS["5.4"], lambda patient, name=name: name)[1]
+        assert message.count(name) <= 1  # what was answered
+        assert not any(other in message for other in clinic.SUSPECTS if other != name)
+
+
+def reference(id, *arguments):
+    return TASKS[id].reference(*arguments)
+
+
+def test_references_agree_with_the_package():
+    """Where the package's own function is no answer itself."""
+    z = torch.randn(7, 5)
+    seen = diagnostics.collapse(z)
+    assert [float(v) for v in reference("4.3", z)] == pytest.approx([seen.std / seen.healthy_std, seen.effective_rank], rel=1e-4)
+    method = models.BYOL(models.resnet9(4), hidden_dim=8, out_dim=4, tau0=0.8)
+    with torch.no_grad():
+        for p in (*method.encoder.parameters(), *method.projector.parameters()):
+            p.add_(torch.randn_like(p))
+    mine = copy.deepcopy(method.target)
+    reference("4.2", mine, nn.Sequential(method.encoder, method.projector), models.ema_tau(3, 10, 0.8))
+    method.after_step(3, 10)
+    for a, b in zip(mine.parameters(), method.target.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    logits, labels = 2 * torch.randn(200, 6), torch.randint(6, (200,))
+    confidence, said = logits.softmax(1).max(1)
+    for bins in (1, 7, 15):
+        wanted = evaluation.calibration(logits, labels, bins=bins).ece
+        assert reference("6.4", confidence, said == labels, bins) == pytest.approx(wanted, abs=1e-6)
+    a, b = torch.rand(2, 300) < torch.tensor([[0.8], [0.7]])
+    assert reference("7.1", a, b) == pytest.approx(evaluation.mcnemar(a, b).p_value, rel=1e-9)
+    found = evaluation.paired_runs([0.5, 0.7, 0.4], [0.3, 0.6, 0.45])
+    assert reference("7.2", [0.5, 0.7, 0.4], [0.3, 0.6, 0.45]) == pytest.approx((found.difference, *found.interval))
+
+
+def test_references_give_known_values():
+    images, labels = reference("2.1", torch.arange(12.0).view(1, 3, 2, 2))
+    assert images[1, 0].tolist() == [[1, 3], [0, 2]] and labels.tolist() == [0, 1, 2, 3]
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    steps = [(torch.ones(1, 1), torch.zeros(1, 1))] * 2
+    assert reference("2.2", model, steps, nn.functional.mse_loss, 0.25) == [1.0, 0.25] and model.weight.item() == 0.25
+    assert (reference("2.3", 0.70, 0.011, 2), reference("2.3", 0.9, 0.02, 2)) == (13885, 1800)
+    rows = torch.ones(4, 3)
+    assert reference("3.1", rows, 2 * rows, 0.5).item() == pytest.approx(math.log(7), rel=1e-5)
+    z = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    assert [v.item() for v in reference("3.2", z, z.flip(0))] == pytest.approx([2.0, -4.0])
+    bank, labels, query = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.5, 0.9]]), torch.tensor([1, 0, 0]), torch.tensor([[5.0, 0.5]])
+    assert [reference("3.3", bank, labels, query, 3, t).item() for t in (0.1, 10.0)] == [1, 0]
+    assert [reference("4.1", z, other).item() for other in (5 * z, -z, z.flip(0))] == pytest.approx([0.0, 4.0, 2.0], abs=1e-6)
+    crossed = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 3.0], [0.0, -1.0]])
+    assert [v.item() for v in reference("4.3", crossed)] == pytest.approx([1.0, 2.0])
+    same = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    # agreeing; (−1 − 1)² twice; two zeros where ones should be, and two ones
+    assert [reference("5.1", same, other, 1.0).item() for other in (same, -same, same.flip(1))] == pytest.approx([0, 8, 4], abs=1e-3)
+    assert reference("5.3", torch.tensor([[1.0, 5.0], [3.0, 5.0]]), 1e-9).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
+    logits = torch.tensor([[3.0, 0.0], [0.0, 3.0], [1.0, 0.0], [0.0, 0.0]])
+    assert reference("6.3", logits, torch.zeros(4, dtype=torch.int64), 0.9) == (0.5, 0.5)
+    assert reference("6.4", torch.full((10,), 0.8), torch.arange(10) < 7, 10) == pytest.approx(0.1)
+    first = torch.tensor([True] * 6 + [False] * 2)
+    assert reference("7.1", first, ~first) == pytest.approx(2 * (1 + 8 + 28) / 256)
+    assert reference("7.2", [1.0, 2.0, 3.0], [0.0] * 3) == pytest.approx((2, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert reference("7.3", torch.tensor([0.2, 0.9, 0.9]), torch.tensor([1.0, 0.5, 0.7])).item() == 0.5
+    images = torch.arange(4 * 27).reshape(4, 3, 3, 3).byte()
+    assert reference("7.4", images, images[2:3]).tolist() == [False, False, True, False]
+    assert reference("7.4", images, images[:0]).tolist() == [False] * 4
+
+
+def test_the_first_module_that_is_not_finite():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
+    assert reference("5.2", model, torch.ones(1, 2)) is None
+    with torch.no_grad():
+        model[1][1].bias[0] = math.inf
+    assert reference("5.2", model, torch.ones(1, 2)) == "1.1"
+    with pytest.raises(RuntimeError):
+        reference("5.2", model, torch.ones(1, 5))
+    assert not any(module._forward_hooks for module in model.modules())  # removed when the model fails, too
