@@ -1,3 +1,4 @@
+import importlib.machinery
 import linecache
 import random
 import sys
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from sslcourse.course import exercises
-from sslcourse.course.exercises import Exercise, Wrong, exercise, expect_close, expect_shape, expect_type, try_mistakes
+from sslcourse.course.checks.expectations import expect_close, expect_shape, expect_type, reject_mistakes
+from sslcourse.course.exercises import Exercise, Wrong, exercise
 from sslcourse.errors import CourseError
 
 
@@ -19,7 +21,7 @@ def mean_square(x, y):
 def check_mean_square(fn):
     x, y = torch.randn(4, 3), torch.randn(4, 3)
     mistakes = {"You summed; take the mean.": lambda x, y: ((x - y) ** 2).sum(), "You forgot the square.": lambda x, y: (x - y).mean()}
-    try_mistakes(fn, (x, y), mistakes)
+    reject_mistakes(fn, mean_square, mistakes, lambda f: f(x, y))
     expect_close(fn(x, y), mean_square(x, y), "Square the difference, then take the mean over all entries.")
 
 
@@ -33,7 +35,7 @@ def check_double(fn):
     expect_close(x, torch.full((3,), 2.0), "x has to be doubled in place.")
 
 
-def with_option(x, *, power=2):
+def with_option(x, power=2):
     return x**power
 
 
@@ -46,7 +48,7 @@ def lesson_9(monkeypatch):
         Exercise("9.3", "A power", 5, 3, with_option, lambda fn: expect_close(fn(torch.tensor([3.0])), torch.tensor([9.0]), "Raise x.")),
     ]
     module = types.ModuleType("sslcourse.course.checks.lesson_9")
-    module.EXERCISES = {task.id: task for task in tasks}
+    module.EXERCISES, module.__spec__ = tasks, importlib.machinery.ModuleSpec(module.__name__, None)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(exercises, "_statuses", {})
     return module
@@ -147,12 +149,6 @@ def test_more_arguments_with_defaults_are_welcome(arguments):
     assert answer(f"def my({arguments}):\n    return ((x - y) ** 2).mean()").status == "done"
 
 
-def test_keyword_arguments_have_to_be_there_too():
-    assert answer("def my(x, *, power=2):\n    return x ** power", "9.3").status == "done"
-    assert answer("def my(x, power=2):\n    return x ** power", "9.3").status == "done"
-    assert answer("def my(x):\n    return x ** 2", "9.3").status == "hint"
-
-
 def test_right_after_wrong():
     assert answer("def my(x, y):\n    return 0.0").status == "hint"
     assert answer("def my(x, y):\n    return ((x - y) ** 2).mean()").status == "done"
@@ -226,15 +222,6 @@ def test_unknown_ids_get_a_sentence(id, message):
         exercise(id)
 
 
-def test_a_checks_module_that_does_not_import_is_not_taken_for_a_missing_one(monkeypatch):
-    def fail(name):
-        raise ModuleNotFoundError("No module named 'seaborn'", name="seaborn")
-
-    monkeypatch.setattr(exercises.importlib, "import_module", fail)
-    with pytest.raises(ModuleNotFoundError, match="seaborn"):
-        exercises.lesson_exercises(9)
-
-
 def test_only_functions_can_be_decorated():
     with pytest.raises(CourseError, match="above a function"):
         exercise("9.1")(3)
@@ -255,9 +242,13 @@ def test_the_helpers_of_checks():
             call()
 
 
-def test_mistakes_that_do_not_run_are_passed_over():
-    mistakes = {"broken": lambda x: 1 / 0, "other shape": lambda x: torch.ones(3), "this one": lambda x: x + 1}
-    with pytest.raises(Wrong, match="this one"):
-        try_mistakes(lambda x: 1 + x, (torch.tensor(2.0),), mistakes)
-    assert try_mistakes(lambda x: x, (torch.tensor(2.0),), mistakes) is None
-    assert try_mistakes(lambda x: None, (torch.tensor(2.0),), mistakes) is None
+def test_mistakes_that_do_not_run_or_are_none_here_are_passed_over():
+    passed_over = {"broken": lambda x: 1 / 0, "other shape": lambda x: torch.ones(3), "right here": lambda x: 2 * x}
+    mistakes = passed_over | {"this one": lambda x: x + 1}
+    for answer, hint in ((lambda x: 1 + x, "this one"), (lambda x: x + x, None), (lambda x: None, None)):
+        try:
+            reject_mistakes(answer, lambda x: x * 2, mistakes, lambda f: f(torch.tensor(2.0)))
+            told = None
+        except Wrong as wrong:
+            told = str(wrong)
+        assert told == hint

@@ -9,9 +9,8 @@ from torch.nn import functional as F
 from sslcourse.course.checks.expectations import expect_close, expect_type, reject_mistakes
 from sslcourse.course.exercises import Exercise, Wrong
 
+
 # --- 1.1 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def stratified_subset(labels: Tensor, per_class: int, seed: int) -> Tensor:
     """Indices of per_class random rows of each class. labels (N,) -> int64 (classes · per_class,)."""
     generator = torch.Generator().manual_seed(seed)
@@ -48,8 +47,6 @@ def check_subset(answer) -> None:
 
 
 # --- 1.2 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Mean cross-entropy against targets that give 1 − smoothing to the label and share smoothing among all classes."""
     log_p = logits - logits.logsumexp(dim=1, keepdim=True)
@@ -69,10 +66,9 @@ def smoothed_with(target=lambda label, s, classes: label * (1 - s) + s / classes
 
 SMOOTHING_MISTAKES = {
     "This is the sum over the batch. Take the mean, so that the loss does not depend on the batch size.": smoothed_with(reduce=torch.sum),
-    "The sign is turned round: a loss falls as the label's probability rises, so it is minus the logarithm.":
-        lambda *a: -smoothed_cross_entropy(*a),
+    "The sign is turned round: the loss is minus the logarithm of a probability.": lambda *a: -smoothed_cross_entropy(*a),
     "Smoothing is ignored: this is the plain cross-entropy.": lambda logits, labels, s: F.cross_entropy(logits, labels),
-    "Here only the other classes share `smoothing`. All classes do, the label too: it gets 1 − s + s/C.":
+    "Here only the other classes share `smoothing`. All do, the label too: it gets 1 − s + s/C.":
         smoothed_with(lambda label, s, classes: label * (1 - s) + (1 - label) * s / (classes - 1)),
     "The label gets 1 and every class another s/C on top: the sum is 1 + s. Scale the label's part by 1 − s.":
         smoothed_with(lambda label, s, classes: label + s / classes),
@@ -95,8 +91,6 @@ def check_cross_entropy(answer) -> None:
 
 
 # --- 1.3 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def honest_accuracy(model: nn.Module, batches) -> tuple[float, float]:
     """Accuracy over all batches and its standard error, in evaluation mode; the model's mode is put back."""
     was_training = model.training
@@ -112,7 +106,7 @@ def honest_accuracy(model: nn.Module, batches) -> tuple[float, float]:
 
 
 def accuracy_with(change):
-    """A wrong accuracy: change(accuracy, rows, batches) -> (accuracy, error)."""
+    """A wrong accuracy: change(accuracy, number of rows, number of batches) -> (accuracy, error)."""
 
     def measure(model, batches):
         return change(honest_accuracy(model, batches)[0], sum(len(y) for _, y in batches), len(batches))
@@ -125,16 +119,13 @@ def mean_of_means(model, batches):
 
 
 ACCURACY_MISTAKES = {
-    "This is the mean of the batches' accuracies, and the last batch is smaller than the others. Count right answers and rows.":
-        mean_of_means,
-    "This is in percent. Return a fraction between 0 and 1: the formula of the standard error needs one.":
-        accuracy_with(lambda a, n, batches: (100 * a, 0.0)),
-    "This is the number of right answers. Divide by the number of rows.": accuracy_with(lambda a, n, batches: (n * a, 0.0)),
-    "That is the variance, a(1 − a)/n. The standard error is its square root.": accuracy_with(lambda a, n, batches: (a, a * (1 - a) / n)),
-    "That is the deviation of a single answer. The error of a mean over n answers is smaller by sqrt(n).":
-        accuracy_with(lambda a, n, batches: (a, math.sqrt(a * (1 - a)))),
-    "n in the standard error is the number of images, not of batches.":
-        accuracy_with(lambda a, n, batches: (a, math.sqrt(a * (1 - a) / batches))),
+    "This is the mean of the batches' accuracies, and the last batch is smaller. Count right answers and rows.": mean_of_means,
+    "This is in percent. The formula of the standard error needs a fraction.": accuracy_with(lambda a, n, k: (100 * a, 0.0)),
+    "This is the number of right answers. Divide by the number of rows.": accuracy_with(lambda a, n, k: (n * a, 0.0)),
+    "That is the variance, a(1 − a)/n. The standard error is its square root.": accuracy_with(lambda a, n, k: (a, a * (1 - a) / n)),
+    "That is the deviation of one answer. That of a mean is smaller by sqrt(n).":
+        accuracy_with(lambda a, n, k: (a, math.sqrt(a * (1 - a)))),
+    "n in the standard error is the number of images, not of batches.": accuracy_with(lambda a, n, k: (a, math.sqrt(a * (1 - a) / k))),
 }
 
 
@@ -170,7 +161,7 @@ def check_accuracy(answer) -> None:
             "batches. Call model.eval() first."
         )
     if not model.training:
-        raise Wrong("The model came in training mode and was left in evaluation mode. Note model.training first and put it back at the end.")
+        raise Wrong("The model came in training mode and was left in evaluation mode. Note model.training first and put it back.")
     model.eval()
     answer(model, batches)
     if model.training:

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from sslcourse.course.checks.expectations import expect_number, expect_shape, expect_type, reject_mistakes
 from sslcourse.course.exercises import Exercise, Wrong
 
+
 # --- 2.1 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def rotate_all(x: Tensor) -> tuple[Tensor, Tensor]:
     """All images turned by 0, 1, 2, 3 quarter turns, in this order. x (N, 3, H, H) -> images (4N, 3, H, H), labels int64 (4N,)."""
     images = torch.cat([torch.rot90(x, turns, dims=(2, 3)) for turns in range(4)])
@@ -81,12 +80,12 @@ def check_arrangement(images: Tensor, labels: Tensor, x: Tensor) -> None:
     if torch.equal(source, images_one_by_one) and torch.equal(labels, turns_by_block):
         raise Wrong("The labels come in blocks, but the images come image by image. Join four whole batches with torch.cat.")
     if torch.equal(labels, (4 - done) % 4):
-        raise Wrong("The images are turned clockwise. A positive number of turns in torch.rot90(x, turns, dims=(2, 3)) is counter-clockwise.")
+        raise Wrong("The images are turned clockwise. Positive turns in torch.rot90(x, turns, dims=(2, 3)) are counter-clockwise.")
     if not torch.equal(labels, done):
         first = int((labels != done).nonzero()[0])
         raise Wrong(f"Row {first} is turned by {int(done[first])} quarter turns and its label says {int(labels[first])}.")
     if torch.equal(source, images_one_by_one):
-        raise Wrong("Labels and images agree, but they come image by image. Blocks are expected: first all images unturned, then turned once.")
+        raise Wrong("Labels and images agree, but they come image by image. First come all images unturned, then all turned once.")
     if not torch.equal(source, images_by_block) or not torch.equal(done, turns_by_block):
         raise Wrong("Labels and images agree, but their order is another: label 0 first, then 1, 2, 3, and in each the order of x.")
 
@@ -109,8 +108,6 @@ def check_rotations(answer) -> None:
 
 
 # --- 2.2 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def train_steps(model: nn.Module, batches, loss_fn, lr: float) -> list[float]:
     """One step of plain SGD for each batch (x, y), from this batch's gradient alone. Returns the losses as floats."""
     losses = []
@@ -169,22 +166,17 @@ def losses_after_the_step(model, batches, loss_fn, lr):
 
 
 STEP_MISTAKES = {
-    "The gradients pile up over the whole run: every step uses the sum of all batches so far. Clear them before each backward(); "
-    "once before the loop is not enough.":
+    "The gradients pile up over the whole run. Clear them before each backward(); once before the loop is not enough.":
         steps_by(clear=False),
     "The steps go uphill and the loss rises. Subtract the gradient: p -= lr * p.grad.": steps_of_length(lambda lr, batches: -lr),
     "The learning rate is ignored. Multiply the gradient by it: p -= lr * p.grad.": steps_of_length(lambda lr, batches: 1.0),
     "The step is divided by a number of batches or rows. loss_fn is a mean already, and each batch takes its own step: p -= lr * p.grad.":
         [steps_of_length(lambda lr, batches: lr / len(batches)), divided_by_rows],
     "There is a single step for all batches. The step belongs inside the loop, once for every batch.": one_step_for_all,
-    "This is not plain SGD: momentum lets old gradients act on. Use p -= lr * p.grad, or torch.optim.SGD without momentum.":
-        steps_by(momentum=0.9),
-    "This is not plain SGD: Adam rescales every gradient. Use p -= lr * p.grad, or torch.optim.SGD.":
-        [steps_by(torch.optim.Adam), steps_by(torch.optim.AdamW)],
-    "These are the losses after each step. Return the ones that backward() was called on; they cost no second forward.":
-        losses_after_the_step,
-    "The losses are added up from batch to batch. Store each batch's own loss.":
-        lambda *a: torch.tensor(train_steps(*a)).cumsum(0).tolist(),
+    "This is not plain SGD: momentum lets old gradients act on. Use p -= lr * p.grad, or no momentum.": steps_by(momentum=0.9),
+    "This is not plain SGD: Adam rescales every gradient. Use p -= lr * p.grad.": [steps_by(torch.optim.Adam), steps_by(torch.optim.AdamW)],
+    "These are the losses after each step. Return the ones that backward() was called on.": losses_after_the_step,
+    "The losses are added up. Store each batch's own loss.": lambda *a: torch.tensor(train_steps(*a)).cumsum(0).tolist(),
 }
 NO_BACKWARD = "No gradient was computed for the model's parameters. Call loss.backward() for every batch, and train the model itself."
 CLEARED = "The gradients are cleared between backward() and the step, so the step has nothing to use. The order is: clear, backward, step."
@@ -266,7 +258,7 @@ def check_steps(answer) -> None:
         reject_mistakes(answer, train_steps, STEP_MISTAKES, lambda f: trained(f, fresh_model()), atol=1e-5)
         wanted = trained(train_steps, fresh_model())
         if not same(trained(answer, fresh_model()), wanted):
-            raise Wrong("After three batches the parameters are not those of plain SGD. For every batch: clear, backward, p -= lr * p.grad.")
+            raise Wrong("After three batches the parameters are not those of plain SGD. Each time: clear, backward, p -= lr * p.grad.")
 
         def losses_of(train):
             return torch.tensor([float(v) for v in train(fresh_model(), three_batches(), F.cross_entropy, 0.3)])
@@ -296,8 +288,6 @@ def check_steps(answer) -> None:
 
 
 # --- 2.3 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def images_needed(accuracy: float, difference: float, z: float) -> int:
     """The smallest n for which `difference` between two accuracies, each measured on its own n images, is z standard errors."""
     n = 2 * accuracy * (1 - accuracy) * (z / difference) ** 2
@@ -309,17 +299,13 @@ def exactly(a: float, d: float, z: float) -> float:
 
 
 COUNT_MISTAKES = {
-    "This is for the error of one accuracy. A difference has the errors of both: its variance is 2 · a(1 − a)/n.":
-        lambda a, d, z: exactly(a, d, z) / 2,
-    "This is twice too many. The two errors add as squares, not as they are, and n counts the images of one test set.":
-        lambda a, d, z: exactly(a, d, z) * 2,
+    "This is for the error of one accuracy. A difference has both: its variance is 2 · a(1 − a)/n.": lambda a, d, z: exactly(a, d, z) / 2,
+    "This is twice too many. The two errors add as squares, and n counts one test set.": lambda a, d, z: exactly(a, d, z) * 2,
     "z is ignored. The difference has to be z standard errors, and n grows with z squared.": lambda a, d, z: exactly(a, d, 1),
-    "z is not squared. Square both sides of difference = z · sqrt(2a(1 − a)/n) before you solve for n.":
-        lambda a, d, z: exactly(a, d, 1) * z,
+    "z is not squared. Square both sides of difference = z · sqrt(2a(1 − a)/n) first.": lambda a, d, z: exactly(a, d, 1) * z,
     "The difference is not squared: half the difference needs four times the images.": lambda a, d, z: exactly(a, d, z) * d,
     "Neither z nor the difference is squared. n stands under a root: square both sides.": lambda a, d, z: 2 * a * (1 - a) * z / d,
-    "The deviation sqrt(a(1 − a)) stands where the variance a(1 − a) belongs.":
-        lambda a, d, z: exactly(a, d, z) / math.sqrt(a * (1 - a)),
+    "The deviation sqrt(a(1 − a)) stands where the variance a(1 − a) belongs.": lambda a, d, z: exactly(a, d, z) / math.sqrt(a * (1 - a)),
     "This is the square root of n. Square once more at the end.": lambda a, d, z: math.sqrt(exactly(a, d, z)),
     "The result is off by a factor of 10 000: percent and fractions are mixed. All accuracies here are fractions, 0.011 and not 1.1.":
         [lambda a, d, z: exactly(a, d, z) * 1e4, lambda a, d, z: exactly(a, d, z) / 1e4],
@@ -333,8 +319,12 @@ def check_count(answer) -> None:
     # Before rounding they end in .21, .79, .55: rounding down and rounding to the nearest both show.
     cases = [(0.70, 0.011, 2.5), (0.83, 0.013, 1.7), (0.55, 0.023, 3.0)]
     got = [expect_number(answer(*case), "the number of images") for case in cases]
+
+    def numbers(count):
+        return torch.tensor([count(*case) for case in cases], dtype=torch.double)
+
     for atol in (1, 1e-3):  # first another formula, however it is rounded, then the right one rounded otherwise
-        reject_mistakes(answer, images_needed, COUNT_MISTAKES, lambda f: torch.tensor([f(*case) for case in cases], dtype=torch.double), 0, atol)
+        reject_mistakes(answer, images_needed, COUNT_MISTAKES, numbers, 0, atol)
     for n, (a, d, z) in zip(got, cases, strict=True):
         needed = images_needed(a, d, z)
         if n != needed:

@@ -7,13 +7,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslcourse.course.checks.expectations import (
-    expect_close, expect_gradients, expect_loss, expect_pair, expect_shape, expect_type, reject_mistakes,
+    expect_close,
+    expect_gradients,
+    expect_loss,
+    expect_pair,
+    expect_shape,
+    expect_type,
+    reject_mistakes,
 )  # fmt: skip
 from sslcourse.course.exercises import Exercise, Wrong
 
+
 # --- 3.1 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def my_nt_xent(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
     """Mean over the 2N anchors of the cross-entropy of picking the other view among the 2N − 1 other rows. z0, z1 (N, D)."""
     n = len(z0)
@@ -53,11 +58,9 @@ def with_the_positive_counted(times):
 
 
 NT_XENT_MISTAKES = {
-    "The diagonal is not masked: each row finds itself among its candidates, with similarity 1. Put -inf there before the softmax.":
-        nt_xent_with(diagonal=None),
+    "The diagonal is not masked: each row finds itself, with similarity 1. Put -inf there before the softmax.": nt_xent_with(diagonal=None),
     "The diagonal is masked with 0, and exp(0) = 1 is still a candidate. Put -inf there, so that exp gives 0.": nt_xent_with(diagonal=0.0),
-    "The rows are not normalised: these are dot products. Divide each row by its length, F.normalize(z, dim=1).":
-        nt_xent_with(unit=lambda z: z),
+    "The rows are not normalised: these are dot products. Divide each by its length, F.normalize(z).": nt_xent_with(unit=lambda z: z),
     "Normalised over the batch. Each row gets length 1 over its features: dim=1.": nt_xent_with(unit=lambda z: F.normalize(z, dim=0)),
     "Only the N rows of one view are anchors. Both views take their turn: take the mean over all 2N rows.":
         [nt_xent_with(reduce=lambda rows: rows.chunk(2)[0].mean()), nt_xent_with(reduce=lambda rows: rows.chunk(2)[1].mean())],
@@ -71,11 +74,9 @@ NT_XENT_MISTAKES = {
     "The sign is turned round: the loss is minus the logarithm.": lambda *a: -my_nt_xent(*a),
     "The similarities are multiplied by the temperature. Divide: a low temperature sharpens.": lambda a, b, t: my_nt_xent(a, b, 1 / t),
     "The temperature is ignored. Divide the similarities by it before the softmax.": lambda a, b, t: my_nt_xent(a, b, 1.0),
-    "The positive is missing from the denominator. It is one of the 2N − 1 candidates: mask the diagonal only.":
-        with_the_positive_counted(0),
+    "The positive is missing from the denominator. It is a candidate too: mask the diagonal only.": with_the_positive_counted(0),
     "The positive is counted twice in the denominator. It is already among the 2N − 1 others.": with_the_positive_counted(2),
-    "This is the logarithm of the mean. Take the logarithm for each anchor first, then the mean.":
-        nt_xent_with(reduce=lambda rows: -rows.neg().exp().mean().log()),
+    "This is the logarithm of the mean. Take the mean of the logarithms.": nt_xent_with(reduce=lambda rows: -rows.neg().exp().mean().log()),
     "The target of row i is wrong. The rows are z0 first, then z1, so the other view of row i is row (i + N) mod 2N.": [
         nt_xent_with(partner=lambda n: torch.arange(2 * n), diagonal=None),
         nt_xent_with(partner=lambda n: torch.arange(2 * n) ^ 1),
@@ -105,13 +106,11 @@ def check_nt_xent(answer) -> None:
         hints = {"blocked": "In SimCLR both branches learn.", "cut": "No .detach() on the candidates or the lengths."}
         expect_gradients(answer, my_nt_xent, two_views(6, 5, 2), 0.5, **hints, rtol=1e-3, atol=1e-5)
         inputs = *two_views(8, 4, 3), 0.005
-        hint = "Right at temperature 0.5, but at 0.005 exp(200) overflows. Use logsumexp or F.cross_entropy, which take out the largest term."
+        hint = "Right at temperature 0.5, but at 0.005 exp(200) overflows. logsumexp and F.cross_entropy take out the largest term."
         expect_close(answer(*inputs), my_nt_xent(*inputs), hint, rtol=2e-3, atol=1e-3, what="the loss")
 
 
 # --- 3.2 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def alignment_and_uniformity(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared distance between the views of an image, and log of the mean of exp(−2·distance²) over pairs of rows of z0."""
     z0, z1 = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
@@ -130,32 +129,25 @@ def geometry(align=lambda a, b: (a - b).square().sum(1).mean(), spread=uniform, 
 
 
 GEOMETRY_MISTAKES = {
-    "The rows are not normalised. Alignment and uniformity live on the unit sphere: F.normalize(z, dim=1) first, for both.":
-        geometry(unit=lambda z: z),
+    "The rows are not normalised. Both numbers live on the unit sphere: F.normalize(z, dim=1) first.": geometry(unit=lambda z: z),
     "Normalised over the batch. Each row gets length 1 over its features: dim=1.": geometry(unit=lambda z: F.normalize(z, dim=0)),
-    "The alignment takes the distance as it is. It is the squared distance: no square root.": geometry(lambda a, b: (a - b).norm(dim=1).mean()),
+    "The alignment takes the distance. It is the squared distance: no square root.": geometry(lambda a, b: (a - b).norm(dim=1).mean()),
     "The alignment is a sum over the images. Take the mean.": geometry(lambda a, b: (a - b).square().sum()),
-    "The alignment is a mean over the features as well, D times too small. Sum over the features, then the mean over the images.":
-        geometry(F.mse_loss),
-    "The alignment has the wrong sign: it is a mean of squared distances, 0 or more.": geometry(lambda a, b: -(a - b).square().sum(1).mean()),
-    "This alignment is the mean cosine similarity. The squared distance on the sphere is 2 − 2 · cosine.":
-        geometry(lambda a, b: (a * b).sum(1).mean()),
-    "The alignment compares every row with every row. It compares row i of z0 with row i of z1 only.":
+    "The alignment is a mean over the features as well, D times too small. Sum over the features.": geometry(F.mse_loss),
+    "The alignment has the wrong sign: squared distances are 0 or more.": geometry(lambda a, b: -(a - b).square().sum(1).mean()),
+    "This alignment is the mean cosine similarity. The squared distance is 2 − 2 · cosine.": geometry(lambda a, b: (a * b).sum(1).mean()),
+    "The alignment compares every row with every row. Row i belongs to row i only.":
         geometry(lambda a, b: torch.cdist(a, b).square().mean()),
     "The uniformity takes the distances as they are. Square them: exp(−2 · distance²).": geometry(spread=lambda d: uniform(d.sqrt())),
-    "Each row is compared with itself too, at distance 0. Take distinct pairs only: torch.pdist, or leave out the diagonal.":
+    "Each row is compared with itself too. Take distinct pairs: torch.pdist, or no diagonal.":
         geometry(distances=lambda a, b: torch.cdist(a, a)),
-    "The uniformity is a mean of logarithms. Take the mean of exp(...) first, and then its logarithm.":
-        geometry(spread=lambda d: d.square().mul(-2).mean()),
+    "The uniformity is a mean of logarithms. Take the mean of exp(...) first.": geometry(spread=lambda d: d.square().mul(-2).mean()),
     "The factor 2 is missing in the uniformity: exp(−2 · distance²).": geometry(spread=lambda d: d.square().neg().exp().mean().log()),
-    "The uniformity has the wrong sign. The logarithm of a mean of numbers below 1 is negative, and lower is more uniform.":
-        geometry(spread=lambda d: -uniform(d)),
-    "The sign in the exponent is wrong: exp(−2 · distance²) is large for near pairs.":
-        geometry(spread=lambda d: d.square().mul(2).exp().mean().log()),
-    "The uniformity sums over the pairs. Take the mean before the logarithm.": geometry(spread=lambda d: d.square().mul(-2).exp().sum().log()),
+    "The uniformity has the wrong sign: the logarithm of a mean of numbers below 1 is negative.": geometry(spread=lambda d: -uniform(d)),
+    "The sign in the exponent is wrong: it is exp(−2 · distance²).": geometry(spread=lambda d: d.square().mul(2).exp().mean().log()),
+    "The uniformity sums over the pairs. Take their mean.": geometry(spread=lambda d: d.square().mul(-2).exp().sum().log()),
     "The logarithm is missing in the uniformity.": geometry(spread=lambda d: uniform(d).exp()),
-    "The uniformity is taken over the rows of both views. Here it is defined for z0 alone.":
-        geometry(distances=lambda a, b: torch.pdist(torch.cat([a, b]))),
+    "The uniformity is taken over the rows of both views. Take z0 alone.": geometry(distances=lambda a, b: torch.pdist(torch.cat([a, b]))),
     "This is the uniformity of z1. Here it is defined for z0.": geometry(distances=lambda a, b: torch.pdist(b)),
     "The uniformity compares z0 with z1. It compares the rows of z0 with each other.": geometry(distances=torch.cdist),
 }
@@ -174,8 +166,6 @@ def check_geometry(answer) -> None:
 
 
 # --- 3.3 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
     """The class of each query by a vote of its k most similar bank rows, each with the weight exp(cosine / temperature). int64 (Q,)."""
     similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T

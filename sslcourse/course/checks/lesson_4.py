@@ -10,16 +10,15 @@ from torch.nn import functional as F
 from sslcourse.course.checks.expectations import expect_close, expect_loss, expect_pair, expect_stopped_gradient, reject_mistakes
 from sslcourse.course.exercises import Exercise, Wrong
 
+
 # --- 4.1 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def my_byol_loss(p: Tensor, z: Tensor) -> Tensor:
     """2 − 2·cosine of prediction and target, averaged over the rows; z gets no gradient. p, z (N, D)."""
     return 2 - 2 * F.cosine_similarity(p, z.detach(), dim=1).mean()
 
 
 def of_cosine(measure):
-    """A wrong loss: measure of the cosines of the rows."""
+    """A wrong loss: measure of the cosines c of the rows."""
     return lambda p, z: measure(F.cosine_similarity(p, z, dim=1))
 
 
@@ -30,6 +29,10 @@ def of_rows(measure, unit_p=F.normalize, unit_z=F.normalize):
 
 def as_they_are(rows):
     return rows
+
+
+def over_batch(rows):
+    return F.normalize(rows, dim=0)
 
 
 def from_products(p, z):
@@ -48,23 +51,18 @@ BYOL_MISTAKES = {
         for measure in (from_products, from_distances)
         for units in ((F.normalize, as_they_are), (as_they_are, F.normalize))
     ],
-    "Normalised over the batch. Each row gets length 1 over its features: dim=1.":
-        lambda p, z: from_products(F.normalize(p, dim=0), F.normalize(z, dim=0)),
-    "The cosines are taken over the batch, one for each feature. Take them over the features, one for each row: dim=1.":
-        lambda p, z: 2 - 2 * F.cosine_similarity(p, z, dim=0).mean(),
-    "This is the sum over the rows. Take the mean.": of_cosine(lambda cosine: (2 - 2 * cosine).sum()),
-    "The squared differences are averaged over the features too, so the value is D times too small: sum over dim=1, then the mean.":
-        of_rows(F.mse_loss),
-    "This is 1 − cosine, half of the loss. The squared distance of directions is 2 − 2·cosine.": of_cosine(lambda cosine: 1 - cosine.mean()),
-    "This is minus the cosine: the same force, halved, but the loss here is 2 − 2·cosine.": of_cosine(lambda cosine: -cosine.mean()),
-    "This is the cosine itself, which grows when p and z agree. A loss has to fall: 2 − 2·cosine.": of_cosine(lambda cosine: cosine.mean()),
-    "The sign is turned round: 2 + 2·cosine is 4 when both agree. The loss is 2 − 2·cosine.": of_cosine(lambda cosine: 2 + 2 * cosine.mean()),
-    "The 2 in front is missing: −2·cosine is negative when p and z agree. The loss is 2 − 2·cosine, at least 0.":
-        of_cosine(lambda cosine: -2 * cosine.mean()),
+    "Normalised over the batch. Each row gets length 1 over its features: dim=1.": of_rows(from_products, over_batch, over_batch),
+    "The cosines are taken over the batch. Take one for each row: dim=1.": lambda p, z: 2 - 2 * F.cosine_similarity(p, z, dim=0).mean(),
+    "This is the sum over the rows. Take the mean.": of_cosine(lambda c: (2 - 2 * c).sum()),
+    "The squared differences are averaged over the features too, D times too small: sum over dim=1 first.": of_rows(F.mse_loss),
+    "This is 1 − cosine, half of the loss. The squared distance is 2 − 2·cosine.": of_cosine(lambda c: 1 - c.mean()),
+    "This is minus the cosine: the same force, halved, but the loss here is 2 − 2·cosine.": of_cosine(lambda c: -c.mean()),
+    "This is the cosine itself, which grows when p and z agree. A loss has to fall: 2 − 2·cosine.": of_cosine(lambda c: c.mean()),
+    "The sign is turned round: 2 + 2·cosine is 4 when both agree. It is 2 − 2·cosine.": of_cosine(lambda c: 2 + 2 * c.mean()),
+    "The 2 in front is missing: −2·cosine goes below 0. The loss is 2 − 2·cosine.": of_cosine(lambda c: -2 * c.mean()),
     "This is the distance. The loss is the squared distance: no square root.": of_rows(lambda p, z: (p - z).norm(dim=1).mean()),
     "Every row of p is compared with every row of z. Row i of p predicts row i of z only.": of_rows(lambda p, z: (2 - 2 * p @ z.T).mean()),
-    "The loss of the other direction is added to it. This function gets one pair (p, z); whoever calls it swaps the views.":
-        of_cosine(lambda cosine: 4 - 4 * cosine.mean()),
+    "The loss of the other direction is added to it. Whoever calls this function swaps the views.": of_cosine(lambda c: 4 - 4 * c.mean()),
 }
 
 
@@ -91,8 +89,6 @@ def check_byol_loss(answer) -> None:
 
 
 # --- 4.2 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def ema_update(target: nn.Module, online: nn.Module, tau: float) -> None:
     """target = tau · target + (1 − tau) · online for every parameter, in place; buffers, gradients and online stay as they are."""
     with torch.no_grad():
@@ -112,18 +108,15 @@ def moved_to(change):
 
 
 EMA_MISTAKES = {
-    "Nothing moved. `t = tau * t + ...` only gives a new tensor the old name; change the tensor itself: t.mul_(...), t.copy_(...).":
+    "Nothing moved. `t = ...` only gives a new tensor the old name; change it in place: t.mul_(...), t.copy_(...).":
         moved_to(lambda t, o, tau: t),
-    "The weights are swapped: tau is the part of the target that is kept, and 1 − tau the part that comes from the online network.":
-        moved_to(lambda t, o, tau: (1 - tau) * t + tau * o),
-    "The target became the online network, as if tau were 0. Keep tau of the old target and add 1 − tau of the online network.":
+    "The weights are swapped: tau of the target is kept, 1 − tau comes from online.": moved_to(lambda t, o, tau: (1 - tau) * t + tau * o),
+    "The target became the online network, as if tau were 0. Keep tau of the old target and add 1 − tau of online.":
         moved_to(lambda t, o, tau: o),
-    "(1 − tau)·online is added, but the old target was not multiplied by tau, so the weights grow.":
-        moved_to(lambda t, o, tau: t + (1 - tau) * o),
-    "The old target is multiplied by tau, but the online network is added whole. Multiply it by 1 − tau.":
-        moved_to(lambda t, o, tau: tau * t + o),
+    "(1 − tau)·online is added, but the target not multiplied by tau, so the weights grow.": moved_to(lambda t, o, tau: t + (1 - tau) * o),
+    "The old target is multiplied by tau, but online is added whole. Multiply it by 1 − tau.": moved_to(lambda t, o, tau: tau * t + o),
     "The target only shrinks: tau·target is there, and (1 − tau)·online is missing.": moved_to(lambda t, o, tau: tau * t),
-    "The target moves away from the online network. A step towards it is target + (1 − tau)·(online − target).":
+    "The target moves away. A step towards online is target + (1 − tau)·(online − target).":
         moved_to(lambda t, o, tau: t - (1 - tau) * (o - t)),
     "The second product used the target that the first had changed already: online gets (1 − tau)·tau. Compute both from the old values.":
         moved_to(lambda t, o, tau: tau * (t + (1 - tau) * o)),
@@ -225,8 +218,6 @@ def check_values(target: nn.Module, old: dict, wanted: dict, tau: float) -> None
 
 
 # --- 4.3 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def spread_and_rank(z: Tensor) -> tuple[Tensor, Tensor]:
     """How evenly the directions of the rows spread (0 collapsed, 1 even), and how many dimensions they use. z (N, D)."""
     z = F.normalize(z, dim=1)
@@ -249,43 +240,31 @@ def part(values: Tensor) -> Tensor:
 
 
 def meters(spread=deviation, rank=lambda values: entropy(part(values)).exp(), unit=F.normalize, centre=lambda z: z):
-    """Wrong meters: another spread of the rows or rank of their singular values, or rows prepared otherwise."""
+    """Wrong meters: another spread of the rows or rank of their singular values v, or rows prepared otherwise."""
     return lambda z: (spread(unit(z)), rank(torch.linalg.svdvals(centre(unit(z)))))
 
 
 METER_MISTAKES = {
     "The rows are not normalised. Both meters are about directions: F.normalize(z, dim=1) first.": meters(unit=lambda z: z),
     "Normalised over the batch. Each row gets length 1 over its features: dim=1.": meters(unit=lambda z: F.normalize(z, dim=0)),
-    "The spread divides by N − 1. Use std(dim=0, correction=0), so that even directions give exactly 1.":
-        meters(lambda z: deviation(z, correction=1)),
-    "The spread is not compared with its healthy value 1/√D. Multiply the mean deviation by √D.":
-        meters(lambda z: deviation(z) / z.shape[1] ** 0.5),
+    "The spread divides by N − 1. std(dim=0, correction=0) gives even directions exactly 1.": meters(lambda z: deviation(z, correction=1)),
+    "The spread is not compared with its healthy value 1/√D. Multiply by √D.": meters(lambda z: deviation(z) / z.shape[1] ** 0.5),
     "The spread is multiplied by D. The healthy value is 1/√D, so multiply by √D.": meters(lambda z: deviation(z) * z.shape[1] ** 0.5),
-    "The spread is divided by √D. The healthy value is 1/√D, and dividing by that is multiplying by √D.":
-        meters(lambda z: deviation(z) / z.shape[1]),
-    "The spread is taken over the features of each row, dim=1. What tells images apart is that over the images, dim=0.":
-        meters(lambda z: deviation(z, dim=1)),
-    "The deviation is taken over all numbers at once, which is not 0 for equal rows. Take it over the images, dim=0, then the mean.":
+    "The spread is divided by √D. It is divided by 1/√D: multiply by √D.": meters(lambda z: deviation(z) / z.shape[1]),
+    "The spread is taken over the features of each row. Take it over the images, dim=0.": meters(lambda z: deviation(z, dim=1)),
+    "The deviation is taken over all numbers at once. Take it over the images, dim=0, then the mean.":
         meters(lambda z: deviation(z, dim=None)),
-    "This spread is a variance. Take the standard deviation, std in place of var.":
-        meters(lambda z: z.var(dim=0, correction=0).mean() * z.shape[1]),
+    "This spread is a variance. Take the standard deviation, std.": meters(lambda z: z.var(dim=0, correction=0).mean() * z.shape[1]),
     "The deviations are added up over the features. Take their mean.": meters(lambda z: deviation(z) * z.shape[1]),
-    "The mean row is taken off before the singular values. Here it stays: of equal rows only rounding noise would be left.":
-        meters(centre=lambda z: z - z.mean(0)),
-    "The singular values are squared before they are divided by their sum. Take them as they are.":
-        meters(rank=lambda values: entropy(part(values**2)).exp()),
+    "The mean row is taken off. Here it stays: of equal rows only rounding noise would be left.": meters(centre=lambda z: z - z.mean(0)),
+    "The singular values are squared before they are divided. Take them as they are.": meters(rank=lambda v: entropy(part(v**2)).exp()),
     "This is the entropy. The effective rank is its exponential, so that D equal values give D.": meters(rank=lambda v: entropy(part(v))),
-    "The sign of the entropy is wrong, which gives one over the effective rank. The entropy is −Σ s·ln s.":
-        meters(rank=lambda values: (-entropy(part(values))).exp()),
-    "The logarithm has base 2, and the exponential base e. Use one base: torch.log and torch.exp.":
-        meters(rank=lambda values: (entropy(part(values)) / math.log(2)).exp()),
-    "The singular values are not divided by their sum, so they are no shares, and their entropy means nothing.":
-        meters(rank=lambda values: entropy(values).exp()),
-    "The shares come from a softmax. Divide the singular values by their sum.": meters(rank=lambda values: entropy(values.softmax(0)).exp()),
-    "This is the ordinary rank, which counts every singular value above rounding as one. The effective rank weighs them.":
-        meters(rank=lambda values: (values > 1e-6).sum().float()),
-    "This is 1/Σ s², the participation ratio. The effective rank is the exponential of the entropy, −Σ s·ln s.":
-        meters(rank=lambda values: 1 / part(values).square().sum()),
+    "The sign of the entropy is wrong. The entropy is −Σ s·ln s.": meters(rank=lambda v: (-entropy(part(v))).exp()),
+    "The logarithm has base 2, and the exponential base e. Use one base.": meters(rank=lambda v: (entropy(part(v)) / math.log(2)).exp()),
+    "The singular values are not divided by their sum, so they are no shares.": meters(rank=lambda v: entropy(v).exp()),
+    "The shares come from a softmax. Divide by the sum.": meters(rank=lambda v: entropy(v.softmax(0)).exp()),
+    "This is the ordinary rank, which counts every singular value as one.": meters(rank=lambda v: (v > 1e-6).sum().float()),
+    "This is 1/Σ s², the participation ratio. Here it is exp(−Σ s·ln s).": meters(rank=lambda v: 1 / part(v).square().sum()),
 }
 
 

@@ -9,13 +9,17 @@ from torch.nn import functional as F
 
 from sslcourse.course import clinic
 from sslcourse.course.checks.expectations import (
-    expect_close, expect_gradients, expect_loss, expect_shape, expect_type, reject_mistakes,
+    expect_close,
+    expect_gradients,
+    expect_loss,
+    expect_shape,
+    expect_type,
+    reject_mistakes,
 )  # fmt: skip
 from sslcourse.course.exercises import Exercise, Wrong
 
+
 # --- 5.1 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def my_barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float) -> Tensor:
     """Distance of the cross-correlation matrix from the identity: (diagonal − 1)² summed, plus lambda_param times the other squares."""
     first, second = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z0, z1))
@@ -61,17 +65,13 @@ def with_joint_statistics(z0, z1, lambda_param):
 
 BARLOW_MISTAKES = {
     "The diagonal has no part in this loss, so nothing asks the views to agree: add the sum of (C_ii − 1)².": of_matrix(on=lambda c: 0),
-    "Both views share mean and deviation. Each view has its own, or a shift between the two views would spoil the correlation.":
-        with_joint_statistics,
-    "The deviation divides by N − 1 and the correlation by N, so the diagonal ends below 1: std(0, correction=0), or N − 1 twice.":
-        of_views(lambda z: standard(z, correction=1)),
+    "Both views share mean and deviation. Each has its own, or a shift would spoil the correlation.": with_joint_statistics,
+    "The deviation divides by N − 1, the correlation by N, so the diagonal ends below 1.": of_views(lambda z: standard(z, correction=1)),
     "The deviation divides by N and the correlation by N − 1, so the diagonal passes 1.": of_views(standard, lambda c, n: c / (n - 1)),
     "Normalised over each row. Each dimension (column) gets mean 0 and deviation 1 over the batch: dim=0.":
         [of_views(lambda z: standard(z, dim=1)), of_views(F.normalize), of_views(F.normalize, lambda c, n: c)],
-    "The mean is not taken off. A correlation compares how two dimensions vary: z − z.mean(0) first.":
-        of_views(lambda z: standard(z, centre=False)),
-    "The columns are not divided by their deviation: this is a covariance, which grows with the scale.":
-        of_views(lambda z: standard(z, scale=False)),
+    "The mean is not taken off. A correlation compares deviations: z − z.mean(0) first.": of_views(lambda z: standard(z, centre=False)),
+    "The columns are not divided by their deviation: this is a covariance.": of_views(lambda z: standard(z, scale=False)),
     "The columns are not normalised at all: mean 0 and deviation 1 over the batch.": of_views(lambda z: z),
     "The matrix product is not divided by N, so the diagonal would be N where the views agree.": of_views(standard, lambda c, n: c),
     "Divided by D. The sum in the product runs over the N images: divide by N.": of_views(standard, lambda c, n: c / len(c)),
@@ -81,7 +81,7 @@ BARLOW_MISTAKES = {
     "λ is squared: multiply by it after the square.": of_matrix(weigh=lambda on, off, w: on + w**2 * off),
     "The terms beside the diagonal are averaged. Both terms are sums over the matrix.": of_matrix(off=lambda c: beside(c).square().mean()),
     "The diagonal's terms are averaged. Both terms are sums over the matrix.": of_matrix(on=lambda c: invariance(c) / len(c)),
-    "Averages in place of sums: of each term over its own entries. Take sums.":
+    "Averages of each term over its own entries. Take sums.":
         of_matrix(lambda c: invariance(c) / len(c), lambda c: beside(c).square().mean()),
     "This is a mean over the matrix, D² times too small. Take the sum.": lambda a, b, w: my_barlow_twins_loss(a, b, w) / a.shape[1] ** 2,
     "This is a mean over the dimensions, D times too small.": lambda a, b, w: my_barlow_twins_loss(a, b, w) / a.shape[1],
@@ -91,8 +91,7 @@ BARLOW_MISTAKES = {
     "The diagonal's distances from 1 are not squared.": of_matrix(on=lambda c: (1 - c.diagonal()).sum()),
     "Only half of the matrix is counted. C is not symmetric: take both triangles.":
         [of_matrix(off=lambda c: c.triu(1).square().sum()), of_matrix(off=lambda c: c.tril(-1).square().sum())],
-    "The matrix correlates one view with itself, and its diagonal is 1 whatever the network does. Take z0 with z1.":
-        lambda a, b, w: my_barlow_twins_loss(a, a, w),
+    "The matrix correlates one view with itself. Take z0 with z1.": lambda a, b, w: my_barlow_twins_loss(a, a, w),
     "This is the root of the loss. Leave the root out.": lambda *a: my_barlow_twins_loss(*a).sqrt(),
     "The sign is turned round.": lambda *a: -my_barlow_twins_loss(*a),
 }
@@ -132,8 +131,6 @@ def check_loss(answer) -> None:
 
 
 # --- 5.2 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def first_nonfinite(model: nn.Module, x: Tensor) -> str | None:
     """Name of the first module, in the order of the forward pass, whose output is not finite; None if there is none."""
     found, handles = [], []
@@ -241,8 +238,6 @@ def number_of_hooks(model: nn.Module) -> int:
 
 
 # --- 5.3 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def safe_standardise(z: Tensor, eps: float) -> Tensor:
     """Every column to mean 0 and deviation 1 over the N rows, with eps added to the variance: finite, and with finite gradients, always."""
     z = z - z.mean(0)
@@ -255,21 +250,18 @@ def divided_by(denominator):
 
 
 SAFE_MISTAKES = {
-    "eps is added outside the root. Inside, sqrt(var + eps), the slope of the root stays finite where the variance is 0.":
-        divided_by(lambda variance, eps: variance.sqrt() + eps),
-    "eps is ignored.": divided_by(lambda variance, eps: variance.sqrt()),
-    "The variance divides by N − 1. Divide by N, correction=0, so that the mean square of a column becomes 1.":
-        lambda z, eps: (z - z.mean(0)) / (z.var(0) + eps).sqrt(),
+    "eps is added outside the root. Inside, the slope stays finite where the variance is 0.": divided_by(lambda var, eps: var.sqrt() + eps),
+    "eps is ignored.": divided_by(lambda var, eps: var.sqrt()),
+    "The variance divides by N − 1. Divide by N: correction=0.": lambda z, eps: (z - z.mean(0)) / (z.var(0) + eps).sqrt(),
     "The variance divides by N − 1, and eps stands outside the root.": lambda z, eps: (z - z.mean(0)) / (z.std(0) + eps),
-    "Divided by the variance. The deviation is its root.": divided_by(lambda variance, eps: variance + eps),
+    "Divided by the variance. The deviation is its root.": divided_by(lambda var, eps: var + eps),
     "The mean is not taken off.": lambda z, eps: z / (z.var(0, correction=0) + eps).sqrt(),
-    "eps is squared: add it to the variance as it is.": divided_by(lambda variance, eps: (variance + eps**2).sqrt()),
+    "eps is squared: add it to the variance as it is.": divided_by(lambda var, eps: (var + eps**2).sqrt()),
     "Standardised over each row. Take each column, over the batch: dim=0.": lambda z, eps: safe_standardise(z.T, eps).T,
-    "One mean and one deviation for the whole matrix. Each column has its own.":
+    "One mean and one deviation for the whole matrix: take each column's.":
         lambda z, eps: (z - z.mean()) / (z.var(correction=0) + eps).sqrt(),
-    "A deviation below a limit is replaced by the limit. Add eps to the variance.":
-        divided_by(lambda variance, eps: variance.sqrt().clamp(min=eps)),
-    "A variance below eps is replaced by eps. Add it.": divided_by(lambda variance, eps: variance.clamp(min=eps).sqrt()),
+    "A deviation below a limit is replaced by the limit. Add eps to the variance.": divided_by(lambda var, eps: var.sqrt().clamp(min=eps)),
+    "A variance below eps is replaced by eps. Add it.": divided_by(lambda var, eps: var.clamp(min=eps).sqrt()),
 }
 
 
@@ -303,8 +295,6 @@ def check_safe(answer) -> None:
 
 
 # --- 5.4 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def diagnosis(patient: nn.Module) -> str:
     """The name of a patient's fault, one of clinic.SUSPECTS. The questions are asked in the order in which a step meets the faults."""
     x = patient.batch

@@ -7,13 +7,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslcourse.course.checks.expectations import (
-    expect_close, expect_loss, expect_number, expect_pair, expect_stopped_gradient, reject_mistakes,
+    expect_close,
+    expect_loss,
+    expect_number,
+    expect_pair,
+    expect_stopped_gradient,
+    reject_mistakes,
 )  # fmt: skip
 from sslcourse.course.exercises import Exercise, Wrong
 
+
 # --- 6.1 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def my_fixmatch_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float) -> Tensor:
     """Mean over all N rows of the strong view's cross-entropy with the weak view's class, where that is sure enough. Both (N, C)."""
     sureness, pseudo_labels = weak_logits.detach().softmax(dim=1).max(dim=1)  # (N,), (N,)
@@ -38,7 +42,7 @@ def sure_over_the_batch(w, s):
 OVER_BATCH = "The softmax runs over the batch. Each image has its own probabilities, which sum to 1 over the classes: dim=1."
 NOT_PROBABILITIES = "Logits are compared with the threshold. Make probabilities first: softmax over the classes."
 FIXMATCH_MISTAKES = {
-    "The mean is taken over the passing rows only. Divide by all N: few sure images shall weigh little, and where none passes 0 / 0 is NaN.":
+    "The mean is taken over the passing rows only. Divide by all N: few sure images shall weigh little, and 0 / 0 is NaN.":
         fixmatch_with(reduce=lambda rows, passes: rows[passes].mean()),
     "This is the sum over the rows. Take the mean.": fixmatch_with(reduce=lambda rows, passes: (rows * passes).sum()),
     OVER_BATCH: [
@@ -47,21 +51,18 @@ FIXMATCH_MISTAKES = {
         fixmatch_with(lambda w, s: F.nll_loss(s.log_softmax(0), w.argmax(1), reduction="none")),
         fixmatch_with(lambda w, s: F.nll_loss(s.log_softmax(0), w.argmax(1), reduction="none"), sure_over_the_batch),
     ],
-    "The threshold is held against the strong view. The weak view decides which images pass.":
+    "The threshold is held against the strong view. The weak view decides who passes.":
         fixmatch_with(sure=lambda w, s: s.softmax(1).amax(1)),
     "The class comes from the strong view. The weak view labels, the strong view learns.": fixmatch_with(lambda w, s: each_row(s, s)),
     "The views have changed places: here the strong one labels and the weak one learns.": lambda w, s, t: my_fixmatch_loss(s, w, t),
-    "The weak view learns from itself. It only labels: the cross-entropy is that of the strong view.":
-        fixmatch_with(lambda w, s: each_row(w, w)),
-    "The labels are soft: all of the weak view's probabilities are used. A pseudo-label is one class, the most probable.":
+    "The weak view learns from itself. It only labels: the strong view learns.": fixmatch_with(lambda w, s: each_row(w, w)),
+    "The labels are soft: all of the weak view's probabilities. A pseudo-label is one class, the most probable.":
         fixmatch_with(lambda w, s: F.cross_entropy(s, w.softmax(1), reduction="none")),
     NOT_PROBABILITIES: fixmatch_with(sure=lambda w, s: w.amax(1)),
     "The threshold has no effect: every row teaches. Rows that are less sure count as 0.": lambda w, s, t: each_row(w, s).mean(),
-    "The unsure rows teach and the sure ones do not: turn the comparison round.":
-        fixmatch_with(reduce=lambda rows, passes: (rows * ~passes).mean()),
-    "The strong view went through a softmax before F.cross_entropy, which has one of its own. Give it logits.":
-        fixmatch_with(lambda w, s: each_row(w, s.softmax(1))),
-    "The logarithm is missing: this is minus the probability. The loss of a row is −ln p.": fixmatch_with(lambda w, s: -(-each_row(w, s)).exp()),
+    "The unsure rows teach: turn the comparison round.": fixmatch_with(reduce=lambda rows, passes: (rows * ~passes).mean()),
+    "F.cross_entropy gets a softmax, and has one of its own. Give it logits.": fixmatch_with(lambda w, s: each_row(w, s.softmax(1))),
+    "The logarithm is missing: the loss of a row is −ln p.": fixmatch_with(lambda w, s: -(-each_row(w, s)).exp()),
     "The sign is turned round: the loss is minus the logarithm.": lambda *a: -my_fixmatch_loss(*a),
 }
 
@@ -95,8 +96,6 @@ def check_fixmatch(answer) -> None:
 
 
 # --- 6.2 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def ramp_weight(step: int, start: int, end: int, final: float) -> float:
     """0 before start, along a line to final at end, final from there on; start == end switches at once."""
     if step >= end:
@@ -113,24 +112,19 @@ def rise(change):
     return lambda step, start, end, final: final * change(ramp_weight(step, start, end, 1.0))
 
 
-RAMP_MISTAKES = {
+RAMP_MISTAKES = {  # at step i of a ramp from a to b that ends at f
     "The weight is final from the first step on. It begins at 0 and rises from start to end.": rise(lambda part: 1.0),
     "The weight is always 0. It rises from start on.": rise(lambda part: 0.0),
-    "There is no line between start and end: the weight jumps. At half the way it is half of final, so divide with / and not //.":
-        rise(lambda part: float(part == 1)),
-    "The weight jumps to final where the ramp starts. From start to end it follows a line.":
-        lambda step, start, end, final: final * (step >= start),
+    "There is no line between start and end: the weight jumps. Divide with / and not //.": rise(lambda part: float(part == 1)),
+    "The weight jumps to final where the ramp starts. It follows a line.": lambda i, a, b, f: f * (i >= a),
     "The line goes on without end. From `end` on the weight stays at final.": lambda *a: max(0.0, line(*a)),
-    "Before start the line goes below 0. The weight is 0 there.": lambda step, start, end, final: min(final, line(step, start, end, final)),
+    "Before start the line goes below 0. The weight is 0 there.": lambda i, a, b, f: min(f, line(i, a, b, f)),
     "The line is cut off at neither side: below start it is 0, above end it is final.": line,
-    "The ramp begins at step 0. It begins at start: use step − start.": lambda step, start, end, final: final * min(1.0, step / end),
-    "The step counter begins where the ramp does, so the first steps, in which the weight should be 0, are left out.":
-        lambda step, start, end, final: ramp_weight(step + start, start, end, final),
-    "Before start the weight is 0, but then the line is that of another ramp: it is (step − start) / (end − start).":
-        lambda step, start, end, final: final * min(1.0, step / end) * (step >= start),
-    "Divided by end. The ramp is end − start steps long.":
-        lambda step, start, end, final: final * min(1.0, max(0.0, (step - start) / end)),
-    "The ramp ends at 1. Multiply it by final.": lambda step, start, end, final: ramp_weight(step, start, end, 1.0),
+    "The ramp begins at step 0. It begins at start: use step − start.": lambda i, a, b, f: f * min(1.0, i / b),
+    "The step counter begins where the ramp does. It counts all steps.": lambda i, a, b, f: ramp_weight(i + a, a, b, f),
+    "From start on this is the line of another ramp.": lambda i, a, b, f: f * min(1.0, i / b) * (i >= a),
+    "Divided by end. The ramp has end − start steps.": lambda i, a, b, f: f * min(1.0, max(0.0, (i - a) / b)),
+    "The ramp ends at 1. Multiply it by final.": lambda i, a, b, f: ramp_weight(i, a, b, 1.0),
     "The weight is cut off at 1. Its largest value is final.": lambda *a: min(1.0, ramp_weight(*a)),
     "The weight falls from final to 0. It rises.": rise(lambda part: 1 - part),
     "The rise is not a line: it is squared.": rise(lambda part: part**2),
@@ -162,8 +156,6 @@ def check_ramp(answer) -> None:
 
 
 # --- 6.3 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def coverage_and_precision(logits: Tensor, labels: Tensor, threshold: float) -> tuple[float, float]:
     """The part of the rows that are sure enough, and the part of those that are right; NaN where none is. logits (N, C), labels (N,)."""
     sureness, said = logits.softmax(dim=1).max(dim=1)
@@ -187,18 +179,16 @@ def rates(
 
 RATE_MISTAKES = {
     "The coverage is a number of rows. Divide by N.": rates(lambda sure, right: sure.sum()),
-    "The coverage counts only rows that are right. Unlabelled images have no labels: whoever is sure passes.":
-        rates(lambda sure, right: (sure * right).mean()),
-    "The probability of the true class is held against the threshold. Nobody knows it: take the largest probability.":
+    "The coverage counts only rows that are right. Whoever is sure passes.": rates(lambda sure, right: (sure * right).mean()),
+    "The probability of the true class is held against the threshold, and nobody knows it: take the largest.":
         rates(sureness=lambda logits, labels: logits.softmax(1)[range(len(logits)), labels]),
     NOT_PROBABILITIES: rates(sureness=lambda logits, labels: logits.amax(1)),
     OVER_BATCH: rates(sureness=sure_over_the_batch),
     "These are the rows that do not pass: turn the comparison round.": rates(lambda sure, right: 1 - sure.mean()),
     "The coverage is in percent. Leave it between 0 and 1.": rates(lambda sure, right: 100 * sure.mean()),
-    "The precision ignores the threshold: this is the accuracy on all rows. Look at the passing rows only.":
-        rates(precision=lambda sure, right: right.mean()),
-    "The right ones among the passing rows are divided by N. Divide by how many pass.": rates(precision=lambda sure, right: (sure * right).mean()),
-    "The right ones among the passing rows are divided by all that are right (that is recall). Divide by how many pass.":
+    "The precision ignores the threshold. Look at the passing rows only.": rates(precision=lambda sure, right: right.mean()),
+    "The right ones that pass are divided by N. Divide by how many pass.": rates(precision=lambda sure, right: (sure * right).mean()),
+    "The right ones that pass are divided by all right ones: recall.":
         rates(precision=lambda sure, right: (sure * right).sum() / right.sum()),
     "This is the part of the passing rows that is wrong.": rates(precision=lambda sure, right: 1 - (sure * right).sum() / sure.sum()),
     "The precision is a number of rows. Divide by how many pass.": rates(precision=lambda sure, right: (sure * right).sum()),
@@ -238,8 +228,6 @@ def check_rates(answer) -> None:
 
 
 # --- 6.4 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def expected_calibration_error(confidence: Tensor, right: Tensor, bins: int) -> float:
     """Mean gap between confidence and accuracy over bins of equal width, each weighted by its rows. confidence (N,), right bool (N,)."""
     number = (confidence * bins).ceil().long().clamp(min=1) - 1  # a bin holds its upper end
@@ -271,17 +259,13 @@ def equally_filled(confidence, right, bins):
 CALIBRATION_MISTAKES = {
     "There are ten bins, whatever `bins` says.": lambda c, r, bins: expected_calibration_error(c, r, 10),
     "Every bin has the same weight. A bin counts by its rows: n_b / N.": of_bins(lambda n, c, a, m: (c - a).abs().mean()),
-    "Divided by the number of bins once more. The weights n_b / N add up to 1 already.":
-        lambda c, r, bins: expected_calibration_error(c, r, bins) / bins,
-    "Opposite gaps cancel: too sure in one bin, too modest in another. Take the absolute value of each bin's gap before they are added up.":
-        lambda c, r, bins: (c.double().mean() - r.double().mean()).abs(),
-    "The middle of the bin stands for its confidence. Take the mean confidence of the rows in it.":
-        of_bins(lambda n, c, a, m: (n * (m - a).abs()).sum() / n.sum()),
+    "Divided by the number of bins once more. The weights add up to 1.": lambda c, r, bins: expected_calibration_error(c, r, bins) / bins,
+    "Opposite gaps cancel. Take the absolute value of each bin's gap.": lambda c, r, bins: (c.double().mean() - r.double().mean()).abs(),
+    "The middle of the bin stands for the mean confidence in it.": of_bins(lambda n, c, a, m: (n * (m - a).abs()).sum() / n.sum()),
     "The gaps are squared. Take their absolute value.": of_bins(lambda n, c, a, m: (n * (c - a) ** 2).sum() / n.sum()),
     "This is the largest gap. Take the mean, weighted by the rows.": of_bins(lambda n, c, a, m: (c - a).abs().max()),
     "The gaps are weighted by the rows, but not divided by N.": of_bins(lambda n, c, a, m: (n * (c - a).abs()).sum()),
-    "The gap is taken row by row, |confidence − right|. Average in each bin first: one row is only right or wrong.":
-        lambda c, r, bins: (c.double() - r.double()).abs().mean(),
+    "The gap is taken row by row. Average in each bin first.": lambda c, r, bins: (c.double() - r.double()).abs().mean(),
     "The error is in percent. Leave it between 0 and 1.": lambda c, r, bins: 100 * expected_calibration_error(c, r, bins),
     "The bins have equal numbers of rows. Here they have equal width, 1 / bins.": equally_filled,
 }

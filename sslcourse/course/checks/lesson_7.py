@@ -11,9 +11,8 @@ from sslcourse import diagnostics
 from sslcourse.course.checks.expectations import expect_close, expect_number, expect_shape, expect_type, reject_mistakes
 from sslcourse.course.exercises import Exercise, Wrong
 
+
 # --- 7.1 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def mcnemar_p(first_right: Tensor, second_right: Tensor) -> float:
     """Two-sided exact p-value of McNemar's test. first_right, second_right: bool (N,), the same images in the same order."""
     only_first = int((first_right & ~second_right).sum())
@@ -24,7 +23,7 @@ def mcnemar_p(first_right: Tensor, second_right: Tensor) -> float:
 
 
 def of_split(p: Callable[[int, int], float]):
-    """A wrong p-value: p(fewer, more), of the numbers of images that only one of the two has right."""
+    """A wrong p-value: p(b, c), of the numbers of images that only one of the two has right, the smaller one first."""
     return lambda a, b: p(*sorted([int((a & ~b).sum()), int((b & ~a).sum())]))
 
 
@@ -36,8 +35,8 @@ def two_sided(z: float) -> float:
     return math.erfc(abs(z) / math.sqrt(2))
 
 
-def of_all_images(a, b):
-    return of_split(lambda fewer, more: min(1.0, 2 * binomial(fewer, len(a))))(a, b)
+def of_all_images(first, second):
+    return of_split(lambda b, c: min(1.0, 2 * binomial(b, len(first))))(first, second)
 
 
 def of_right_ones(a, b):
@@ -56,24 +55,20 @@ def of_difference(a, b):
 
 
 MCNEMAR_MISTAKES = {
-    "One-sided: only one of the two directions is counted. Double it.": of_split(lambda fewer, more: binomial(fewer, fewer + more)),
-    "The coin is tossed for all images. Images that both have right, or both wrong, take no part: n is the number of disputed ones.":
-        of_all_images,
-    "These are the images that each has right, the common ones included. Count those that ONE has right and the other wrong: a & ~b.":
-        of_right_ones,
+    "One-sided: only one of the two directions is counted. Double it.": of_split(lambda b, c: binomial(b, b + c)),
+    "The coin is tossed for all images. Only the disputed ones take part, that one has right and the other wrong.": of_all_images,
+    "These are the images that each has right, the common ones included. Count those that ONE has right: a & ~b.": of_right_ones,
     "This is the chi-square approximation. Add the binomial probabilities themselves: math.comb(n, i) / 2**n.": [
-        of_split(lambda fewer, more: two_sided((more - fewer) / math.sqrt(fewer + more))),
-        of_split(lambda fewer, more: two_sided((more - fewer - 1) / math.sqrt(fewer + more))),
+        of_split(lambda b, c: two_sided((c - b) / math.sqrt(b + c))),
+        of_split(lambda b, c: two_sided((c - b - 1) / math.sqrt(b + c))),
     ],
     "This compares two accuracies as if they came from different images. Look at the images in dispute instead.": of_two_proportions,
     "This is a normal approximation of the paired difference. McNemar's test is exact: a binomial distribution.": of_difference,
-    "The observed count itself is left out of the tail: range(k + 1) includes k, range(k) does not.":
-        of_split(lambda fewer, more: 2 * binomial(fewer - 1, fewer + more)),
-    "This is the probability of the observed split alone. Add those that are more uneven.":
-        of_split(lambda fewer, more: math.comb(fewer + more, fewer) / 2 ** (fewer + more)),
+    "The observed count itself is left out of the tail: range(k + 1) includes k.": of_split(lambda b, c: 2 * binomial(b - 1, b + c)),
+    "This is the probability of the observed split alone. Add the more uneven ones.":
+        of_split(lambda b, c: math.comb(b + c, b) / 2 ** (b + c)),
     "This is 1 − p: near 1 where the two differ most.": lambda a, b: 1 - mcnemar_p(a, b),
-    "This is the larger tail, from the larger of the two counts. Add up from 0 to the smaller count.":
-        of_split(lambda fewer, more: min(1.0, 2 * binomial(more, fewer + more))),
+    "This is the larger tail. Add up from 0 to the smaller of the two counts.": of_split(lambda b, c: min(1.0, 2 * binomial(c, b + c))),
 }
 
 
@@ -109,8 +104,6 @@ def check_mcnemar(answer) -> None:
 
 
 # --- 7.2 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
     """Mean difference first − second over R paired runs, and its 95 % Student interval: (difference, low, high)."""
     differences = [a - b for a, b in zip(first, second, strict=True)]
@@ -133,35 +126,35 @@ def interval(quantile=lambda r: stats.t.ppf(0.975, r - 1), error=lambda d, a, b:
     return answer
 
 
+def half_widths(sign):
+    """A wrong interval: its ends less the mean, or the mean less its ends."""
+
+    def answer(first, second):
+        mean, low, high = paired_interval(first, second)
+        return mean, sign * (low - mean), sign * (high - mean)
+
+    return answer
+
+
 INTERVAL_MISTAKES = {
-    "The ends of the interval are in the other order: difference, low, high.": lambda a, b: interval(lambda r: -stats.t.ppf(0.975, r - 1))(a, b),
-    "The ends are counted from the mean. Return them as values: mean − half and mean + half.":
-        [lambda a, b: half_widths(a, b, 1), lambda a, b: half_widths(a, b, -1)],
-    "The factor is that of many runs, 1.96. With few runs the deviation itself is uncertain: stats.t.ppf(0.975, R - 1), 4.30 for R = 3.":
-        interval(lambda r: 1.959964),
+    "The ends of the interval are in the other order: difference, low, high.": interval(lambda r: -stats.t.ppf(0.975, r - 1)),
+    "The ends are counted from the mean. Return mean − half and mean + half.": [half_widths(1), half_widths(-1)],
+    "The factor is that of many runs, 1.96. With few runs it is stats.t.ppf(0.975, R - 1), 4.30 for R = 3.": interval(lambda r: 1.959964),
     "Two standard errors: right for many runs. With few, take stats.t.ppf(0.975, R - 1).": interval(lambda r: 2.0),
     "This is one standard error to each side. A 95 % interval needs Student's factor, stats.t.ppf(0.975, R - 1).": interval(lambda r: 1.0),
     "Student's t with R degrees of freedom. One is spent on the mean: R − 1.": interval(lambda r: stats.t.ppf(0.975, r)),
-    "stats.t.ppf(0.95, ...) leaves 5 % at one end. A two-sided 95 % interval leaves 2.5 % at each: 0.975.":
-        interval(lambda r: stats.t.ppf(0.95, r - 1)),
-    "This is the interval for a single run. The mean of R runs is known better: divide the deviation by the root of R.":
-        interval(error=lambda d, a, b: d.std()),
-    "The variance divides by R. The mean was estimated from the same runs, so divide by R − 1.":
+    "stats.t.ppf(0.95, ...) leaves 5 % at one end. Leave 2.5 % at each: 0.975.": interval(lambda r: stats.t.ppf(0.95, r - 1)),
+    "This is the interval for a single run. For the mean divide by the root of R.": interval(error=lambda d, a, b: d.std()),
+    "The variance divides by R. One run is spent on the mean: divide by R − 1.":
         interval(error=lambda d, a, b: d.std(correction=0) / len(d) ** 0.5),
-    "The errors of the two sides are added as if their runs had nothing in common. Subtract run by run, then take the deviation of that.":
+    "The errors of the two sides are added as if their runs had nothing in common. Subtract run by run first.":
         interval(error=lambda d, a, b: ((a.var() + b.var()) / len(d)).sqrt()),
     "The sign is turned round: first − second.": interval(differ=lambda a, b: b - a),
-    "The runs were sorted first, so that the best of one side meets the best of the other. Leave them in the order of their seeds.":
-        interval(differ=lambda a, b: a.sort().values - b.sort().values),
+    "The runs were sorted first. Leave them in the order of their seeds.": interval(differ=lambda a, b: a.sort().values - b.sort().values),
     "The differences lost their signs: a run that went the other way counts against.": interval(differ=lambda a, b: (a - b).abs()),
     "The deviation is divided by R. Divide by the root of R.": interval(error=lambda d, a, b: d.std() / len(d)),
     "This is the variance over R. The standard error is its root.": interval(error=lambda d, a, b: d.var() / len(d)),
 }
-
-
-def half_widths(first, second, sign):
-    mean, low, high = paired_interval(first, second)
-    return mean, sign * (low - mean), sign * (high - mean)
 
 
 def three_numbers(got) -> Tensor:
@@ -185,8 +178,6 @@ def check_interval(answer) -> None:
 
 
 # --- 7.3 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def honest_accuracy(validation: Tensor, test: Tensor) -> Tensor:
     """Test accuracy at the epoch that validation chose, of each run. validation, test: (R, E) -> (R,), or (E,) -> ()."""
     chosen = validation.argmax(dim=-1, keepdim=True)  # the first of equals
@@ -200,14 +191,14 @@ def at_epoch(choose):
 
 EPOCH_MISTAKES = {
     "This is the best epoch on TEST: the very leak that the exercise is about. Let validation choose the epoch.": lambda v, t: t.amax(1),
-    "This is the validation accuracy of the best epoch. It was chosen for being high, so it is too good: report test.": lambda v, t: v.amax(1),
-    "Several epochs share the best validation accuracy, and here the test accuracy decides between them. That is a look: take the first.":
+    "This is the validation accuracy of the best epoch, which was chosen for being high: report test.": lambda v, t: v.amax(1),
+    "Of equal epochs the test accuracy decides. That is a look: take the first.":
         lambda v, t: t.masked_fill(v < v.amax(1, keepdim=True), -1.0).amax(1),
-    "Of epochs with the same validation accuracy this takes the last. Take the first.": at_epoch(lambda v: v.shape[1] - 1 - v.flip(1).argmax(1)),
+    "Of equal epochs this takes the last. Take the first.": at_epoch(lambda v: v.shape[1] - 1 - v.flip(1).argmax(1)),
     "This is the last epoch. Early stopping asks validation for the epoch.": at_epoch(lambda v: -1),
     "This is the mean over all epochs.": lambda v, t: t.mean(1),
     "All runs are measured at one epoch, the best of the mean curve. Each run chooses its own.": at_epoch(lambda v: v.mean(0).argmax()),
-    "The maximum is taken over the runs. Look along the epochs, the last dimension.": lambda v, t: t.gather(0, v.argmax(0)[None])[0, : len(v)],
+    "The maximum is taken over the runs. Look along the epochs.": lambda v, t: t.gather(0, v.argmax(0)[None])[0, : len(v)],
     "One epoch, the best of the first run, is used for all.": at_epoch(lambda v: v[0].argmax()),
     "This takes the epoch with the WORST validation accuracy: argmax, not argmin.": at_epoch(lambda v: v.argmin(1)),
     "These are the validation accuracies at the epoch that test chose. Turn the two round.": lambda v, t: honest_accuracy(t, v),
@@ -249,8 +240,6 @@ def check_epoch(answer) -> None:
 
 
 # --- 7.4 ------------------------------------------------------------------------------------------------------------------------------
-
-
 def copies_of_test_images(unlabelled: Tensor, test: Tensor) -> Tensor:
     """Which unlabelled images are exact copies of a test image: uint8 (M, 3, H, W) and (T, 3, H, W) -> bool (M,)."""
     known = {picture.tobytes() for picture in test.cpu().numpy()}
@@ -281,11 +270,10 @@ def once_each(unlabelled, test):
 
 
 COPY_MISTAKES = {
-    "Only the first row of pixels is compared. Images with the same border are not copies: compare all pixels.": alike(lambda x: x[:, :, :1]),
+    "Only the first row of pixels is compared. Images with one border are no copies: compare all.": alike(lambda x: x[:, :, :1]),
     "Only the first channel is compared. An image in other colours is no copy.": alike(lambda x: x[:, :1]),
     "Only one pixel is compared.": alike(lambda x: x[:, :, :1, :1]),
-    "Sums or means are compared. Two images with their pixels in another order have the same: compare pixel by pixel.":
-        alike(lambda x: x.double().sum((1, 2, 3))[:, None]),
+    "Sums or means are compared. Compare pixel by pixel.": alike(lambda x: x.double().sum((1, 2, 3))[:, None]),
     "One equal pixel is enough here. All pixels have to be equal: .all() over them.": alike(pixels=torch.any),
     "Image i is compared with image i only. A copy may stand anywhere: each with all.": in_order,
     "The answer is turned round: True where an image is a copy.": lambda u, t: ~copies_of_test_images(u, t),
@@ -343,8 +331,8 @@ def check_copies(answer) -> None:
         answer(a, b)
     if largest.bytes >= a.numel() * len(b):
         raise Wrong(
-            f"Right, but all pairs are held at once: a tensor of {largest.bytes / 1e6:.0f} MB for a few hundred small images. With 100,000 no "
-            "memory is enough. Put the bytes of every test image, picture.tobytes(), into a set, and look each unlabelled one up."
+            f"Right, but all pairs are held at once: a tensor of {largest.bytes / 1e6:.0f} MB for a few hundred small images. With 100,000 "
+            "no memory is enough. Put the bytes of every test image, picture.tobytes(), into a set, and look each unlabelled one up."
         )
 
 
