@@ -90,9 +90,3 @@ def test_the_check_draws_no_random_numbers_of_the_notebook():
 def test_unknown_exercises_are_refused():
     with pytest.raises(CourseError, match="There is no exercise 4.9"):
         grading.check_answer("4.9", right)
-
-
-def test_every_exercise_has_as_many_points_as_stars():
-    for number in range(1, 8):
-        for task in exercises.lesson_exercises(number).values():
-            assert grading.points(task) == task.difficulty

@@ -9,12 +9,14 @@ import nbformat
 import pytest
 
 from sslcourse.course import exercises, notebook_files
-from sslcourse.course.handouts import grading, handout, nbgrader_source
-from sslcourse.course.handouts.class_list import Student
+from sslcourse.course.commands import main as cli
+from sslcourse.course.handouts import copies, grading
+from sslcourse.course.handouts.nbgrader import source_copy
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 BYOL = "04_byol.ipynb"  # the quickest lesson
+CONFIG = ROOT / "sslcourse" / "course" / "handouts" / "course_folder" / "nbgrader_config.py"
 
 
 def by_grade_id(notebook):
@@ -24,7 +26,7 @@ def by_grade_id(notebook):
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def source(request):
     path = request.param
-    return int(path.name[:2]), nbgrader_source.source_copy(notebook_files.load(path), path.name)
+    return int(path.name[:2]), source_copy(notebook_files.load(path), path.name)
 
 
 def test_every_exercise_is_an_answer_followed_by_a_locked_test(source):
@@ -58,32 +60,32 @@ def test_what_stands_in_place_of_a_solution_counts_as_not_attempted(source):
         before, rest = cell.source.split("    ### BEGIN SOLUTION\n")
         space = {"exercise": exercises.exercise}
         exec(before + f"    {stub}" + rest.split("    ### END SOLUTION")[1], space)
-        (task,) = [task for task in handout.tasks(notebook) if task.id == id]
-        assert space[task.function.name].status == exercises.OPEN
-        with pytest.raises(AssertionError, match=f"Exercise {id}: not attempted yet"):
-            grading.check_answer(id, space[task.function.name])
+        answer = space[copies.exercise_in(cell)["name"]]
+        assert answer.status == exercises.OPEN
+        with pytest.raises(AssertionError, match="not attempted yet"):
+            grading.check_answer(id, answer)
 
 
-def config():
-    """The settings in nbgrader_config.py, without nbgrader."""
+def config(seen=None):
+    """The settings in nbgrader_config.py, without nbgrader; the environment stays as it was."""
     from traitlets.config import Config
 
     c = Config()
     before = dict(os.environ)
     try:
-        exec(nbgrader_source._CONFIG_FILE, {"get_config": lambda: c, "__file__": "/course/nbgrader_config.py"})
+        exec(CONFIG.read_text(), {"get_config": lambda: c, "__file__": "/course/nbgrader_config.py"})
+        if seen is not None:
+            seen.update(os.environ)
     finally:
         os.environ.clear()
         os.environ.update(before)
     return c
 
 
-def test_the_settings_are_python_that_leaves_the_environment_s_choices(monkeypatch):
+def test_the_settings_leave_the_environment_s_choices(monkeypatch):
     monkeypatch.setenv("SSLCOURSE_GRADING_TIER", "cpu")
     seen = {}
-    text = nbgrader_source._CONFIG_FILE + "\nseen.update(os.environ)\n"
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    exec(text, {"get_config": lambda: config(), "__file__": "/course/nbgrader_config.py", "seen": seen})
+    config(seen=seen)
     assert seen["SSLCOURSE_GRADING_TIER"] == "cpu" and seen["SSLCOURSE_DATA_DIR"] == "/course/grading/data"
 
 
@@ -100,25 +102,24 @@ def test_the_tier_cell_changes_nothing_unless_it_is_graded(source, monkeypatch):
 
 def test_a_lesson_without_a_cell_to_lock_is_refused(write_notebook):
     path = write_notebook("03_x.ipynb", "print(1)")
-    with pytest.raises(exercises.CourseError, match="03_x.ipynb cannot be made into an assignment: it has no cell for imports, start"):
-        nbgrader_source.source_copy(notebook_files.load(path), path.name)
+    with pytest.raises(exercises.CourseError, match="imports, start"):
+        source_copy(notebook_files.load(path), path.name)
 
 
-def test_the_class_goes_where_nbgrader_reads_it(tmp_path):
-    students = [Student("ann", {"first_name": "Ann"}), Student("bob", {})]
-    made = handout.make([4], tmp_path, format="nbgrader", students=students, notebooks_dir=ROOT / "notebooks")
-    assert (tmp_path / "students.csv").read_text() == "id,first_name,last_name,email\nann,Ann,,\nbob,,,\n"
-    assert (tmp_path / "seeds.csv").read_text().splitlines()[1:] == [f"{id},{seed}" for id, seed in made.seeds.items()]
-    assert "nbgrader db student import students.csv" in (tmp_path / "README.md").read_text()
+def course_folder(folder, lessons="4"):
+    """Write a course for nbgrader, with a class of three, into a new folder."""
+    (folder / "class.csv").write_text("id,first_name\nann,Ann\nbob,\ncarol,\n")
+    words = ["handout", lessons, "--format", "nbgrader", "--students", str(folder / "class.csv"), "--out", str(folder / "course")]
+    assert cli.main([*words, "--notebooks", str(ROOT / "notebooks")]) == 0
+    return folder / "course"
 
 
-def test_settings_that_somebody_changed_stay(tmp_path):
-    handout.make([4], tmp_path, format="nbgrader", notebooks_dir=ROOT / "notebooks")
-    (tmp_path / "nbgrader_config.py").write_text("# mine\n")
-    made = handout.make([3, 4], tmp_path, format="nbgrader", notebooks_dir=ROOT / "notebooks")
-    assert (tmp_path / "nbgrader_config.py").read_text() == "# mine\n"
-    assert [note.partition(" ")[0] for note in made.notes] == [str(tmp_path / "nbgrader_config.py")]
-    assert sorted(path.name for path in (tmp_path / "source").iterdir()) == ["lesson_3", "lesson_4"]
+def test_a_course_folder_has_settings_texts_class_and_lessons(tmp_path):
+    course = course_folder(tmp_path, "3-4")
+    assert sorted(path.name for path in course.iterdir()) == ["README.md", "nbgrader_config.py", "source", "students.csv"]
+    assert sorted(path.name for path in (course / "source" / "lesson_3").iterdir()) == ["03_simclr.ipynb", "GLOSSARY.md"]
+    assert (course / "students.csv").read_text().startswith("id,first_name,last_name,email,seed\nann,Ann,,,")
+    assert f"{copies.PUBLISHED}/04_byol.ipynb" in (course / "source" / "lesson_3" / "GLOSSARY.md").read_text()
 
 
 # With nbgrader itself: the course folder is generated, three students hand in, and everything is graded at tier smoke.
@@ -153,9 +154,7 @@ def submitted(course, student, notebook):
 def graded(tmp_path_factory):
     """The folder of a course in which ann's answers are right, bob's partly, and carol has none and has tried to deceive."""
     pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install nbgrader")
-    course = tmp_path_factory.mktemp("course")
-    students = [Student("ann", {"first_name": "Ann"}), Student("bob", {}), Student("carol", {})]
-    handout.make([4], course, format="nbgrader", students=students, notebooks_dir=ROOT / "notebooks")
+    course = course_folder(tmp_path_factory.mktemp("class"))
     nbgrader(course, "db", "student", "import", "students.csv")
     nbgrader(course, "generate_assignment", "lesson_4")
     release = course / "release" / "lesson_4" / BYOL

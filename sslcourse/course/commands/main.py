@@ -18,7 +18,7 @@ COMMANDS = {
     "data": ("commands.data", "get a data set ready: draw, download or import it"),
     "pretrain": ("commands.pretrain", "one long run of pretraining, which survives interruptions"),
     "evaluate": ("commands.evaluate", "what a pretrained encoder is worth with few labels"),
-    "handout": ("handouts.handout_command", "copies of the lessons for a class: without solutions, filled in, or for nbgrader"),
+    "handout": ("commands.handout", "copies of the lessons for a class: without solutions, filled in, or for nbgrader"),
     "notebooks": ("commands.notebooks", "check, clean or execute the stored notebooks"),
     "results": ("commands.results", "print the table of a folder of result records, or of the committed ones"),
 }

@@ -1,4 +1,4 @@
-"""What the test cells of graded notebooks call: points, and a check that stops the cell for an answer that is not right."""
+"""What the test cells of graded notebooks call: a check that stops the cell for an answer that is not right."""
 
 import contextlib
 import inspect
@@ -6,14 +6,7 @@ import io
 import warnings
 from collections.abc import Callable
 
-from sslcourse.course.exercises import DONE, OPEN, Exercise, find_exercise, judge
-
-POINTS = {1: 1, 2: 2, 3: 3}  # by the difficulty of an exercise: a point for each star that the lesson shows
-
-
-def points(task: Exercise) -> int:
-    """How many points an exercise is worth."""
-    return POINTS[task.difficulty]
+from sslcourse.course.exercises import DONE, OPEN, find_exercise, judge
 
 
 def check_answer(id: str, answer: Callable) -> None:

@@ -1,0 +1,98 @@
+"""Copies of a lesson: without solutions for students, with every exercise filled in for whoever teaches.
+
+Functions here take a notebook as `notebook_files.load` gives it and return a changed copy.
+"""
+
+import copy
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslcourse.course.notebook_files import tags
+from sslcourse.errors import CourseError
+
+PUBLISHED = "https://github.com/sslcourse/sslcourse/blob/main/notebooks"  # where links lead to what was not copied
+EXERCISE = re.compile(
+    r'@exercise\("(?P<id>\d+\.\d+)"\)\ndef (?P<name>\w+)\((?P<arguments>[^:]*)\):\n(?P<description> +""".*?"""\n)?', re.DOTALL
+)
+_SOLUTION = re.compile(r"def solution_(?P<id>\d+_\d+)\((?P<arguments>[^:]*)\):\n(?P<body>.*)", re.DOTALL)
+_BADGE = re.compile(r"^\[!\[Open in Colab\].*\n?\n?", re.MULTILINE)
+_LINK = re.compile(r"(\]\()([\w./-]+)(?=[#)])")
+_CHOICE = re.compile(r"<details><summary>(?!Hint</summary>)(.*?)</summary>.*?</details>", re.DOTALL)
+
+
+def student_copy(notebook, *, seed: int | None = None, answers: bool = True):
+    """The notebook without solutions, outputs, and the badge that opens the published lesson, which has the solutions.
+
+    seed: the value that SEED gets. answers: whether the explanations of quiz choices and of diagnosed faults stay.
+    """
+    made = _bare(notebook)
+    if not answers:
+        leave_out_answers(made)
+    for cell in made.cells if seed is not None else ():
+        if "parameters" in tags(cell):
+            cell.source = re.sub(r"^SEED = \d+", f"SEED = {seed}", cell.source, flags=re.MULTILINE)
+    return made
+
+
+def solved_copy(notebook, name: str, begin: str = "", end: str = ""):
+    """The notebook without outputs, every exercise filled in with its solution, so that `report()` shows all of them as done.
+
+    name: the notebook's, for error messages. begin, end: put before and after every solution.
+    Raises CourseError for an exercise that has no solution, or one that takes other arguments.
+    """
+    found = (_SOLUTION.search(cell.source) for cell in notebook.cells if "solution" in tags(cell))
+    solutions = {(solution["id"].replace("_", "."), solution["arguments"]): solution["body"] for solution in found if solution}
+    made = _bare(notebook)
+    for cell in made.cells:
+        if task := exercise_in(cell):
+            body = solutions.get((task["id"], task["arguments"]))
+            if body is None:
+                wanted = f"solution_{task['id'].replace('.', '_')}({task['arguments']})"
+                raise CourseError(f"{name} has no solution of exercise {task['id']}: a cell tagged 'solution' has to define {wanted}.")
+            cell.source = task[0] + begin + body + end
+    return made
+
+
+def exercise_in(cell) -> re.Match | None:
+    """The head of the exercise that a cell holds, down to its docstring: id, name, arguments, description."""
+    return EXERCISE.match(cell.source) if cell.cell_type == "code" else None
+
+
+def _bare(notebook):
+    """A copy without solutions, outputs, execution counts and the Colab badge."""
+    from nbconvert.preprocessors import ClearOutputPreprocessor, TagRemovePreprocessor
+
+    made = copy.deepcopy(notebook)
+    for preprocessor in (TagRemovePreprocessor(remove_cell_tags={"solution"}), ClearOutputPreprocessor()):
+        made, _ = preprocessor.preprocess(made, {})
+    for cell in made.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _BADGE.sub("", cell.source)
+    return made
+
+
+def leave_out_answers(notebook) -> None:
+    """Make the choices of quizzes and of diagnoses a plain list, in place, and drop what is said about them. Hints stay."""
+    for cell in notebook.cells:
+        if cell.cell_type != "markdown":
+            continue
+        kept, answered = [], False
+        for block in re.split(r"\n{2,}", cell.source):
+            listed = _CHOICE.sub(r"* \1", block)
+            # A paragraph below the choices speaks of the right one, up to the next question or heading.
+            answered = listed != block or (answered and not block.startswith(("#", "**")))
+            if listed != block or not answered:
+                kept.append(listed)
+        text = "\n\n".join(kept).replace("Choose before you unfold.", "Choose one answer for each question.")
+        cell.source = re.sub(r"Decide before you unfold( the answers)?", "Decide, and say why", text)
+
+
+def with_links(text: str, folder: Path, beside: Sequence[str]) -> str:
+    """Markdown of a file in `folder`, whose links to files other than those `beside` the copy lead to the published course."""
+
+    def published(link: re.Match) -> str:
+        stays = link[2] in beside or not (folder / link[2]).is_file()
+        return link[0] if stays else f"{link[1]}{PUBLISHED}/{link[2]}"
+
+    return _LINK.sub(published, text)
