@@ -99,9 +99,7 @@ def update(root: Path | None = None) -> list[str]:
     """
     root = Path(results.__file__).resolve().parents[2] if root is None else root
     if not (root / "README.md").is_file():
-        raise CourseError(
-            f"There is no README.md in {root}: tables are updated in a checkout, not in an installed package."
-        )
+        raise CourseError(f"There is no README.md in {root}: tables are updated in a checkout, not in an installed package.")
     records, after = results.reference(), {}
     try:
         before = {name: (root / name).read_text(encoding="utf-8") for name in FILES if (root / name).is_file()}

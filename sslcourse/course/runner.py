@@ -73,14 +73,12 @@ class Task:
         return self.out / self.notebook.path.name
 
     @property
-    def partial(self) -> Path:
-        """Where the executed notebook is written while it runs."""
-        return self.target.with_name(f".{self.target.stem}.partial.ipynb")
+    def partial(self) -> Path:  # while it runs
+        return self.out / f".{self.notebook.stem}.partial.ipynb"
 
     @property
     def failed(self) -> Path:
-        """Where the executed notebook stays if it failed."""
-        return self.target.with_suffix(".failed.ipynb")
+        return self.out / f"{self.notebook.stem}.failed.ipynb"
 
     @property
     def parameters(self) -> dict:
@@ -126,14 +124,16 @@ def run(
         raise CourseError(f"jobs is {jobs!r}; it has to be a whole number from 1, how many lessons may run at once.")
     tier = lessons.resolve_tier(tier)
     dataset = lessons.resolve_dataset(dataset, tier)
-    given = dict(parameters or {}) | ({} if seeds is None else {"SEED": _checked_seeds(seeds, parameters or {})[0]})
-    notebooks = select(chosen, notebooks_dir)
+    notebooks, given = select(chosen, notebooks_dir), dict(parameters or {})
+    if seeds is not None:
+        _check_seeds(seeds, tier)
+        if "SEED" in given:
+            raise CourseError("Give several seeds with --seeds or one with -p SEED, not both.")
+        given["SEED"] = seeds[0]
     values = check_parameters(notebooks, given)
     check_dataset(dataset, notebooks, values)
     if importlib.util.find_spec("ipykernel") is None:
         raise CourseError("Headless runs need ipykernel in this environment: pip install ipykernel.")
-    if seeds is not None and (warning := seeds_too_close(seeds, tier)):
-        print(warning, file=sys.stderr, flush=True)
     out, code, tasks = Path(out).expanduser().resolve(), code_digest(), []
     with contextlib.ExitStack() as locks:
         locks.enter_context(_held(out))
@@ -153,24 +153,16 @@ def seed_folder(out: Path, seed: int) -> Path:
     return out / f"seed-{seed}"
 
 
-def _checked_seeds(seeds: Sequence[int], parameters: Mapping) -> list[int]:
-    seeds = [lessons.check_seed(seed) for seed in seeds]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise CourseError(f"The seeds are {seeds}; there has to be at least one, and each only once.")
-    if "SEED" in parameters:
-        raise CourseError("Give several seeds with --seeds or one with -p SEED, not both.")
-    return seeds
-
-
-def seeds_too_close(seeds: Sequence[int], tier: str) -> str | None:
-    """A sentence about seeds whose lessons share some of their runs; None if there are none."""
+def _check_seeds(seeds: Sequence[int], tier: str) -> None:
+    """Raises CourseError for seeds that are no seeds, or are given twice; warns of seeds whose lessons share some of their runs."""
+    if not seeds or len({lessons.check_seed(seed) for seed in seeds}) < len(seeds):
+        raise CourseError(f"The seeds are {list(seeds)}; there has to be at least one, and each only once.")
     within = lessons.SEEDS_WITHIN[tier]
-    if all(abs(a - b) >= within for a, b in combinations(seeds, 2)):
-        return None
-    return (
-        f"A lesson takes the seeds SEED to SEED + {within - 1}, so these share some of their runs and the standard error comes out too "
-        f"small; seeds in steps of 10, such as {' '.join(str(10 * k) for k in range(len(seeds)))}, share none."
-    )
+    if any(abs(a - b) < within for a, b in combinations(seeds, 2)):
+        told = (
+            f"A lesson takes the seeds SEED to SEED + {within - 1}, so these share some of their runs and the standard error comes out too"
+        )
+        print(f"{told} small; seeds in steps of 10, such as 0 10 20, share none.", file=sys.stderr, flush=True)
 
 
 def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | None, progress: bool, jobs: int) -> list[LessonRun]:
@@ -438,20 +430,17 @@ def _held(folder: Path) -> Iterator[None]:
 
     Raises CourseError where another run holds it, or nothing can be written.
     """
-    lock, owner = FileLock(folder / ".lock", timeout=0), folder / ".owner"
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        owner.write_text(str(os.getpid()))
     except Timeout:
-        who = f" (process {owner.read_text()})" if owner.is_file() else ""
-        raise CourseError(f"Another run{who} is using {folder}. Wait for it, or choose another folder with --out.") from None
+        raise CourseError(f"Another run is using {folder}. Wait for it, or choose another folder with --out.") from None
     except OSError as error:
         raise CourseError(f"The folder {folder} cannot be written ({error.strerror}). Choose another one with --out.") from None
     try:
         yield
     finally:
-        owner.unlink(missing_ok=True)
         lock.release()
 
 

@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sslcourse.course import lesson as lessons
@@ -11,6 +11,7 @@ from sslcourse.course import notebook_files
 from sslcourse.errors import CourseError
 
 _RESERVED = {"TIER": "--tier", "DATASET": "--dataset", "RESULTS_DIR": "--out"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a tuple", dict: "a dict"}
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Notebook:
     """A lesson's file, and what a run needs to know of it."""
 
     path: Path
-    parameters: Mapping = field(default_factory=dict)
-    requires: tuple[int, ...] = ()  # lessons without which this one cannot run, from the metadata: {"sslcourse": {"requires": [3]}}
-    sources: tuple = ()
+    parameters: Mapping
+    requires: tuple[int, ...]  # lessons without which this one cannot run, from the metadata: {"sslcourse": {"requires": [3]}}
+    sources: tuple
 
     @property
     def stem(self) -> str:
@@ -41,7 +42,7 @@ def find_notebooks(notebooks_dir: str | Path | None = None) -> list[Path]:
             )
         notebooks_dir = root / "notebooks"
     folder = Path(notebooks_dir).expanduser().resolve()
-    found = sorted(folder.glob("[0-9][0-9]_*.ipynb")) if folder.is_dir() else []
+    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise CourseError(f"There are no lessons in {folder}; their files are named like 03_simclr.ipynb.")
     return found
@@ -49,7 +50,13 @@ def find_notebooks(notebooks_dir: str | Path | None = None) -> list[Path]:
 
 def select(chosen: Sequence[str | int] | None, notebooks_dir: str | Path | None = None) -> list[Notebook]:
     """The notebooks behind numbers, ranges, names or files, in the order of the course; all of them for None or []."""
-    return [_read(path) for path in matching(chosen, find_notebooks(notebooks_dir))]
+    read = []
+    for path in matching(chosen, find_notebooks(notebooks_dir)):
+        notebook = notebook_files.load(path)
+        requires = notebook.metadata.get("sslcourse", {}).get("requires", [])
+        sources = tuple((cell.cell_type, cell.source) for cell in notebook.cells)
+        read.append(Notebook(path, lesson_parameters(notebook, path.name), tuple(requires), sources))
+    return read
 
 
 def matching(chosen: Sequence[str | int] | None, found: Sequence[Path]) -> list[Path]:
@@ -65,20 +72,10 @@ def matching(chosen: Sequence[str | int] | None, found: Sequence[Path]) -> list[
 
 
 def _matches(selector: str, path: Path) -> bool:
-    number = int(path.name[:2])
-    if re.fullmatch(r"\d+", selector):
-        return int(selector) == number
-    span = re.fullmatch(r"(\d+)-(\d+)", selector)
+    span = re.fullmatch(r"(\d+)(?:-(\d+))?", selector)
     if span:
-        return int(span[1]) <= number <= int(span[2])
+        return int(span[1]) <= int(path.name[:2]) <= int(span[2] or span[1])
     return Path(selector).name.lower().removesuffix(".ipynb") in (path.stem.lower(), path.stem.lower()[3:])
-
-
-def _read(path: Path) -> Notebook:
-    notebook = notebook_files.load(path)
-    requires = notebook.metadata.get("sslcourse", {}).get("requires", [])
-    sources = tuple((cell.cell_type, cell.source) for cell in notebook.cells)
-    return Notebook(path, lesson_parameters(notebook, path.name), tuple(requires), sources)
 
 
 def lesson_parameters(notebook, name: str) -> dict:
@@ -91,63 +88,36 @@ def lesson_parameters(notebook, name: str) -> dict:
 
 def check_parameters(notebooks: Sequence[Notebook], given: Mapping) -> dict:
     """The given values, as every selected notebook takes them. Raises CourseError for a name or a type that one of them does not have."""
-    values = {}
+    values, checks = {}, {"SEED": lessons.check_seed, "SIZE": lessons.check_size}
     for name, value in given.items():
         if name in _RESERVED:
             raise CourseError(f"{name} is set with {_RESERVED[name]}, not as a parameter.")
         lacking = [notebook.stem for notebook in notebooks if name not in notebook.parameters]
         if lacking:
             shared = sorted(set.intersection(*(set(notebook.parameters) for notebook in notebooks)) - set(_RESERVED))
-            common = f"what all of them take is {', '.join(shared)}" if shared else "there is none that all of them take"
-            raise CourseError(f"{name} is not a parameter of {', '.join(lacking)}; {common}.")
+            raise CourseError(f"{name} is not a parameter of {', '.join(lacking)}; all of them take {', '.join(shared) or 'none'}.")
         for notebook in notebooks:
-            values[name] = _as_type_of(notebook.parameters[name], value, name, notebook.stem)
-    checks = {"SEED": lessons.check_seed, "SIZE": lessons.check_size}
-    for name, value in values.items():
-        checks.get(name, lambda value, name=name: lessons.check_parameter(name, value))(value)
+            value = _as_type_of(notebook.parameters[name], value, f"{name} of {notebook.stem}")
+        checks[name](value) if name in checks else lessons.check_parameter(name, value)
         # Lessons run inside their own folder, and whoever typed a path meant it from here.
-        if name.endswith("_DIR") and isinstance(value, str) and value != "default":
-            values[name] = str(Path(value).expanduser().resolve())
+        is_path = name.endswith("_DIR") and isinstance(value, str) and value != "default"
+        values[name] = str(Path(value).expanduser().resolve()) if is_path else value
     return values
 
 
-def _as_type_of(like, value, name: str, notebook: str):
-    """value as the type that the parameters cell has; a text from the command line is read as that type."""
-    kinds = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        tuple: "a tuple",
-        dict: "a dict",
-    }
-    wrong = CourseError(f"{name} of {notebook} has to be {kinds.get(type(like), 'a literal')}, such as {like!r}, not {value!r}.")
+def _as_type_of(like, value, name: str):
+    """value as the type that the parameters cell has; a text, as from the command line, is read as that type."""
+    given = value
     if isinstance(value, str) and not isinstance(like, str):
-        value = _from_text(value, like, wrong)
+        try:
+            value = ast.literal_eval(value.capitalize() if isinstance(like, bool) else value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            pass  # it stays a text
     if like is None or type(value) is type(like):
         return value
     if isinstance(like, float) and type(value) is int:
         return float(value)
-    raise wrong
-
-
-def _from_text(text: str, like, wrong: CourseError):
-    if isinstance(like, bool):
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        raise wrong
-    if isinstance(like, (int, float)):
-        try:
-            return type(like)(text)
-        except ValueError:
-            raise wrong from None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError):
-        if like is None:
-            return text
-        raise wrong from None
+    raise CourseError(f"{name} has to be {_KINDS.get(type(like), 'a literal')}, such as {like!r}, not {given!r}.")
 
 
 def check_dataset(dataset: str, notebooks: Sequence[Notebook], values: Mapping) -> None:
@@ -160,6 +130,5 @@ def check_dataset(dataset: str, notebooks: Sequence[Notebook], values: Mapping) 
         known = {info.name: info for info in datasets.available(data_dir)}
         if dataset not in known:
             raise CourseError(f"There is no data set {dataset!r} in {data_dir}. There are: {', '.join(known)}.")
-        info = known[dataset]
-        if not info.prepared and info.needs_network:
-            raise CourseError(f"The data set {dataset!r} is not in {data_dir} yet. Get it once with: {info.how}")
+        if not known[dataset].prepared and known[dataset].needs_network:
+            raise CourseError(f"The data set {dataset!r} is not in {data_dir} yet. Get it once with: {known[dataset].how}")

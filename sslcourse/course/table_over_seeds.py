@@ -1,14 +1,13 @@
 """One table of runs that lie in folders side by side: those of `run --seeds`, of a cluster's job array, or any other --out folders."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sslcourse import results
 from sslcourse.course import lesson as lessons
 from sslcourse.course.runner import read_json, read_state
-from sslcourse.files import write_atomically, write_json
 from sslcourse.models import COMMITTED
 
 METRICS = ("top1", "top3")
@@ -45,11 +44,6 @@ class Collected:
 
     def markdown(self) -> str:
         return "\n".join([self.table()._repr_markdown_(), *(f"\n{sentence}" for sentence in self.left_out)])
-
-    def write(self, folder: Path, seeds: Sequence[int]) -> None:
-        """Leave the table in a folder, as sweep.json and sweep.md."""
-        write_json(folder / "sweep.json", {"kind": "sslcourse sweep", "seeds": list(seeds), "rows": self.rows, "left_out": self.left_out})
-        write_atomically(folder / "sweep.md", (self.markdown() + "\n").encode())
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -1,6 +1,5 @@
 """The table over runs with other seeds: against a computation by hand, whoever left the runs, and what is left out."""
 
-import json
 import math
 
 import pytest
@@ -47,35 +46,29 @@ def go(monkeypatch, write_notebook, data_sets, code_digest, tmp_path):
 def test_the_table_is_the_mean_over_the_seeds_with_its_standard_error(go, tmp_path, capsys):
     assert go("--seeds", "0", "10", "20") == 0
     out, told = tmp_path / "out", capsys.readouterr().out
-    stored = json.loads((out / "sweep.json").read_text())
-    assert stored["seeds"] == [0, 10, 20] and stored["left_out"] == []
-    first, second = stored["rows"]
+    found = table_over_seeds.collect(table_over_seeds.run_folders(out))
+    first, second = found.rows
     # By hand: (0.51 + 0.61 + 0.71) / 3; the deviation of 0.51, 0.61 and 0.71 is 0.1.
     assert first["metrics"]["top1"]["value"] == pytest.approx(0.61)
     assert first["metrics"]["top1"]["standard_error"] == pytest.approx(0.1 / math.sqrt(3))
     assert first["metrics"]["top3"]["value"] == pytest.approx(0.9) and first["metrics"]["top3"]["standard_error"] == pytest.approx(0)
-    assert (second["lesson"], second["labels"], second["runs"], second["seeds"]) == (2, 100, 3, [0, 10, 20])
-
-    assert main(["results", str(out)]) == 0
-    table = capsys.readouterr().out
-    head, _, one, two = table.splitlines()
+    assert (second["lesson"], second["labels"], second["runs"], second["seeds"]) == (2, 100, 3, [0, 10, 20]) and found.left_out == []
+    head, _, one, two = found.text().splitlines()
     assert head.split() == "lesson method dataset labels seeds runs top1 top3".split()
     assert "0, 10, 20" in one and "61.0 ± 5.8 %" in one and "90.0 ± 0.0 %" in one and "62.0 ± 5.8 %" in two
-    assert told.endswith(f"\n\n{table}") and "[3/6] 01_first, seed 10: tier smoke, data set toybox" in told
-    assert main(["results", str(out), "--markdown"]) == 0
-    assert capsys.readouterr().out == (out / "sweep.md").read_text()
+    assert told.endswith(f"\n\n{found.text()}\n") and "[3/6] 01_first, seed 10: tier smoke, data set toybox" in told
+    for typed, shown in (([], found.text()), (["--markdown"], found.markdown())):
+        assert main(["results", str(out), *typed]) == 0 and capsys.readouterr().out == f"{shown}\n"
 
-
-def test_a_seed_that_failed_is_named_and_left_out_and_its_old_records_do_not_count(go, tmp_path, capsys):
-    assert go("--seeds", "0", "10", "20") == 0
+    # A seed that fails is named and left out, and what it found before does not count.
     go.failing.add((2, 10))
     assert go("--seeds", "0", "10", "20", "--fresh") == 1
-    stored = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert stored["rows"][0]["runs"] == 3 and stored["rows"][1]["seeds"] == [0, 20]
-    assert stored["rows"][1]["metrics"]["top1"]["standard_error"] == pytest.approx(math.sqrt(0.02) / math.sqrt(2))
-    assert stored["left_out"] == ["Left out: 02_second of seed-10 (failed)."]
     told = capsys.readouterr().out
-    assert "02_second, seed 10" in told and "ValueError: no" in told and told.splitlines()[-1] == stored["left_out"][0]
+    assert "02_second, seed 10" in told and "ValueError: no" in told
+    found = table_over_seeds.collect(table_over_seeds.run_folders(out))
+    assert found.rows[0]["runs"] == 3 and found.rows[1]["seeds"] == [0, 20]
+    assert found.rows[1]["metrics"]["top1"]["standard_error"] == pytest.approx(math.sqrt(0.02) / math.sqrt(2))
+    assert found.left_out == ["Left out: 02_second of seed-10 (failed)."] == told.splitlines()[-1:]
 
 
 def test_a_single_seed_has_no_error_and_no_run_at_all_an_empty_table(go, capsys):

@@ -44,4 +44,3 @@ def run(args: argparse.Namespace) -> int:
         shown.append(found.markdown() if args.markdown else found.text())
     print("\n\n".join(shown))
     return 0
-

@@ -49,9 +49,8 @@ def run(args: argparse.Namespace) -> int:
     runs = runner.run(args.lessons, seeds=args.seeds, **options)
     print(f"\n{runner.summary_table(runs)}")
     if args.seeds:
-        found = table_over_seeds.collect(runner.seed_folder(Path(args.out), seed) for seed in args.seeds)
-        found.write(Path(args.out), args.seeds)
-        print(f"\n{found.text()}")
+        folders = [runner.seed_folder(Path(args.out), seed) for seed in args.seeds]
+        print(f"\n{table_over_seeds.collect(folders).text()}")
     if args.record_costs:
         tier = lesson.resolve_tier(args.tier)
         for done in runs:
