@@ -21,9 +21,8 @@ STANDING = {  # by the kind of a finding, where no operation is known
     "anew, or from a checkpoint.",
     "parameter after the step": "The gradients are finite, so the update made it: a learning rate too high for these weights, or a "
     "division by something that is 0 (Adam's eps in float16, the norms of LARS).",
-    "loss": "The loss itself made it; no operation is known.",
+    "output": "No operation is known that made it: a constant, perhaps.",
     "gradient": "Backward made it; no operation is known: a slope without end (a root or a norm at 0), or an overflow.",
-    "output": "The module made it, and no operation is known.",
 }
 
 BACKWARD = {  # by the name of a backward node, without "Backward" and the version

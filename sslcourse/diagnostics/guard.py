@@ -42,9 +42,8 @@ class NonFiniteGuard:
     ... guard.check_state(step, model, optimizer)  # before each checkpoint
 
     folder: where bad_batch.pt (batch, random state, weights and buffers before the step; see `load_bad_batch`) and nonfinite.txt are
-    written when it stops; None writes nothing.
-    Then NonFiniteError is raised, whose message names the culprit (`find_nonfinite`). Weights and buffers are those before the step.
-    The numbers of a healthy run stay the same, bit for bit. A check makes the device wait once, and costs about 1 % of a step on a CPU.
+    written when it stops; None writes nothing. Then NonFiniteError is raised, whose message names the culprit (`find_nonfinite`). Weights
+    and buffers are those before the step. A healthy run stays the same, bit for bit; a check makes the device wait once.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None):

@@ -1,10 +1,9 @@
 """The first thing that is not finite: `find_nonfinite` repeats a forward and a backward pass of any PyTorch module and names the culprit.
 
-How it decides. What is there before is looked at first. Then both passes are run to their end while every operation is watched. Each NaN
-and each infinity has an origin: the operation that made it from finite numbers, or that made NaN out of a harmless infinity; what is
-computed from it inherits the origin. Only when the end is bad (loss, gradients or buffers are not finite) is something reported, and it is
-the origin of that bad end. So infinities that do no harm are no finding: -inf that masks a softmax, the unused branch of a `torch.where`,
-a logarithm of 0 that is only printed.
+What is there before is looked at first. Then both passes are run to their end while every operation is watched. Each NaN and each infinity
+has an origin: the operation that made it from finite numbers, or that made NaN out of a harmless infinity; what is computed from it
+inherits the origin. Only when the end is bad (loss, gradients or buffers are not finite) is its origin reported. So infinities that do no
+harm are no finding: -inf that masks a softmax, the unused branch of a `torch.where`, a logarithm of 0 that is only printed.
 """
 
 import math
@@ -35,14 +34,14 @@ def find_nonfinite(
     for a loss outside of it, several calls, or autocast. Without a scalar only the forward pass is looked at. optimizer: its state counts
     as stored, too.
 
-    It names the innermost module whose operation made the first NaN or infinity, that operation, and the line of code. For what happens
-    between the children of a module, the module is named, and the child before; what forward does outside of every module has the kind
-    "loss". NaN and inf in the batch, in parameters and in the statistics of normalisation are always reported, and NaN in other buffers.
-    Inf in those, and -inf alone in the batch, may be a mask: reported only when the end is bad because of it (without a batch: +inf too).
+    It names the innermost module whose operation made the first NaN or infinity, that operation, and the line of code; what forward does
+    outside of every module has the kind "loss". NaN and inf in the batch, in parameters and in the statistics of normalisation are always
+    reported, and NaN in other buffers. Inf in those, and -inf alone in the batch, may be a mask: reported only when the end is bad because
+    of it (without a batch: +inf too).
 
     The model, the batch and all random states are left as they were, also after an error; the augmentation repeats the random numbers
-    that come next. An error of the model itself comes through, with a note that says in which module. It takes as long as two training
-    steps at most, and needs memory for one more copy of the weights.
+    that come next. An error of the model itself comes through, with a note that says in which module. It takes about two training steps,
+    and memory for one more copy of the weights.
     """
     runs = batch is not None or forward is not None
     with as_found(model), torch.inference_mode(False):
@@ -81,19 +80,27 @@ def _repeat(model: nn.Module, batch, forward: Callable | None, watch: Watch) -> 
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with torch.enable_grad():
         with watch:
-            output = _call(model, batch, forward)
-        if not isinstance(output, Tensor) or output.numel() != 1:
-            return _bad_output(output, model, watch)
-        if not finite(output):
-            name = getattr(forward, "__name__", type(forward or model).__name__)
-            return watch.blame(output) or describe("loss", name, None, output)
+            if forward is not None:
+                output = forward(batch)
+            else:
+                output = model(**batch) if isinstance(batch, dict) else model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+        is_loss = isinstance(output, Tensor) and output.numel() == 1
+        for leaf in tree_leaves(output):
+            if not finite(leaf):
+                origin = watch.origin(leaf)
+                filled_in = origin is not None and origin.harmless and not leaf.isnan().any() and not (leaf == math.inf).any()
+                if is_loss or not filled_in:  # of an output that is no loss, -inf that was put there on purpose is a mask
+                    return origin.finding if origin is not None else describe("output", "", model, leaf)
+        if not is_loss:
+            return None
         for name, buffer in model.named_buffers():  # statistics that this pass has spoilt
             origin = watch.origin(buffer)
             if not finite(buffer) and (origin is None or not (origin.standing or origin.harmless)):
                 return describe("buffer", name, _owner(model, name), buffer)
         gradients = {}
         if output.requires_grad and trained:
-            with watch.going_backward():
+            watch.backward = True
+            with watch:
                 gradients = dict(zip(trained, torch.autograd.grad(output, list(trained.values()), allow_unused=True), strict=True))
     if bad := {name: gradient for name, gradient in gradients.items() if not finite(gradient)}:
         name, gradient = next(iter(bad.items()))
@@ -105,24 +112,6 @@ def _repeat(model: nn.Module, batch, forward: Callable | None, watch: Watch) -> 
     for name, parameter in model.named_parameters():
         if not finite(parameter.grad):
             return replace(describe("gradient", name, _owner(model, name), parameter.grad), cause=STANDING["stored gradient"])
-    return None
-
-
-def _call(model: nn.Module, batch, forward: Callable | None):
-    if forward is not None:
-        return forward(batch)
-    if isinstance(batch, dict):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
-
-
-def _bad_output(output, model: nn.Module, watch: Watch) -> Finding | None:
-    """Of an output that is no loss, -inf that was put there on purpose is a mask."""
-    for leaf in tree_leaves(output):
-        if not finite(leaf):
-            origin = watch.origin(leaf)
-            if leaf.isnan().any() or (leaf == math.inf).any() or origin is None or not origin.harmless:
-                return origin.finding if origin is not None else describe("output", "", model, leaf)
     return None
 
 

@@ -5,8 +5,6 @@ import math
 import os
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +18,9 @@ from sslcourse.diagnostics.findings import Finding, describe, finite, plain
 
 TORCH = str(Path(torch.__file__).parent) + os.sep
 SEARCH = str(Path(__file__).with_name("search.py"))  # calls the model: beyond it, nobody's line says where in the model
+DIVIDING = {"aten.div", "aten.div_", "aten.reciprocal", "aten.rsqrt"}
 UNINITIALISED = {"aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided", "aten.resize_"}
 OVERWRITING = {"aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_", "aten.bernoulli_", "aten.random_"}
-DIVIDING = {"aten.div", "aten.div_", "aten.reciprocal", "aten.rsqrt"}
 SOFTMAX = ("softmax", "logsumexp", "attention")  # where -inf is at home
 
 
@@ -45,11 +43,9 @@ class Source(NamedTuple):
     function: str = ""
 
     def line(self) -> str | None:
-        if not self.file:
-            return None
-        text = linecache.getline(self.file, self.number).strip()
         name = "a notebook's cell" if "ipykernel" in self.file or "ipython-input" in self.file else Path(self.file).name
-        return f"{name}, line {self.number}, in {self.function}" + (f": {text}" if text else "")
+        text = linecache.getline(self.file, self.number).strip()
+        return f"{name}, line {self.number}, in {self.function}" + (f": {text}" if text else "") if self.file else None
 
 
 class Watch(TorchDispatchMode):
@@ -66,9 +62,7 @@ class Watch(TorchDispatchMode):
         self.kept: list = []
         self.running: list[list] = []  # modules whose forward is running, each with the name of the child that was last done
         self.sources: dict[int, Source] = {}  # by autograd's sequence number, which the backward node has too
-        self.backward = False
-
-    # --- modules ---
+        self.backward = False  # set before a backward pass, in which the source of an operation is that of the forward operation
 
     def __enter__(self):
         self.running.clear()
@@ -79,16 +73,6 @@ class Watch(TorchDispatchMode):
         for hook in self.hooks:
             hook.remove()
         return super().__exit__(*error)
-
-    @contextmanager
-    def going_backward(self) -> Iterator[None]:
-        """The watch, entered for a backward pass: an operation's source is that of the forward operation."""
-        self.backward = True
-        try:
-            with self:
-                yield
-        finally:
-            self.backward = False
 
     def _enters(self, module: nn.Module, inputs) -> None:
         if id(module) in self.names:
@@ -103,9 +87,8 @@ class Watch(TorchDispatchMode):
 
     def _source(self) -> Source:
         module, child = self.running[-1] if self.running else (None, None)
-        place = None
-        if module is not None and any(True for _ in module.children()):
-            place = f"between its children, after {child}" if child else "before the first of its children"
+        place = f"between its children, after {child}" if child else "before the first of its children"
+        place = place if module is not None and any(True for _ in module.children()) else None
         frame = sys._getframe(2)
         while frame is not None and frame.f_code.co_filename.startswith((TORCH, "<frozen", "<string", "<eval_with_key")):
             frame = frame.f_back
@@ -118,8 +101,6 @@ class Watch(TorchDispatchMode):
         numbers = sorted(self.sources)
         place = bisect_right(numbers, node._sequence_nr()) if node is not None else 0
         return self.sources[numbers[place - 1]] if place and node._sequence_nr() < 2**62 else Source()
-
-    # --- operations ---
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         node, source = torch._C._current_autograd_node(), None
@@ -138,53 +119,48 @@ class Watch(TorchDispatchMode):
         try:
             made = function(*args, **(kwargs or {}))
         except Exception as error:
-            module = self.running[-1][0] if self.running else None
-            place = f"{self.names[id(module)] or 'the model itself'} ({type(module).__name__})" if self.running else "no module"
+            place = self.names[id(self.running[-1][0])] or "the model itself" if self.running else "no module"
             error.add_note(f"find_nonfinite: raised by {operation}, in {place}.")
             raise
-        if operation in UNINITIALISED:
-            return made
-        if bad := [tensor for tensor in [*_tensors(made), *written] if not finite(tensor)]:
+        bad = [tensor for tensor in [*_tensors(made), *written] if operation not in UNINITIALISED and not finite(tensor)]
+        if bad:
             origin = self._origin(bad[0], operation, inputs, given, node, source)
             for tensor in bad:
-                self._keep(self.origins, tensor, origin)
+                self._keep(tensor, origin, self.origins)
         elif operation in DIVIDING:
-            origins = [self.origins[address] for tensor, address in inputs if address in self.origins and not finite(tensor)]
-            for tensor in _tensors(made) if origins and not min(origins).harmless else ():
-                self._keep(self.swallowed, tensor, min(origins))
+            known = [self.origins[address] for tensor, address in inputs if address in self.origins and not finite(tensor)]
+            if known and not min(known).harmless:
+                self._keep(made, min(known), self.swallowed)
         return made
 
     def _origin(self, made: Tensor, operation: str, inputs: list, given: dict, node, source: Source | None) -> Origin:
         """The origin of what an operation made: one of its inputs', or, where those were finite or harmless, a new one."""
         bad = [(tensor, address) for tensor, address in inputs if not finite(tensor)]
         makes_nan, had_nan = _has_nan(made), any(_has_nan(tensor) for tensor, _ in bad)
-        origins, scalars = (self.origins, []) if bad else (self.swallowed, [x for x in tree_leaves(given) if isinstance(x, float)])
-        if known := [origins[address] for _, address in bad or inputs if address in origins]:
-            mask = not min(known).standing or any(word in operation for word in SOFTMAX)  # else -inf in the data
-            if not (min(known).harmless and mask and makes_nan and not had_nan):
-                return min(known)
-        scalars = [torch.tensor(scalar) for scalar in scalars if not math.isfinite(scalar)]
+        origins = self.origins if bad else self.swallowed
+        if origin := min((origins[address] for _, address in bad or inputs if address in origins), default=None):
+            mask = not origin.standing or any(word in operation for word in SOFTMAX)  # else -inf in the data
+            if not (origin.harmless and mask and makes_nan and not had_nan):
+                return origin
+        scalars = [torch.tensor(x) for x in tree_leaves(given) if isinstance(x, float) and not math.isfinite(x) and not bad]
         harmless = bool(bad or scalars) and not makes_nan and not had_nan  # a constant
         if source is None:
             kind, source = "gradient", self._source_of(node)
             operation = f"{node.name()} ({operation})" if node is not None else operation
         else:
             kind = "output" if source.module is not None else "loss"
-        name = self.names[id(source.module)] if source.module is not None else source.function
-        where = {"line": source.line(), "place": source.place}
-        finding = describe(kind, name, source.module, made, operation, [*(tensor for tensor, _ in inputs), *scalars], **where)
+        name, given = self.names.get(id(source.module), source.function), [*(tensor for tensor, _ in inputs), *scalars]
+        finding = describe(kind, name, source.module, made, operation, given, line=source.line(), place=source.place)
         return Origin(harmless, len(self.kept), finding)
 
-    # --- origins ---
-
-    def _keep(self, origins: dict[int, Origin], tensor: Tensor, origin: Origin) -> None:
+    def _keep(self, tensor: Tensor, origin: Origin, origins: dict[int, Origin]) -> None:
         if (address := _address(tensor)) is not None:
             origins[address] = origin
             self.kept.append(tensor.untyped_storage())
 
     def note(self, tensor: Tensor, finding: Finding, harmless: bool) -> None:
         """Something that was there before the step."""
-        self._keep(self.origins, tensor, Origin(harmless, len(self.kept), finding, standing=True))
+        self._keep(tensor, Origin(harmless, len(self.kept), finding, standing=True), self.origins)
 
     def origin(self, tensor: Tensor) -> Origin | None:
         return self.origins.get(_address(tensor))

@@ -1,6 +1,5 @@
 """The meters of collapse against loops and known cases."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -33,65 +32,49 @@ def test_collapse_against_loops():
     assert (found.n, found.dim, found.healthy_std) == (12, 5, 5**-0.5)
 
 
-@pytest.mark.parametrize("d", [2, 16, 64])
-def test_directions_spread_evenly_are_healthy(d):
-    found = collapse(rows(200 * d, d))
-    assert 0.99 * found.healthy_std < found.std <= found.healthy_std == pytest.approx(1 / math.sqrt(d))
-    assert 0.99 * d < found.effective_rank <= d * (1 + 1e-12)
-
-
-def test_no_directions_are_healthier_than_the_axes_and_their_opposites():
+def test_directions_spread_evenly_are_healthy_and_none_more_so_than_the_axes_and_their_opposites():
+    found = collapse(rows(3200, 16))
+    assert 0.99 * found.healthy_std < found.std <= found.healthy_std == pytest.approx(1 / 4)
+    assert 0.99 * 16 < found.effective_rank <= 16 * (1 + 1e-12)
     eye = torch.eye(6, dtype=torch.float64)
-    found = collapse(torch.cat([eye, -eye]))
-    assert found.std == pytest.approx(found.healthy_std, rel=1e-14)
-    assert found.effective_rank == pytest.approx(6, rel=1e-14)
+    found = collapse(torch.cat([eye, -eye]) * 3)
+    assert found.std == pytest.approx(found.healthy_std, rel=1e-14) and found.effective_rank == pytest.approx(6, rel=1e-14)
+    assert "effective rank 6.0 of 6, mean length 3" in str(found)
+    assert 9 < collapse(rows(10, 500)).effective_rank <= 10 and "of 10," in str(collapse(rows(10, 500)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_one_point_is_a_complete_collapse(dtype):
     point = rows(1, 32, dtype=dtype)
     for z in (point.expand(50, 32), point * torch.linspace(1, 9, 50, dtype=dtype)[:, None]):
-        found = collapse(z)
         precision = torch.finfo(dtype).eps if z.stride(0) else 1e-12  # a product is rounded to the dtype, a copy is not
-        assert found.std < precision
-        assert found.effective_rank == pytest.approx(1, abs=100 * precision)
+        assert collapse(z).std < precision and collapse(z).effective_rank == pytest.approx(1, abs=100 * precision)
 
 
 def test_a_point_with_a_little_noise_is_still_a_collapse():
     found = collapse(rows(1, 32) + 1e-4 * rows(500, 32, seed=1))
-    assert found.std < 1e-3 * found.healthy_std
-    assert found.effective_rank < 1.1  # centred, the noise alone would have rank 31
-    centred = torch.linalg.svdvals(rows(500, 32, seed=1) - rows(500, 32, seed=1).mean(0))
-    assert torch.special.entr(centred / centred.sum()).sum().exp() > 31
+    assert found.std < 1e-3 * found.healthy_std and found.effective_rank < 1.1  # centred, the noise alone would have rank 31
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 16])
 def test_directions_in_a_subspace_have_its_rank(k):
     found = collapse(rows(2000, k) @ rows(k, 32, seed=1).svd().V.T)  # k of 32 dimensions, orthonormal
     assert 0.97 * k < found.effective_rank < k * (1 + 1e-6)
-    if k > 1:
-        assert found.std > 0.5 * (k**0.5 / 32)  # which std alone does not tell from healthy
-
-
-def test_two_opposite_points_look_healthy_to_std_but_have_rank_one():
-    point = rows(1, 8).sign()
-    found = collapse(torch.cat([point, -point]).repeat(10, 1))
-    assert found.std == pytest.approx(found.healthy_std, rel=1e-14)
-    assert found.effective_rank == pytest.approx(1, abs=1e-9)
+    assert k == 1 or found.std > 0.5 * (k**0.5 / 32)  # which std alone does not tell from healthy
 
 
 def test_lengths_and_rotations_do_not_matter():
     z = rows(40, 6) + 0.3
-    turned = z @ torch.linalg.qr(rows(6, 6, seed=3))[0]
+    found = collapse(z)
     for scale in (1e-30, 7, 1e30):
-        found, scaled = collapse(z), collapse(z * scale)
-        assert scaled.std == pytest.approx(found.std, rel=1e-12)
-        assert scaled.effective_rank == pytest.approx(found.effective_rank, rel=1e-12)
-        assert scaled.norm == pytest.approx(found.norm * scale, rel=1e-12)
-    assert collapse(turned).effective_rank == pytest.approx(collapse(z).effective_rank, rel=1e-12)
-    long = z.clone()
-    long[:3] *= 1000  # a few long rows do not decide
-    assert collapse(long).effective_rank == pytest.approx(collapse(z).effective_rank, rel=1e-12)
+        scaled = collapse(z * scale)
+        assert (scaled.std, scaled.effective_rank, scaled.norm) == pytest.approx(
+            (found.std, found.effective_rank, found.norm * scale), rel=1e-12
+        )
+    turned = z @ torch.linalg.qr(rows(6, 6, seed=3))[0]
+    assert collapse(turned).effective_rank == pytest.approx(found.effective_rank, rel=1e-12)
+    z[:3] *= 1000  # a few long rows do not decide
+    assert collapse(z).effective_rank == pytest.approx(found.effective_rank, rel=1e-12)
 
 
 def test_rows_of_zeros_count_as_no_direction():
@@ -101,42 +84,15 @@ def test_rows_of_zeros_count_as_no_direction():
     assert half.std == pytest.approx((0.3 + 0.4) / 2) and half.effective_rank == pytest.approx(1) and half.norm == 2.5
 
 
-def test_fewer_rows_than_dimensions():
-    assert 9 < collapse(rows(10, 500)).effective_rank <= 10
-
-
-def test_it_changes_nothing_and_keeps_nothing_for_a_backward_pass():
-    z = rows(10, 4).requires_grad_()
-    before, kept = z.detach().clone(), []
-    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda saved: saved):
-        collapse(z)
-    assert torch.equal(z, before) and not kept
-
-
-def test_it_reads_as_a_line():
-    eye = torch.eye(4)
-    assert "effective rank 4.0 of 4, mean length 3" in str(collapse(torch.cat([eye, -eye]) * 3))
-    assert "effective rank 2.0 of 2" in str(collapse(torch.eye(2, 100)))
-
-
 @pytest.mark.parametrize(
     ("z", "error", "word"),
     [
         *((torch.ones(shape), ValueError, r"\(N, D\)") for shape in [(4,), (1, 3), (0, 3), (4, 0), (2, 3, 4)]),
         (torch.ones(4, 3).long(), TypeError, "int64"),
         (np.ones((4, 3)), TypeError, "ndarray"),
-        *(
-            (torch.tensor([[1.0, 1], [1, bad], [bad, bad], [1, 1]]), ValueError, "2 of the 4 rows")
-            for bad in (math.nan, math.inf, -math.inf)
-        ),
+        *((torch.tensor([[1.0, 1], [1, bad], [bad, bad]]), ValueError, "2 of the 3 rows") for bad in (math.nan, math.inf, -math.inf)),
     ],
 )
 def test_what_cannot_be_measured_is_refused(z, error, word):
     with pytest.raises(error, match=word):
         collapse(z)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_a_gpu_finds_the_same():
-    z = rows(100, 16, dtype=torch.float32)
-    assert dataclasses.astuple(collapse(z.cuda())) == pytest.approx(dataclasses.astuple(collapse(z)), rel=1e-10)
