@@ -40,7 +40,7 @@ def toybox_table(records: Iterable[Mapping]) -> str | None:
     Baselines, probes and fine-tuning have a row each, by whatever name a lesson calls them. A method of another kind has a row of its own,
     and so have two methods of one kind in one lesson. Of two records of the same method the one with more runs counts, then the newer.
     """
-    chosen = results.select(records, dataset="toybox", labels=LABELS, tier="cpu")
+    chosen = [r for r in records if (r["dataset"], r["labels"], r["tier"]) == ("toybox", LABELS, "cpu")]
     chosen = [record for record in chosen if "top1" in record["metrics"] and record["lesson"] in SUBJECTS]
     best = {}
     for record in sorted(chosen, key=lambda r: (r["lesson"], len(r["seeds"]), r.get("date") or "")):

@@ -159,8 +159,10 @@ def _check_seeds(seeds: Sequence[int], tier: str) -> None:
         raise CourseError(f"The seeds are {list(seeds)}; there has to be at least one, and each only once.")
     within = lessons.SEEDS_WITHIN[tier]
     if any(abs(a - b) < within for a, b in combinations(seeds, 2)):
-        shared = f"A lesson takes the seeds SEED to SEED + {within - 1}, so these share some of their runs, and the standard error"
-        print(f"{shared} comes out too small; seeds in steps of 10, such as 0 10 20, share none.", file=sys.stderr, flush=True)
+        told = (
+            f"A lesson takes the seeds SEED to SEED + {within - 1}, so these share some of their runs and the standard error comes out too"
+        )
+        print(f"{told} small; seeds in steps of 10, such as 0 10 20, share none.", file=sys.stderr, flush=True)
 
 
 def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | None, progress: bool, jobs: int) -> list[LessonRun]:

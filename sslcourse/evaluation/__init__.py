@@ -1,11 +1,9 @@
-"""How good is an encoder or a classifier? Predictions, kNN, linear probe, fine-tuning, retrieval, confusion and comparisons."""
+"""How good is an encoder or a classifier? Predictions, kNN, linear probe, fine-tuning, retrieval, calibration and comparisons."""
 
-from sslcourse.evaluation.calibration import TEMPERATURES, Calibration, calibration, fit_temperature  # noqa: F401
-from sslcourse.evaluation.corruptions import CHUNK, KINDS, SEVERITIES, Corruption, corrupt  # noqa: F401
+from sslcourse.evaluation.calibration import Calibration, calibration, fit_temperature  # noqa: F401
+from sslcourse.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt  # noqa: F401
 from sslcourse.evaluation.features import FeatureSet, evaluation_view, feature_set, features, knn_scores, neighbours, predict  # noqa: F401
 from sslcourse.evaluation.protocols import (  # noqa: F401
-    PENALTIES,
-    SMALL_PROBE,
     FineTuned,
     Result,
     Retrieval,
@@ -13,7 +11,6 @@ from sslcourse.evaluation.protocols import (  # noqa: F401
     fine_tune,
     knn_accuracy,
     linear_probe,
-    paired_difference,
     pca,
     retrieve,
     top_k,
@@ -25,6 +22,7 @@ from sslcourse.evaluation.uncertainty import (  # noqa: F401
     holm,
     mcnemar,
     mean_and_error,
+    paired_difference,
     paired_runs,
     standard_error,
     t_interval,

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-TEMPERATURES = (0.05, 20.0)  # where `fit_temperature` looks
+LOWEST, HIGHEST = 0.05, 20.0  # temperatures between which `fit_temperature` looks
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,6 @@ class Calibration:
 
     ece: expected calibration error, the mean over images of |accuracy − confidence| of the image's bin (equation 3). bin_confidence,
     bin_accuracy: means over the images of each bin, from the least sure to the surest, NaN in an empty bin; bin_count: images in it.
-    nll: negative log-likelihood of the labels in nats an image, the cross-entropy without smoothing.
     """
 
     ece: float
@@ -29,7 +28,6 @@ class Calibration:
     bin_count: tuple[int, ...]
     mean_confidence: float
     accuracy: float
-    nll: float
 
     @property
     def n(self) -> int:
@@ -48,16 +46,14 @@ def calibration(logits, labels=None, bins: int = 10) -> Calibration:
     With few images a bin's accuracy is uncertain, and the ECE of a perfectly calibrated classifier is above zero: compare equal numbers.
     """
     logits, labels = _checked(logits, labels)
-    if int(bins) != bins or bins < 1:
+    if bins < 1:
         raise ValueError(f"bins is a number of bins, at least 1, not {bins}.")
     confidence, predicted = logits.softmax(1).max(1)
     right = (predicted == labels).double()
-    edges = torch.linspace(0, 1, int(bins) + 1, dtype=torch.double)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.double)
     of = torch.bucketize(confidence.clamp_max(1), edges[1:-1])  # an edge belongs to the bin below it
-    count = torch.bincount(of, minlength=int(bins))
-    mean_confidence, mean_right = (
-        torch.bincount(of, weights=values, minlength=int(bins)) / count for values in (confidence, right)
-    )  # 0 / 0 is NaN
+    count = torch.bincount(of, minlength=bins)
+    mean_confidence, mean_right = (torch.bincount(of, weights=v, minlength=bins) / count for v in (confidence, right))  # 0 / 0 is NaN
     ece = ((mean_right - mean_confidence).abs() * count).nansum() / len(labels)
     return Calibration(
         ece=ece.item(),
@@ -66,7 +62,6 @@ def calibration(logits, labels=None, bins: int = 10) -> Calibration:
         bin_count=tuple(count.tolist()),
         mean_confidence=confidence.mean().item(),
         accuracy=right.mean().item(),
-        nll=F.cross_entropy(logits, labels).item(),
     )
 
 
@@ -82,9 +77,8 @@ def fit_temperature(logits, labels=None) -> float:
     def nll(log_temperature: float) -> float:
         return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
-    # convex in 1/T, so there is one valley, and a search between bounds cannot run away
-    low, high = (math.log(t) for t in TEMPERATURES)
-    found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
+    low, high = math.log(LOWEST), math.log(HIGHEST)
+    found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x  # convex in 1/T: there is one valley
     return math.exp(min((low, found, high), key=nll))
 
 

@@ -4,16 +4,15 @@ The idea, and most of the kinds, are those of Hendrycks and Dietterich 2019 (arX
 mean the same at 32 pixels as at 96, and no numbers of theirs can be compared with ours.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK = 128  # images worked on at once; part of what a seed means
+SEVERITIES = 5
 
-# x: float (n, 3, H, W) in 0..1; amount: the severity's number; draw: random numbers, a row for each image of a chunk
-Corruption = Callable[[Tensor, float, Callable[..., Tensor]], Tensor]
+# Each of the six takes x, float (n, 3, H, W) in 0..1; the severity's amount; and draw(distribution, *shape), random numbers of shape
+# (CHUNK, *shape), a row for each image.
 
 
 def _gaussian_noise(x, amount, draw):
@@ -55,7 +54,8 @@ def _occlusion(x, amount, draw):
     return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.5)
 
 
-_KINDS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
+# name -> (function, its amounts at severities 1 to 5)
+CORRUPTIONS = {
     "gaussian_noise": (_gaussian_noise, (0.04, 0.08, 0.12, 0.18, 0.26)),  # deviation, of 0..1
     "blur": (_blur, (0.015, 0.025, 0.035, 0.05, 0.065)),  # deviation, of the side: 0.5 to 2.1 pixels of 32
     "contrast": (_contrast, (0.7, 0.5, 0.35, 0.2, 0.1)),  # what is left of the distance from each channel's mean
@@ -63,25 +63,23 @@ _KINDS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
     "pixelate": (_pixelate, (0.75, 0.6, 0.5, 0.35, 0.25)),  # of the side: 24 to 8 pixels of 32
     "occlusion": (_occlusion, (0.2, 0.3, 0.4, 0.5, 0.6)),  # side of a grey square anywhere in the image, of the side
 }
-KINDS = tuple(_KINDS)
-SEVERITIES = 5
 
 
 def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
     """Images made worse: uint8 (N, 3, H, W) -> uint8 of the same shape and device; those that were given stay as they are.
 
-    kind: one of KINDS. severity: 1, hardly seen, to 5; 0 changes nothing. seed: of the noise and of the places of the grey squares. Each
-    image has its own, which do not depend on the images after it. Values beyond black and white are cut off.
+    kind: one of CORRUPTIONS. severity: 1, hardly seen, to 5; 0 changes nothing. seed: of the noise and of the places of the grey squares.
+    Each image has its own, which do not depend on the images after it. Values beyond black and white are cut off.
     """
-    if kind not in _KINDS:
-        raise ValueError(f"kind is one of {', '.join(KINDS)}, not {kind!r}.")
+    if kind not in CORRUPTIONS:
+        raise ValueError(f"kind is one of {', '.join(CORRUPTIONS)}, not {kind!r}.")
     if severity not in range(SEVERITIES + 1):
         raise ValueError(f"severity is a whole number from 0, unchanged, to {SEVERITIES}, not {severity!r}.")
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"Images are uint8 (N, 3, H, W), before any augmentation, not {images.dtype} {tuple(images.shape)}.")
     if not severity:
         return images.clone()
-    make, amounts = _KINDS[kind]
+    make, amounts = CORRUPTIONS[kind]
     generator = torch.Generator().manual_seed(seed)
 
     def draw(distribution, *shape):  # on the CPU, so that a seed means the same on every device; for a whole chunk, whatever is left of it

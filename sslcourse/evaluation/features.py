@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcourse import augment, datasets
-from sslcourse.datasets import prepared as storage
+from sslcourse.datasets.prepared import SPLITS
 from sslcourse.devices import autocast, choose_precision, evaluation_mode
 from sslcourse.loaders import TensorLoader
+
+BATCH_SIZE = 512
 
 
 def evaluation_view(augmentation: nn.Module | None, size: int) -> augment.Augmentation:
@@ -24,34 +26,28 @@ def evaluation_view(augmentation: nn.Module | None, size: int) -> augment.Augmen
 
 
 @torch.no_grad()
-def _in_batches(model: nn.Module, compute, images: Tensor, size, transform, batch_size: int, precision: str) -> Tensor:
+def _in_batches(model: nn.Module, compute, images: Tensor, size, transform, precision: str) -> Tensor:
     """compute(normalised batch), for all images, with the model in evaluation mode; float32 on the CPU."""
     device = next(model.parameters(), images).device
     precision = choose_precision(device, precision)
     transform = (transform if transform is not None else augment.evaluation(size or images.shape[2])).to(device)
     pieces = []
     with evaluation_mode(model):
-        for (x,) in TensorLoader(images, batch_size=batch_size, device=device):
+        for (x,) in TensorLoader(images, batch_size=BATCH_SIZE, device=device):
             with autocast(device, precision):
                 pieces.append(compute(transform(x).contiguous(memory_format=torch.channels_last)).float().cpu())
     return torch.cat(pieces)
 
 
 def predict(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    size: int | None = None,
-    transform: nn.Module | None = None,
-    batch_size: int = 512,
-    precision: str = "fp32",
+    model: nn.Module, images: Tensor, *, size: int | None = None, transform: nn.Module | None = None, precision: str = "fp32"
 ) -> Tensor:
     """Logits of a classifier in evaluation mode, whatever mode it was in (which is put back).
 
     images: uint8 (N, 3, H, W). size: resize to it first. transform: uint8 -> normalised float; `augment.evaluation` when None.
     Returns float32 (N, classes) on the CPU. The order of the images and the size of the batches do not change a prediction.
     """
-    return _in_batches(model, model, images, size, transform, batch_size, precision)
+    return _in_batches(model, model, images, size, transform, precision)
 
 
 def features(
@@ -59,35 +55,29 @@ def features(
     images: Tensor,
     *,
     block: int | None = None,
-    grid: int = 1,
     size: int | None = None,
     transform: nn.Module | None = None,
-    batch_size: int = 512,
     precision: str = "auto",
 ) -> Tensor:
     """What an encoder makes of images, in evaluation mode, before any head: uint8 (N, 3, H, W) -> float32 (N, D) on the CPU.
 
     block: None takes the encoder's own output, D = feature_dim. A number takes the feature map after that block, counted from 1 (-1 is the
-    last), and keeps the largest value of each channel in each cell of a grid × grid raster: D = channels · grid². grid needs a block.
+    last), and keeps the largest value of each channel: D = channels.
     size, transform: as in `predict`; they have to be those that the encoder was trained with.
     """
     if block is None:
-        if grid != 1:
-            raise ValueError(f"grid={grid} needs a block to take the feature map from; without one the encoder does its own pooling.")
-        return _in_batches(encoder, encoder, images, size, transform, batch_size, precision)
+        return _in_batches(encoder, encoder, images, size, transform, precision)
     if not hasattr(encoder, "feature_maps"):
         raise ValueError(f"{type(encoder).__name__} has no feature_maps, so no block of it can be chosen; leave block=None.")
     blocks = len(encoder.blocks)
     if block == 0 or not -blocks <= block <= blocks:
         raise ValueError(f"block is {block}; this encoder has blocks 1 to {blocks}, or -1 for the last.")
-    if grid < 1:
-        raise ValueError(f"grid is the number of cells a side and must be at least 1, not {grid}.")
     upto = block if block > 0 else blocks + 1 + block
 
     def compute(x: Tensor) -> Tensor:
-        return F.adaptive_max_pool2d(encoder.feature_maps(x, upto)[-1], grid).flatten(1)
+        return encoder.feature_maps(x, upto)[-1].amax((2, 3))
 
-    return _in_batches(encoder, compute, images, size, transform, batch_size, precision)
+    return _in_batches(encoder, compute, images, size, transform, precision)
 
 
 @dataclass
@@ -113,34 +103,34 @@ class FeatureSet:
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """Features and labels of "train", "validation" or "test"."""
-        if name not in storage.SPLITS:
-            raise ValueError(f"split is one of {', '.join(storage.SPLITS)}, not {name!r}.")
+        if name not in SPLITS:
+            raise ValueError(f"split is one of {', '.join(SPLITS)}, not {name!r}.")
         return getattr(self, name), getattr(self, f"{name}_labels")
 
 
 def feature_set(encoder: nn.Module, images, **options) -> FeatureSet:
     """Features of all three splits of an ImageSet. options: those of `features`."""
     fields = {}
-    for name in storage.SPLITS:
+    for name in SPLITS:
         pictures = getattr(images, f"{name}_images")
         fields[name] = features(encoder, pictures, **options) if len(pictures) else torch.zeros(0, 0)
         fields[f"{name}_labels"] = getattr(images, f"{name}_labels").cpu()
-    dim = max(fields[name].shape[1] for name in storage.SPLITS)
-    fields |= {name: torch.zeros(0, dim) for name in storage.SPLITS if not len(fields[name])}
+    dim = max(fields[name].shape[1] for name in SPLITS)
+    fields |= {name: torch.zeros(0, dim) for name in SPLITS if not len(fields[name])}
     return FeatureSet(**fields, class_names=list(images.class_names))
 
 
-def neighbours(bank: Tensor, queries: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+def neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k rows of the bank most alike to each query, by cosine: bank (N, D), queries (Q, D) -> similarities (Q, k), indices (Q, k).
 
-    The most alike come first. Worked through in chunks of queries, so memory stays at chunk × N.
+    The most alike come first. Worked through in chunks of 1,024 queries, so memory stays at 1,024 × N.
     """
     if bank.dim() != 2 or queries.dim() != 2 or bank.shape[1] != queries.shape[1]:
         raise ValueError(f"bank and queries must be (N, D) and (Q, D) with the same D, not {tuple(bank.shape)} and {tuple(queries.shape)}.")
     if not 1 <= k <= len(bank):
         raise ValueError(f"k is {k}; it must lie between 1 and {len(bank)}, the rows of the bank.")
     bank = F.normalize(bank.float(), dim=1)
-    found = [(F.normalize(rows.float(), dim=1) @ bank.T).topk(k, dim=1) for rows in queries.split(chunk)]
+    found = [(F.normalize(rows.float(), dim=1) @ bank.T).topk(k, dim=1) for rows in queries.split(1024)]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
 

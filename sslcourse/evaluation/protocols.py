@@ -1,4 +1,4 @@
-"""How good is an encoder or a classifier? Predictions, kNN, linear probe, fine-tuning, retrieval, confusion and comparisons.
+"""What an encoder or a classifier is worth on labelled images: accuracy, kNN, linear probe, fine-tuning, retrieval, and maps to look at.
 
 Everything that chooses, chooses on the validation split. The test split is measured only where `split="test"` says so.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,20 +19,14 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
-from sslcourse import training
-from sslcourse.datasets import prepared as storage
+from sslcourse.datasets.prepared import SPLITS
 from sslcourse.devices import one_thread, seeded
-from sslcourse.evaluation.features import (  # noqa: F401  (public here too)
-    FeatureSet,
-    evaluation_view,
-    feature_set,
-    features,
-    knn_scores,
-    neighbours,
-    predict,
-)
-from sslcourse.evaluation.uncertainty import mean_and_error, standard_error, wilson_interval  # noqa: F401  (public here)
+from sslcourse.evaluation.features import FeatureSet, evaluation_view, knn_scores, neighbours, predict
+from sslcourse.evaluation.uncertainty import standard_error, wilson_interval
 from sslcourse.models import Classifier
+
+if TYPE_CHECKING:  # training itself looks at features while it trains
+    from sslcourse.training import History
 
 SMALL_PROBE = 300_000  # numbers; fitting fewer, threads on shared cores wait for each other far longer than they work
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # inverse strengths of the probe's weight penalty, scikit-learn's C
@@ -39,7 +34,7 @@ PENALTIES = (0.001, 0.01, 0.1, 1.0)  # inverse strengths of the probe's weight p
 
 @dataclass
 class Result:
-    """What `evaluate` found on N labelled images with C classes. Accuracies are fractions between 0 and 1."""
+    """What was found on N labelled images with C classes. Accuracies are fractions between 0 and 1."""
 
     logits: Tensor  # (N, C)
     labels: Tensor  # (N,)
@@ -157,10 +152,6 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     validation split is taken, the stronger of equals, and noted in `.settings`. Without validation rows there has to be one value only.
     split: where the chosen probe is then measured.
     Protocol: Zhang et al. 2016 and Chen et al. 2020, section 2.3.
-
-    The four penalties take 0.05 s for 100 rows of 128 features, 0.6 s for 5,000 × 128, 4.5 s for 5,000 × 512 and 15–20 s for 45,000 × 512
-    (ten classes, ResNet-9 features, one core, scikit-learn 1.9). In float64 and each penalty from zero it is 83 s for the last, and the
-    same optimum to five digits. torch's L-BFGS in float32 is as good, slower for few rows, and at most 1.4 times faster for 45,000.
     """
     _check_features(found, split)
     penalties = sorted(float(c) for c in penalties)
@@ -168,7 +159,7 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
         raise ValueError(f"penalties must be positive numbers, at least one, not {penalties}.")
     if len(penalties) > 1 and not len(found.validation):
         raise ValueError("Choosing among penalties needs validation rows, and there are none; give one value, such as penalties=(0.1,).")
-    classes, labels = len(found.class_names), found.train_labels.numpy()
+    labels = found.train_labels.numpy()
     if len(np.unique(labels)) < 2:
         raise ValueError("A probe needs labelled rows of at least two classes: take more of them.")
     scaled = _scaling(found.train)
@@ -185,7 +176,7 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     scores = torch.from_numpy(probe.decision_function(scaled(rows))).double()
     if scores.dim() == 1:  # of two classes scikit-learn scores the second against the first
         scores = torch.stack([torch.zeros_like(scores), scores], 1)
-    logits = torch.full((len(rows), classes), -200.0)  # less than any class that the probe has seen
+    logits = torch.full((len(rows), len(found.class_names)), -200.0)  # less than any class that the probe has seen
     logits[:, torch.from_numpy(probe.classes_)] = scores.log_softmax(1).clamp_min(-100).float()
     return Result(logits, truth, found.class_names, {"C": c, "features": found.dim})
 
@@ -203,7 +194,7 @@ class FineTuned(Result):
     """A Result with the network that gave it and the History of its training."""
 
     model: nn.Module | None = None
-    history: "training.History | None" = None
+    history: "History | None" = None
 
 
 def fine_tune(
@@ -215,8 +206,10 @@ def fine_tune(
     options: those of `training.fit_classifier`.
     Protocol: Chen et al. 2020, section 4.2 (semi-supervised).
     """
-    if split not in storage.SPLITS:
-        raise ValueError(f"split is one of {', '.join(storage.SPLITS)}, not {split!r}.")
+    from sslcourse import training
+
+    if split not in SPLITS:
+        raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
     if not len(getattr(images, f"{split}_labels")):
         raise ValueError(f"The {split} split is empty, so nothing can be measured on it: name another split.")
     with seeded(int(options.get("seed", 0))):
@@ -252,12 +245,12 @@ def retrieve(found: FeatureSet, *, k: int = 8, split: str = "validation") -> Ret
 # --- maps -----------------------------------------------------------------------------------------------------------------------------
 
 
-def pca(rows: Tensor, dims: int = 2) -> Tensor:
-    """Coordinates along the directions in which rows vary most: float (N, D) -> (N, dims). Distances are real, with much left out."""
-    return torch.from_numpy(PCA(dims, random_state=0).fit_transform(rows.numpy()))
+def pca(rows: Tensor) -> Tensor:
+    """Coordinates along the directions in which rows vary most: float (N, D) -> (N, 2). Distances are real, with much left out."""
+    return torch.from_numpy(PCA(2, random_state=0).fit_transform(rows.numpy()))
 
 
-def tsne(rows: Tensor, perplexity: float = 30, seed: int = 0) -> Tensor:
+def tsne(rows: Tensor, perplexity: float = 30) -> Tensor:
     """t-SNE (van der Maaten and Hinton 2008): float (N, D) -> (N, 2). Neighbours lie together; sizes and distances of clumps mean nothing.
 
     perplexity: about how many neighbours count, below N.
@@ -265,19 +258,4 @@ def tsne(rows: Tensor, perplexity: float = 30, seed: int = 0) -> Tensor:
     if not 0 < perplexity < len(rows):
         raise ValueError(f"perplexity is about a number of neighbours and must lie between 0 and the {len(rows)} rows, not {perplexity}.")
     with one_thread():  # its threads beside PyTorch's, more than there are cores, wait for each other far longer than they work
-        return torch.from_numpy(TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(rows.numpy()))
-
-
-# --- comparing ------------------------------------------------------------------------------------------------------------------------
-
-
-def paired_difference(first: Result, second: Result) -> tuple[float, float]:
-    """top1 of the first less that of the second on the same images, and the standard error of the difference.
-
-    The two share their images, so hard images cost both: the difference is known better than either accuracy.
-    Raises ValueError when the labels differ.
-    """
-    if len(first.labels) != len(second.labels) or not torch.equal(first.labels, second.labels):
-        raise ValueError("A paired difference needs two results on the same images in the same order.")
-    difference = (first.predictions == first.labels).double() - (second.predictions == second.labels).double()
-    return difference.mean().item(), (difference.std(correction=1) / math.sqrt(len(difference))).item()
+        return torch.from_numpy(TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(rows.numpy()))

@@ -1,25 +1,13 @@
-"""Figures of the lessons, each with a text for readers who cannot see it."""
+"""Figures of the lessons. Each carries a text that says what is to be seen, written from the data that it shows.
 
-from sslcourse.plots.embeddings import BINS, TEN_MARKERS, neighbours, rotations, scatter, similarity_histogram  # noqa: F401
-from sslcourse.plots.figures import (  # noqa: F401
-    bars,
-    confusion,
-    images,
-    lines,
-    matrix,
-    mistakes,
-    pretraining_curves,
-    probabilities,
-    training_curves,
-    unnormalise,
-)
-from sslcourse.plots.predictions import (  # noqa: F401
-    SEEN,
-    confusion_difference,
-    confusions_over_time,
-    cost_against_accuracy,
-    coverage_and_precision,
-    forest,
-    reliability,
-)
+A function here draws, shows and closes its figure. Titles state the finding and are the caller's; the alternative text begins with that
+title. Nothing is told by colour alone: line style, marker, hatch or sign differ too, for grey print and for the colour-blind.
+"""
+
+from sslcourse.plots.comparisons import bars, cost_against_accuracy, forest  # noqa: F401
+from sslcourse.plots.curves import lines, pretraining_curves, training_curves  # noqa: F401
+from sslcourse.plots.embeddings import scatter, similarity_histogram  # noqa: F401
+from sslcourse.plots.matrices import confusion, confusion_difference, confusions_over_time, matrix  # noqa: F401
+from sslcourse.plots.pictures import images, mistakes, neighbours, rotations, unnormalise  # noqa: F401
+from sslcourse.plots.predictions import coverage_and_precision, probabilities, reliability  # noqa: F401
 from sslcourse.plots.style import COLOURS, LINES, MARKERS, reference_line, show, use_style  # noqa: F401

@@ -1,29 +1,29 @@
-"""Result records, small JSON files that say what was measured and how, and the tables made from them.
+"""Result records, small JSON files that say what was measured and how: making, writing, reading and choosing them.
 
-A record is a plain dict. `record` makes one, `write` stores it, `read` collects a folder of them, and `table` lays them out beside
-numbers from elsewhere (an original project, a paper). Reading never executes anything: a file is JSON of the expected form, or is skipped.
+A record is a plain dict of the form that schema.json beside this file describes. Reading never executes anything: a file is JSON of that
+form, or is skipped.
 """
 
 import copy
 import hashlib
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
+import fastjsonschema
 import torch
 
-from sslcourse.files import slug, write_json
-from sslcourse.results.metrics import finite, is_finite_number, metric, over_runs, wrong_with  # noqa: F401 (over_runs is public here too)
-from sslcourse.results.tables import SOURCES, Table, overview, percent, readme_table, table  # noqa: F401 (public here too)
+from sslcourse.files import plain, slug, write_json
+from sslcourse.results.metrics import metric
 
-SCHEMA = 1
-KIND = "sslcourse result"
 SUMMARY_PREFIX = "run-summary-"  # a lesson's own summary lies beside its records; it is not one
 _REFERENCE = Path(__file__).parent / "reference"
 _LARGEST_FILE = 1_000_000  # bytes; a record has a few kilobytes
@@ -57,50 +57,61 @@ def record(
     the value, and values those repetitions one by one.
     seed: the seed, or all the seeds that the value averages over. device: a torch.device or its name. seconds: wall-clock time.
 
-    Raises ValueError for values that are not finite (the message names the metric), accuracies outside 0–1, values that are not
-    the runs of their mean, and settings that JSON cannot hold.
+    Raises ValueError, which names the field, for values that are not finite, accuracies outside 0–1, values that are not the runs of their
+    mean, and settings that JSON cannot hold.
     """
-    if isinstance(lesson, bool) or not isinstance(lesson, int) or lesson < 1:
-        raise ValueError(f"lesson is a number from 1, not {lesson!r}")
-    for label, text in (("name", name), ("method", method), ("dataset", dataset), ("tier", tier)):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{label} is a text that is not empty, not {text!r}")
-    if source not in SOURCES:
-        raise ValueError(f"source is one of {', '.join(SOURCES)}, not {source!r}")
-    if labels is not None and (isinstance(labels, bool) or int(labels) != labels or labels < 0):
-        raise ValueError(f"labels is a number of images or None for all, not {labels!r}")
-    if not metrics:
-        raise ValueError("a record needs at least one metric")
     seeds = [int(s) for s in seed] if isinstance(seed, Sequence) and not isinstance(seed, str) else [int(seed)]
-    if not seeds:
-        raise ValueError("a record needs at least one seed")
     result = {
-        "kind": KIND,
-        "schema": SCHEMA,
+        "kind": "sslcourse result",
+        "schema": 1,
         "lesson": lesson,
         "name": name,
         "method": method,
         "source": source,
         "differs": differs,
         "dataset": dataset,
-        "image_size": None if image_size is None else int(image_size),
+        "image_size": plain(image_size),
         "network": network,
-        "labels": None if labels is None else int(labels),
-        "metrics": {str(key): metric(str(key), value, runs=len(seeds)) for key, value in metrics.items()},
+        "labels": plain(labels),
+        "metrics": {str(key): metric(value, runs=len(seeds) or 1) for key, value in metrics.items()},
         "seeds": seeds,
         "tier": tier,
         "device": device_name(device),
-        "seconds": round(finite("seconds", seconds), 3),
+        "seconds": round(float(seconds), 3),
         "settings": dict(settings or {}),
         "notes": notes,
         "versions": versions(),
         "git_commit": git_commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+    check(result)
     try:
         return json.loads(json.dumps(result, allow_nan=False))  # what is written is what is in memory: tuples become lists, and so on
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the settings of the record {name!r} do not fit into JSON: {error}") from None
+        raise ValueError(f"the record {name!r}, with its settings, does not fit into JSON: {error}") from None
+
+
+def check(content) -> None:
+    """Raise ValueError, in a sentence that names the field, unless this is a record."""
+    try:
+        _schema()(content)
+    except fastjsonschema.JsonSchemaValueException as error:
+        raise ValueError(error.message.replace("data", "record", 1)) from None
+    for name, found in content["metrics"].items():
+        values = found.get("values") or []
+        if not all(map(math.isfinite, [found["value"], found.get("standard_error") or 0, *values])):
+            raise ValueError(f"record.metrics.{name} is not finite: find where it became so before recording it")
+        if values and found.get("runs") not in (None, len(values)):
+            raise ValueError(
+                f"record.metrics.{name} has {len(values)} values for {found['runs']} runs: one a run, in the order of the seeds"
+            )
+        if values and not math.isclose(statistics.mean(values), found["value"], rel_tol=1e-6, abs_tol=1e-9):
+            raise ValueError(f"record.metrics.{name} is {found['value']:g}, and its runs have a mean of {statistics.mean(values):g}")
+
+
+@lru_cache(maxsize=1)
+def _schema() -> Callable:
+    return fastjsonschema.compile(json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8")))
 
 
 def device_name(device) -> str:
@@ -125,14 +136,10 @@ def versions() -> dict:
     """Versions of Python and of the packages that decide a result."""
     import torchvision
 
-    from sslcourse import __version__
+    import sslcourse
 
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "sslcourse": __version__,
-    }
+    packages = {"torch": torch, "torchvision": torchvision, "sslcourse": sslcourse}
+    return {"python": platform.python_version()} | {name: package.__version__ for name, package in packages.items()}
 
 
 @lru_cache(maxsize=1)
@@ -156,7 +163,7 @@ def file_name(result: Mapping) -> str:
     Another tier than cpu and another seed than 0 are added, so that a quick smoke run never replaces a real result.
     """
     labels = "all" if result["labels"] is None else str(result["labels"])
-    parts = [f"{result['lesson']:02d}", slug(result["name"]), slug(result["dataset"]), labels]
+    parts = [f"{int(result['lesson']):02d}", slug(result["name"]), slug(result["dataset"]), labels]
     parts += [slug(result["tier"])] if result["tier"] != "cpu" else []
     seeds = "_".join(map(str, result["seeds"]))
     seeds = seeds if len(seeds) <= 40 else hashlib.sha256(seeds.encode()).hexdigest()[:12]  # a file name has at most 255 bytes
@@ -166,9 +173,7 @@ def file_name(result: Mapping) -> str:
 
 def write(result: Mapping, directory: Path | str) -> Path:
     """Write one record into a folder, which is made if need be, and return its path. The same experiment replaces its older record."""
-    reason = _wrong_with(result)
-    if reason:
-        raise ValueError(f"this is not a record made by results.record: {reason}")
+    check(result)
     return write_json(Path(directory) / file_name(result), dict(result))
 
 
@@ -178,21 +183,18 @@ def read_one(path: Path | str) -> dict:
     if path.stat().st_size > _LARGEST_FILE:
         raise ValueError(f"{path.name}: larger than any record")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        # 1e999 and half a surrogate pair are read without complaint, and cannot be written again
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # NaN, 1e999 and half a surrogate pair are read without complaint, and cannot be written again
         json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError(f"{path.name}: nested too deeply to be a record") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path.name}: not readable as JSON ({error})") from None
-    reason = _wrong_with(content)
-    if reason:
-        raise ValueError(f"{path.name}: {reason}")
+    try:
+        check(content)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
     return content
-
-
-def _refuse_constant(text: str):
-    raise ValueError(f"{text} is not a number that JSON knows")
 
 
 def read(directory: Path | str) -> list[dict]:
@@ -222,41 +224,22 @@ def original_projects(lesson: int | None = None) -> list[dict]:
     return [row for row in rows if lesson in (None, row["lesson"])]
 
 
-def select(records: Iterable[Mapping], **fields) -> list:
-    """The records whose fields have these values, in the order given: select(found, dataset="toybox", labels=(100, 500), tier="cpu").
-
-    A list, tuple, set or range holds several accepted values. Raises ValueError for a field that no record has.
-    """
-    records = list(records)
-    known = dict.fromkeys(key for record in records for key in record)
-    unknown = [name for name in fields if name not in known]
-    if records and unknown:
-        raise ValueError(f"no record has a field {unknown[0]!r}; choose from {', '.join(known)}")
-
-    def fits(value, wanted) -> bool:
-        several = isinstance(wanted, (list, tuple, set, frozenset, range))
-        return value == wanted or several and any(value == one for one in wanted)
-
-    return [r for r in records if all(name in r and fits(r[name], wanted) for name, wanted in fields.items())]
-
-
-def fill(own: Iterable[Mapping], committed: Iterable[Mapping], tier: str | None = None) -> list[dict]:
+def fill(own: Iterable[Mapping], committed: Iterable[Mapping]) -> list[dict]:
     """One's own records, then those committed ones whose experiment one's own lack; each a copy with "origin".
 
     own: records of this run, such as `read(lesson.results_dir)`; their origin is "this run". committed: such as `reference()`; their
-    origin is "committed". The same experiment means the same lesson, method, data set and number of labels: settings and seeds may differ.
-    tier: leave out what was made at another tier, one's own too; None keeps every tier, and then a quick smoke record of one's own stands
-    where a committed one of tier cpu would, so show the columns tier and origin.
+    origin is "committed". The same experiment means the same lesson, method, data set and number of labels: settings, seeds and tier may
+    differ.
     """
-    own, committed = ([r for r in records if tier in (None, r["tier"])] for records in (own, committed))
-    done = {_experiment(record) for record in own}
-    kept = [(record, "this run") for record in own]
-    kept += [(record, "committed") for record in committed if _experiment(record) not in done]
-    return [copy.deepcopy(dict(record)) | {"origin": origin} for record, origin in kept]
 
+    def experiment(found: Mapping) -> tuple:
+        return tuple(found[key] for key in ("lesson", "method", "dataset", "labels"))
 
-def _experiment(record: Mapping) -> tuple:
-    return tuple(record[key] for key in ("lesson", "method", "dataset", "labels"))
+    own = list(own)
+    done = {experiment(found) for found in own}
+    kept = [(found, "this run") for found in own]
+    kept += [(found, "committed") for found in committed if experiment(found) not in done]
+    return [copy.deepcopy(dict(found)) | {"origin": origin} for found, origin in kept]
 
 
 def measured_costs(lesson: int) -> dict[str, dict]:
@@ -272,29 +255,3 @@ def record_costs(lesson: int, tier: str, seconds: float, peak_memory: int | None
     measured |= {"torch": torch.__version__, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
     costs.setdefault(str(lesson), {})[tier] = measured
     write_json(path, costs)
-
-
-def _wrong_with(content) -> str | None:
-    """Why this is not a record, or None if it is one."""
-    if not isinstance(content, Mapping) or content.get("kind") != KIND:
-        return "not a result record of this course"
-    if content.get("schema") != SCHEMA:
-        return f"written in form {content.get('schema')!r}, and this version reads form {SCHEMA}"
-    text, whole, maybe = (str,), (int,), (type(None),)
-    kinds = dict.fromkeys(("name", "method", "dataset", "tier", "device", "differs"), text) | {"lesson": whole, "seconds": (int, float)}
-    kinds |= {"labels": whole + maybe, "image_size": whole + maybe} | dict.fromkeys(("network", "notes", "git_commit"), text + maybe)
-    kinds |= {"metrics": (dict,), "seeds": (list,), "settings": (dict,), "versions": (dict,)}
-    for key, accepted in kinds.items():
-        if key not in content or type(content[key]) not in accepted:
-            return f"{key!r} is missing or has the wrong type"
-    for key, least in (("lesson", 1), ("labels", 0), ("image_size", 1), ("seconds", 0)):
-        number = content[key]
-        if number is not None and not (is_finite_number(number) and least <= number < 2**63):
-            return f"{key!r} is no possible number"
-    if content.get("source") not in SOURCES:
-        return f"'source' is not one of {', '.join(SOURCES)}"
-    if not content["seeds"] or not all(type(seed) is int and abs(seed) < 2**63 for seed in content["seeds"]):
-        return "'seeds' is not a list of whole numbers"
-    if not content["metrics"]:
-        return "'metrics' is empty"
-    return next(filter(None, (wrong_with(name, metric) for name, metric in content["metrics"].items())), None)

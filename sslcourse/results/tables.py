@@ -1,4 +1,4 @@
-"""Tables of result records, beside numbers from elsewhere: HTML in a notebook, Markdown in a README, aligned text in a terminal.
+"""Tables of result records, beside numbers from elsewhere: HTML in a notebook, Markdown on a page, aligned text in a terminal.
 
 A row is a record, or a plain dict with the same keys for what an original project or a publication reports; see `table`.
 """
@@ -19,7 +19,7 @@ def percent(value: float, standard_error: float | None = None) -> str:
 
 
 class Table:
-    """Rows of text under a header: HTML in a notebook, Markdown for a README, aligned plain text elsewhere."""
+    """Rows of text under a header: HTML in a notebook, Markdown for a page, aligned plain text elsewhere."""
 
     def __init__(self, header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = ""):
         self.header = [str(cell) for cell in header]
@@ -48,10 +48,8 @@ class Table:
 
     def __str__(self) -> str:
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [self.header, *self.rows]
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        rows = [self.header, ["-" * width for width in widths], *self.rows]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(([self.caption] if self.caption else []) + lines)
 
     __repr__ = __str__
@@ -69,12 +67,10 @@ def table(rows: Iterable[Mapping], columns: Sequence[str] | None = None, caption
     A field that a row does not have is shown as '–'.
     """
     rows = list(rows)
-    for row in rows:
-        if row.get("source", "ours") not in SOURCES:
-            raise ValueError(f"the source of a row is one of {', '.join(SOURCES)}, not {row['source']!r}")
-    metric_names = list(dict.fromkeys(name for row in rows for name in row.get("metrics", {})))
+    if wrong := [row["source"] for row in rows if row.get("source", "ours") not in SOURCES]:
+        raise ValueError(f"the source of a row is one of {', '.join(SOURCES)}, not {wrong[0]!r}")
     if columns is None:
-        columns = ["method", "source", "dataset", "labels", *metric_names]
+        columns = ["method", "source", "dataset", "labels", *dict.fromkeys(name for row in rows for name in row.get("metrics", {}))]
         columns += ["differs"] if any(row.get("differs") for row in rows) else []
     return Table(columns, [[_cell(row, column) for column in columns] for row in rows], caption)
 
@@ -87,24 +83,22 @@ def overview(records: Iterable[Mapping]) -> Table:
 
 
 def readme_table(records: Iterable[Mapping]) -> str:
-    """`overview` as the Markdown table of a README."""
+    """`overview` in Markdown."""
     return overview(records)._repr_markdown_()
 
 
 def _cell(row: Mapping, column: str) -> str:
     if column in row.get("metrics", {}):
-        found = metric(column, row["metrics"][column], runs=1)
+        found = metric(row["metrics"][column])
+        value, error = found["value"], found["standard_error"]
         if found["unit"] == "number":
-            error = found["standard_error"]
-            return f"{found['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
-        return percent(found["value"], found["standard_error"])
+            return f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}")
+        return percent(value, error)
     if column == "source":
         return row.get("source", "ours")
     if column == "labels" and "kind" in row and row["labels"] is None:
         return "all"
-    if column == "runs" and "runs" not in row and row.get("seeds"):
-        return f"{len(row['seeds']):,}"
-    value = row.get(column)
+    value = len(row["seeds"]) if column == "runs" and "runs" not in row and row.get("seeds") else row.get(column)
     if value is None or value == "":
         return "–"
     if isinstance(value, int) and not isinstance(value, bool):

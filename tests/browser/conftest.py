@@ -1,5 +1,11 @@
-"""What the tests in a browser share: a Chromium, and a JupyterLab of their own. They run only when asked for, with -m browser."""
+"""What the tests in a browser share: a Chromium, and a JupyterLab of their own. They run only when asked for:
 
+    python -m pytest -m browser tests/browser
+
+SSLCOURSE_SCREENSHOTS=build/browser also leaves pictures of every lesson, narrow and wide, light and dark.
+"""
+
+import os
 import shutil
 import subprocess
 import sys
@@ -34,19 +40,23 @@ def chromium():
 
 
 @pytest.fixture(scope="session")
+def screenshots() -> Path | None:
+    """Where pictures of the lessons are wanted; None where they are not."""
+    folder = os.environ.get("SSLCOURSE_SCREENSHOTS")
+    return (ROOT / folder).resolve() if folder else None
+
+
+@pytest.fixture(scope="session")
 def jupyterlab(tmp_path_factory):
     """A JupyterLab with copies of all lessons, at tier smoke on a toybox that was drawn beforehand."""
-    if find_spec("jupyterlab") is None:
+    if find_spec("jupyterlab") is None or find_spec("jupyterlab_widgets") is None:
         pytest.skip('JupyterLab is not installed: pip install -e ".[lab]"')
-    from lab_server import JupyterLabServer
+    from jupyterlab_server import JupyterLabServer, copies_of
 
     folder = tmp_path_factory.mktemp("jupyterlab")
     data = folder / "data"
     subprocess.run([sys.executable, "-m", "sslcourse", "data", "--data-dir", str(data)], check=True, cwd=ROOT, capture_output=True)
-    notebooks = folder / "notebooks"
-    notebooks.mkdir()
-    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
-        shutil.copyfile(path, notebooks / path.name)
+    notebooks = copies_of(sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")), folder / "notebooks")
     environment = {
         "SSLCOURSE_TIER": "smoke", "SSLCOURSE_DATASET": "toybox",
         "SSLCOURSE_DATA_DIR": str(data), "SSLCOURSE_RESULTS_DIR": str(folder / "results"),

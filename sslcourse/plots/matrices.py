@@ -1,0 +1,180 @@
+"""Matrices as colours: similarities, correlations, and who is taken for whom."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslcourse.plots.style import heading, show
+
+
+def matrix(
+    values,
+    *,
+    title: str,
+    row_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    colour_label: str = "",
+    limits: tuple[float, float] | None = None,
+    numbers: bool | None = None,
+) -> None:
+    """A matrix as colours: red and blue about zero if it has both signs, else light to dark. Cells that are not finite are hatched.
+
+    values: (rows, columns). limits: the values at the ends of the colours. numbers: write them into the cells (None: up to 12 × 12).
+    """
+    values = np.asarray(values.detach().cpu().float() if isinstance(values, Tensor) else values, float)
+    if values.ndim != 2 or not np.isfinite(values).any():
+        raise ValueError(f"A matrix has rows, columns and at least one finite number, not the shape {values.shape} or only NaN.")
+    n, m = values.shape
+    for names, number, kind in ((row_names, n, "row"), (column_names, m, "column")):
+        if names is not None and len(names) != number:
+            raise ValueError(f"Each {kind} needs its name: {number} {kind}s, {len(names)} names.")
+    cells = np.ma.masked_invalid(values)
+    low, high = float(cells.min()), float(cells.max())
+    start, end = limits or (low, high)
+    both = low < 0 < high or start < 0 < end
+    start, end = (-max(-start, end), max(-start, end)) if both else (start, end)
+    unit = min(0.55, 6.5 / max(n, m))
+    figure, axis = plt.subplots(figsize=(max(unit * m, 2.2) + 2.4, max(unit * n, 1.6) + 1.1))
+    axis.patch.set(facecolor="0.75", edgecolor="0.45", hatch="////", linewidth=0)
+    drawn = axis.imshow(cells, cmap="RdBu_r" if both else "Blues", vmin=start, vmax=end, interpolation="nearest", aspect="auto")
+    figure.colorbar(drawn, ax=axis, label=colour_label)
+    if numbers if numbers is not None else max(n, m) <= 12:
+        size = np.abs(cells).max()
+        form = ".0f" if size >= 100 or (cells == cells.round()).all() else ".1f" if size >= 10 else ".2f"
+        for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
+            red, green, blue, _ = drawn.cmap(drawn.norm(values[i, j]))
+            _write(axis, i, j, format(values[i, j], form), dark=0.3 * red + 0.59 * green + 0.11 * blue < 0.5)
+    if column_names is not None or m <= 12:
+        slanted = {"rotation": 45, "ha": "right"} if column_names is not None else {}
+        axis.set_xticks(range(m), column_names or range(m), **slanted)
+    if row_names is not None or n <= 12:
+        axis.set_yticks(range(n), row_names or range(n))
+    axis.grid(False)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    figure.tight_layout()
+    told = f"{colour_label or 'values'} from {low:.3g} to {high:.3g}"
+    if n == m and list(row_names or ()) == list(column_names or ()):  # the same things along both sides
+        for name, where in (("on the diagonal", np.eye(n, dtype=bool)), ("off the diagonal", ~np.eye(n, dtype=bool))):
+            part = cells[where].compressed()
+            told += f", mean {name} {part.mean():.3g}" if len(part) else f", nothing {name}"
+    else:
+        for name, at in (("least", cells.argmin()), ("most", cells.argmax())):
+            told += f", {name} in row {(row_names or range(n))[at // m]}, column {(column_names or range(m))[at % m]}"
+    empty = f"; {cells.mask.sum()} cells are left empty" if np.ma.is_masked(cells) else ""
+    show(figure, f"{title}. Matrix of {n} rows and {m} columns: {told}{empty}.")
+
+
+def _write(axis, row: int, column: int, text: str, dark: bool) -> None:
+    """A number into a cell, in white where the cell is dark."""
+    axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
+
+
+def _row_percent(counts) -> np.ndarray:
+    """Counts (C, C) as percent of each row; zeros where a class has no images."""
+    counts = np.asarray(counts, float)
+    return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
+def _beside(cells: np.ndarray) -> np.ndarray:
+    """The same with zeros on the diagonal."""
+    return cells - np.diag(np.diag(cells))
+
+
+def confusion(result, *, title: str) -> None:
+    """Confusion matrix as row percentages: row true, column predicted. result: an evaluation.Result."""
+    percent, classes = _row_percent(result.confusion), result.class_names
+    k = len(percent)
+    side = min(0.5 * k + 1.9, 8)
+    figure, axis = plt.subplots(figsize=(side + 0.6, side))
+    axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    if k <= 20:
+        for i, j in zip(*np.nonzero(percent >= 0.5), strict=True):
+            _write(axis, i, j, f"{percent[i, j]:.0f}", dark=percent[i, j] > 55)
+    _name_classes(axis, classes, title)
+    figure.tight_layout()
+    pairs = ", ".join(f"{true} taken for {predicted} {count} times" for true, predicted, count in result.most_confused(3))
+    diagonal = np.diag(percent)
+    told = f"best {classes[diagonal.argmax()]} with {diagonal.max():.0f}, worst {classes[diagonal.argmin()]} with {diagonal.min():.0f}; "
+    told += f"most frequent mistakes: {pairs}" if pairs else "no mistakes"
+    show(figure, f"{title}. Confusion matrix of {k} classes in percent of each true class: {told}.")
+
+
+def confusion_difference(first, second, *, title: str, names: Sequence[str]) -> None:
+    """Where the second classifier answers otherwise than the first: its confusion matrix less the first's, in points of each true class.
+
+    first, second: evaluation.Results on the same images. names: what the two are called. Blue with a plus is more often, red with a minus
+    less often; blue is good on the diagonal and bad beside it.
+    """
+    if list(first.class_names) != list(second.class_names) or not torch.equal(first.labels, second.labels):
+        raise ValueError("A difference of confusions needs two results on the same images with the same classes.")
+    classes, (before, after) = list(first.class_names), names
+    change = _row_percent(second.confusion) - _row_percent(first.confusion)
+    k, largest = len(classes), max(float(np.abs(change).max()), 1.0)
+    side = min(0.5 * k + 1.9, 8)
+    figure, axis = plt.subplots(figsize=(side + 1.5, side + 0.1))
+    drawn = axis.imshow(change, cmap="RdBu", vmin=-largest, vmax=largest)
+    bar = figure.colorbar(drawn, ax=axis, label="points", shrink=0.85)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0f}" if value else "0")
+    if k <= 20:
+        for i, j in zip(*np.nonzero(np.abs(change) > 0.5), strict=True):
+            _write(axis, i, j, f"{change[i, j]:+.0f}".replace("-", "−"), dark=abs(change[i, j]) > 0.6 * largest)
+    for i in range(k):  # the diagonal means something else than the rest
+        axis.add_patch(plt.Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1))
+    _name_classes(axis, classes, title)
+    figure.tight_layout()
+    diagonal, beside = np.diag(change), _beside(change)
+    told = f"{after} gets {(diagonal > 0.5).sum()} classes better than {before} and {(diagonal < -0.5).sum()} worse"
+    best, worst = int(diagonal.argmax()), int(diagonal.argmin())
+    told += f"; most gained by {classes[best]}, {diagonal[best]:+.0f} points, least by {classes[worst]}, {diagonal[worst]:+.0f}"
+    for word, at in (("more", int(beside.argmax())), ("less", int(beside.argmin()))):
+        i, j = divmod(at, k)
+        told += f"; {classes[i]} taken for {classes[j]} {abs(beside[i, j]):.0f} points {word} often" if abs(beside[i, j]) >= 0.5 else ""
+    show(figure, f"{title}. Confusion matrix of {after} less that of {before}, in points of each true class: {told}.")
+
+
+def _name_classes(axis, classes: Sequence[str], title: str) -> None:
+    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axis.set_yticks(range(len(classes)), classes)
+    axis.grid(False)
+    axis.set(xlabel="predicted", ylabel="true", title=title)
+
+
+def confusions_over_time(matrices: Sequence, titles: Sequence[str], class_names: Sequence[str], *, title: str) -> None:
+    """How the confusion matrix changes while something is trained: small matrices in the order given, rows true, columns predicted.
+
+    matrices: counts (C, C), each shown in percent of its rows. titles: one a matrix, such as "step 200". Above each panel
+    stands the mean of its diagonal, the accuracy averaged over classes.
+    """
+    k, panels = len(class_names), [_row_percent(counts) for counts in matrices]
+    if not panels or len(titles) != len(panels) or any(percent.shape != (k, k) for percent in panels):
+        shapes = ", ".join(str(percent.shape) for percent in panels) or "none"
+        raise ValueError(f"Each matrix needs its title, and a row and a column for each of {k} classes: {len(titles)} titles, {shapes}.")
+    rows = -(-len(panels) // 4)
+    across = -(-len(panels) // rows)
+    figure, axes = plt.subplots(rows, across, figsize=(2.35 * across + 1.5, 2.55 * rows + 1.5), squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.09)
+    told = []
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for i, (axis, percent) in enumerate(zip(axes.flat, panels, strict=False)):
+        drawn = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        there = percent.any(1)  # a class without images has no row to speak of
+        right = float(np.diag(percent)[there].mean()) if there.any() else float("nan")
+        axis.set_title(f"{titles[i]}\n{right:.0f} % right", fontsize=9.5, fontweight="normal")
+        axis.grid(False)
+        axis.set_xticks(range(k), class_names if i + across >= len(panels) else [""] * k, rotation=90, fontsize=8)
+        axis.set_yticks(range(k), class_names if i % across == 0 else [""] * k, fontsize=8)
+        beside = _beside(percent)
+        true, said = divmod(int(beside.argmax()), k)
+        worst = f", most often {class_names[true]} taken for {class_names[said]}, {beside[true, said]:.0f} percent" if beside.any() else ""
+        told.append(f"{titles[i]}: {right:.0f} percent right{worst}")
+    figure.colorbar(drawn, ax=axes, label="% of the true class", shrink=0.8, aspect=30)
+    figure.supxlabel("predicted", fontsize=10)
+    figure.supylabel("true", fontsize=10)
+    heading(figure, title)
+    show(figure, f"{title}. {len(panels)} confusion matrices of {k} classes, averaged over classes: {'; '.join(told)}.")
