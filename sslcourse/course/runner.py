@@ -80,12 +80,6 @@ class Task:
     def failed(self) -> Path:
         return self.out / f"{self.notebook.stem}.failed.ipynb"
 
-    @property
-    def parameters(self) -> dict:
-        """Every parameter with its value, as JSON can hold it."""
-        values = dict(self.notebook.parameters) | dict(self.injected)
-        return {name: json.loads(json.dumps(value, default=str)) for name, value in values.items() if name != "RESULTS_DIR"}
-
     def waits_for(self, other: "Task") -> bool:
         """Whether it begins when the other has ended: it needs it, or is the last lesson, which reads what all others leave."""
         last = self.notebook.number == max(lessons.TITLES) > other.notebook.number
@@ -138,7 +132,7 @@ def run(
     with contextlib.ExitStack() as locks:
         locks.enter_context(_held(out))
         for seed in [None] if seeds is None else seeds:
-            folder, note, own = (out, "", {}) if seed is None else (seed_folder(out, seed), f", seed {seed}", {"SEED": seed})
+            folder, note, own = (out, "", {}) if seed is None else (out / f"seed-{seed}", f", seed {seed}", {"SEED": seed})
             if folder != out:
                 locks.enter_context(_held(folder))
             for notebook in notebooks:
@@ -147,10 +141,6 @@ def run(
                 fingerprint = _fingerprint(notebook, injected, tier, dataset, code)
                 tasks.append(Task(notebook.stem + note, notebook, folder, tier, dataset, injected, fingerprint))
         return _run_tasks(tasks, out, resume, timeout, progress, jobs)
-
-
-def seed_folder(out: Path, seed: int) -> Path:
-    return out / f"seed-{seed}"
 
 
 def _check_seeds(seeds: Sequence[int], tier: str) -> None:
@@ -178,7 +168,8 @@ def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | 
     def settle(task: Task, done: LessonRun) -> None:
         runs[task] = done
         if done.ok:
-            kept = asdict(done) | {"status": DONE, "fingerprint": task.fingerprint, "parameters": task.parameters}
+            parameters = {name: value for name, value in (task.notebook.parameters | task.injected).items() if name != "RESULTS_DIR"}
+            kept = asdict(done) | {"status": DONE, "fingerprint": task.fingerprint, "parameters": parameters}
             states[task.out][task.notebook.stem] = kept
         write_json(task.out / _STATE, {"lessons": states[task.out]})
         told = {FAILED: f"failed: {done.error}", NOT_RUN: f"not run, because it {done.error}", BEFORE: "done before, skipped"}
@@ -286,11 +277,7 @@ def share(slot: int, jobs: int) -> dict[str, str]:
 
 
 def run_one(task: Task, share: Mapping[str, str], timeout: float | None = None, progress: bool = True) -> LessonRun:
-    """Run a lesson's notebook in its folder and say how it went.
-
-    share: environment variables that say what its kernel may take of the machine. An executed notebook that failed gets the ending
-    .failed.ipynb, one that was interrupted is deleted.
-    """
+    """Run a lesson's notebook and say how it went; one that was interrupted is deleted. share: environment variables, see `share`."""
     records, log = task.out / "results", task.out / "logs" / f"{task.notebook.stem}.log"
     for folder in (records, log.parent):
         folder.mkdir(exist_ok=True)

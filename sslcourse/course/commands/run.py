@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     runs = runner.run(args.lessons, seeds=args.seeds, **options)
     print(f"\n{runner.summary_table(runs)}")
     if args.seeds:
-        folders = [runner.seed_folder(Path(args.out), seed) for seed in args.seeds]
+        folders = [Path(args.out) / f"seed-{seed}" for seed in args.seeds]
         print(f"\n{table_over_seeds.collect(folders).text()}")
     if args.record_costs:
         tier = lesson.resolve_tier(args.tier)
