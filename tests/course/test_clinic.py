@@ -41,10 +41,13 @@ def test_every_fault_is_known():
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_patient_shows_its_symptom_and_its_repaired_twin_is_finite(name):
+def test_a_patient_shows_its_symptom_the_instruments_what_is_known_and_its_repaired_twin_is_finite(name):
     state = torch.get_rng_state()
     seen = clinic.examine(name)
     assert torch.equal(state, torch.get_rng_state()) and str(seen) == str(clinic.examine(name))
+    anomaly, culprit = KNOWN[name]
+    if seen.anomaly == anomaly or torch.__version__.startswith(("2.11", "2.15")):  # others may name other operations
+        assert (seen.anomaly, seen.culprit) == (anomaly, culprit)
     assert seen.symptom == clinic.faults()[name].symptom
     assert seen.healed and seen.same is (None if name in NEVER_HARMLESS else True)
     well = clinic.patient(name, repaired=True)
@@ -52,16 +55,6 @@ def test_a_patient_shows_its_symptom_and_its_repaired_twin_is_finite(name):
     loss.backward()
     assert loss.isfinite() and well.layer.weight.grad.isfinite().all()
     assert find_nonfinite(well, well.batch) is None
-
-
-@pytest.mark.parametrize("name", KNOWN)
-def test_the_instruments_say_what_is_known_of_this_version_of_torch(name):
-    seen = clinic.examine(name)
-    anomaly, culprit = KNOWN[name]
-    if seen.anomaly != anomaly and not torch.__version__.startswith(("2.11", "2.15")):
-        pytest.skip(f"torch {torch.__version__} names {seen.anomaly}; {anomaly} was measured with 2.11 and 2.15")
-    assert (seen.anomaly, seen.culprit) == (anomaly, culprit)
-    assert f"anomaly mode        {anomaly}" in str(seen) and culprit in str(seen)
 
 
 def test_the_quiet_fault_costs_what_the_lesson_says():

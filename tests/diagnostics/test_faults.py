@@ -42,11 +42,6 @@ def with_zero_row(z):
     return z * torch.tensor([[0.0]] + [[1.0]] * 7)
 
 
-def one_pass_variance(z):
-    z = z[:1].expand(8, 4) * 1e-3 + 1000.0  # all rows equal, far from 0
-    return ((z * z).mean(0) - z.mean(0) * z.mean(0) - 1e-3).pow(0.5).sum()
-
-
 def contrastive(z, dtype=torch.float32, temperature=0.01):
     """NT-Xent with exp and log written out."""
     z = F.normalize(torch.cat([z, z])).to(dtype)
@@ -60,21 +55,14 @@ FAULTS = {  # loss, kind, operation, words of the cause
         lambda z: (1 / (constant(z).var(0).sqrt() + 1e-3)).sum(), "gradient", "SqrtBackward0 (aten.div)", "inside the root",
     ),
     "eps after the power": (lambda z: (1 / (constant(z).var(0) ** 0.5 + 1e-3)).sum(), "gradient", "PowBackward0 (aten.pow)", "eps inside"),
-    "clamped after": (lambda z: (1 / (constant(z).var(0) ** 0.5).clamp(min=1e-3)).sum(), "gradient", "PowBackward0", "eps inside"),
-    "a root": (lambda z: constant(z).var(0).sqrt().sum(), "gradient", "SqrtBackward0 (aten.div)", "inside the root"),
-    "variance in one pass": (one_pass_variance, "output", "aten.pow", "negative number"),
     "batch of one": (lambda z: (z[:1] / z[:1].std(0)).sum(), "output", "aten.std", "two rows"),
     "row of zeros": (lambda z: (with_zero_row(z) / with_zero_row(z).norm(dim=1, keepdim=True)).sum(), "output", "aten.div", "row of zeros"),
     "norm by hand": (lambda z: (z * 0).pow(2).sum(1).pow(0.5).sum(), "gradient", "PowBackward0 (aten.pow)", "infinite at 0"),
     "exp": (contrastive, "output", "aten.exp", "logsumexp"),
     "exp in half": (lambda z: contrastive(z, torch.float16, 0.1), "output", "aten.sum", "65504"),
     "-inf times 0": (lambda z: (z @ z.T + torch.eye(8) * -math.inf).logsumexp(1).mean(), "output", "aten.mul", "masked_fill"),
-    "where on the way back": (
-        lambda z: z.sum() + torch.where(z > 9, (0 * z).sqrt(), 0.0).sum(), "gradient", "SqrtBackward0 (aten.div)", "infinite at 0",
-    ),
     "where": (lambda z: torch.where(z > 0, z.sqrt(), 0.0).sum(), "output", "aten.sqrt", "does not show it"),
     "mean of nothing": (lambda z: z[z > 99].mean(), "output", "aten.mean", "mean of nothing"),
-    "correlation in half": (lambda z: ((z * 1000).half().T @ (z * 1000).half()).float().sum(), "output", "aten.mm", "65504"),
     "all masked": (lambda z: z.masked_fill(z < 99, -math.inf).softmax(1).sum(), "output", "aten._softmax", "everything is masked"),
     "target masked": (
         lambda z: F.cross_entropy(z.masked_fill(torch.eye(8, 4) > 0, -math.inf), torch.arange(8) % 4),
@@ -107,13 +95,13 @@ def test_the_repairs_are_not_reported():
         lambda z: (z * 0).norm(dim=1).sum(),
         lambda z: nt_xent(z, z + 0.1, temperature=0.01),
         lambda z: (z @ z.T).masked_fill(torch.eye(8, dtype=torch.bool), -math.inf).logsumexp(1).mean(),
-        lambda z: (z @ z.T).fill_diagonal_(-math.inf).softmax(1).square().sum(),
         lambda z: (z @ z.T + torch.full((8, 8), -math.inf).triu(1)).log_softmax(1).exp().sum(),
         lambda z: torch.where(z > 0, torch.where(z > 0, z, 1.0).sqrt(), 0.0).sum(),
         lambda z: (F.cross_entropy(z, z.argmax(1), reduction="none") * (z.softmax(1).amax(1) > 2)).mean(),
     ]
     for loss in repairs:
         assert find_nonfinite(Model(loss), rows()) is None
+    assert find_nonfinite(simclr(temperature=0.05), coloured(8, 0)[0]) is None
 
 
 def test_infinities_that_do_no_harm_are_passed_over_for_the_one_that_does():
@@ -196,9 +184,3 @@ def test_masked_log_probabilities_as_an_output():
     assert find_nonfinite(Masked(), x).operation == "aten._log_softmax"  # everything masked
     x[:, 0] = 1  # no loss is known: -inf from a mask is an output like any other
     assert find_nonfinite(Masked(), x) is None
-
-
-def test_other_healthy_models():
-    assert find_nonfinite(simclr(temperature=0.05), coloured(8, 0)[0]) is None
-    lstm = nn.LSTM(4, 6, num_layers=2, batch_first=True)
-    assert find_nonfinite(lstm, torch.randn(3, 7, 4), forward=lambda x: lstm(x)[0].square().mean()) is None
