@@ -9,7 +9,6 @@ own and raises `Wrong` with a hint to reject it; returning means that it is righ
 """
 
 import ast
-import dis
 import functools
 import html
 import importlib.util
@@ -241,17 +240,7 @@ def _parse(function: Callable) -> ast.FunctionDef | None:
 def _is_untouched(function: Callable) -> bool:
     """Whether the body is still only a docstring, `...`, `pass`, a bare return, or raise NotImplementedError."""
     tree = _parse(function)
-    if tree is not None:
-        return all(_is_filler(statement) for statement in tree.body)
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return False
-    fillers = {"RESUME", "NOP", "CACHE", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST", "PUSH_NULL", "PRECALL", "CALL", "CALL_FUNCTION"}
-    fillers |= {"LOAD_GLOBAL", "RAISE_VARARGS"} if code.co_names == ("NotImplementedError",) else set()
-    steps = list(dis.get_instructions(code))
-    returned = [before.argval for before, after in zip(steps, steps[1:], strict=False) if after.opname == "RETURN_VALUE"]
-    returned += [step.argval for step in steps if step.opname == "RETURN_CONST"]
-    return all(step.opname in fillers for step in steps) and all(value is None or value is ... for value in returned)
+    return tree is not None and all(_is_filler(statement) for statement in tree.body)
 
 
 def _is_filler(statement: ast.stmt) -> bool:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslcourse.course.checks.expectations import expect_close, expect_type, reject_mistakes
+from sslcourse.course.checks import expect
+from sslcourse.course.checks.expect import reject_mistakes, with_weights
 from sslcourse.course.exercises import Exercise, Wrong
 
 
@@ -22,7 +23,7 @@ def stratified_subset(labels: Tensor, per_class: int, seed: int) -> Tensor:
 def check_subset(answer) -> None:
     labels = torch.tensor([2, 0, 1, 0, 2, 1, 0, 1, 2, 0, 1, 2] * 25)
     got = answer(labels, 4, 0)
-    expect_type(got, Tensor, "the indices")
+    expect.kind(got, Tensor, "the indices")
     if got.dtype == torch.bool:
         raise Wrong("These are True/False flags. Return the positions themselves: flags.nonzero().flatten().")
     if got.is_floating_point() or got.dim() != 1:
@@ -84,10 +85,10 @@ def check_cross_entropy(answer) -> None:
     reject_mistakes(answer, smoothed_cross_entropy, SMOOTHING_MISTAKES, lambda f: f(logits, labels, 0.2))
     for s in (0.2, 0.0, 0.1):
         hint = f"With smoothing {s} the value is off. Work one row by hand: the target is (1 − s) at the label plus s/C everywhere."
-        expect_close(answer(logits, labels, s), F.cross_entropy(logits, labels, label_smoothing=s), hint, what="the loss")
+        expect.close(answer(logits, labels, s), F.cross_entropy(logits, labels, label_smoothing=s), hint, what="the loss")
     large, labels = torch.tensor([[300.0, -300.0, 0.0], [0.0, 300.0, 250.0]]), torch.tensor([0, 2])
     hint = "Right for small logits, but logits of 300 overflow exp(). Use log_softmax, or subtract logsumexp: it never forms exp(300)."
-    expect_close(answer(large, labels, 0.1), F.cross_entropy(large, labels, label_smoothing=0.1), hint, what="the loss")
+    expect.close(answer(large, labels, 0.1), F.cross_entropy(large, labels, label_smoothing=0.1), hint, what="the loss")
 
 
 # --- 1.3 ------------------------------------------------------------------------------------------------------------------------------
@@ -130,12 +131,7 @@ ACCURACY_MISTAKES = {
 
 
 def small_network() -> nn.Sequential:
-    generator = torch.Generator().manual_seed(5)
-    model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator))
-    return model
+    return with_weights(nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3)), seed=5)
 
 
 def uneven_batches() -> list[tuple[Tensor, Tensor]]:
@@ -153,7 +149,7 @@ def check_accuracy(answer) -> None:
     model = small_network().train()
     got = answer(model, batches)
     if not isinstance(got, (tuple, list)) or len(got) != 2:
-        expect_type(got, tuple, "the result")
+        expect.kind(got, tuple, "the result")
         raise Wrong("Return two numbers: the accuracy and its standard error.")
     if int(model[1].num_batches_tracked) > 0:
         raise Wrong(
@@ -171,7 +167,7 @@ def check_accuracy(answer) -> None:
     told_error = f"The standard error here is {error:.4f}, not {float(got[1]):.4f}: sqrt(a · (1 − a) / n) with n images."
     for at, wanted, hint in ((0, accuracy, told), (1, error, told_error)):
         reject_mistakes(answer, honest_accuracy, ACCURACY_MISTAKES, lambda f, at=at: float(f(model, batches)[at]), rtol=0)
-        expect_close(float(got[at]), wanted, hint, rtol=0)
+        expect.close(float(got[at]), wanted, hint, rtol=0)
 
 
 EXERCISES = [

@@ -6,8 +6,10 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector
 
-from sslcourse.course.checks.expectations import expect_number, expect_shape, expect_type, reject_mistakes
+from sslcourse.course.checks import expect
+from sslcourse.course.checks.expect import near, reject_mistakes, with_weights
 from sslcourse.course.exercises import Exercise, Wrong
 
 
@@ -25,7 +27,7 @@ HEIGHT_AND_WIDTH = "Height and width are dimensions 2 and 3 of (N, 3, H, W): tor
 def check_images(images, n: int, size: int) -> None:
     if isinstance(images, (list, tuple)):
         raise Wrong("The images are still in a list. Join them along the batch with torch.cat(the_list).")
-    expect_type(images, Tensor, "the images")
+    expect.kind(images, Tensor, "the images")
     if images.dim() == 5:
         raise Wrong(f"The images have five dimensions, {tuple(images.shape)}. torch.stack makes a new one; torch.cat joins the batches.")
     if len(images) == 3 * n:
@@ -34,16 +36,16 @@ def check_images(images, n: int, size: int) -> None:
         raise Wrong("There are N images, one rotation for each. Return every image in all four rotations: 4N images.")
     if tuple(images.shape) != (4 * n, 3, size, size) and images.numel() == 4 * n * 3 * size * size:
         raise Wrong(f"The result has shape {tuple(images.shape)}: the wrong dimensions were turned. {HEIGHT_AND_WIDTH}")
-    expect_shape(images, (4 * n, 3, size, size), "the images")
+    expect.shape(images, (4 * n, 3, size, size), "the images")
 
 
 def check_labels(labels, n: int) -> None:
     if isinstance(labels, (list, tuple)):
         raise Wrong("The labels are a list, and a loss needs a tensor: torch.tensor(the_list).")
-    expect_type(labels, Tensor, "the labels")
+    expect.kind(labels, Tensor, "the labels")
     if tuple(labels.shape) == (4 * n, 4):
         raise Wrong("The labels are one-hot rows. Return the number of the class alone, shape (4N,).")
-    expect_shape(labels, (4 * n,), "the labels")
+    expect.shape(labels, (4 * n,), "the labels")
     if labels.max() > 4:
         raise Wrong("The labels are angles. Cross-entropy wants the number of the class: 0, 1, 2, 3 quarter turns.")
     if labels.dtype != torch.int64:
@@ -100,7 +102,7 @@ def check_rotations(answer) -> None:
                 raise Wrong(f"The turned images no longer fit together: the wrong dimensions were turned. {HEIGHT_AND_WIDTH}") from wrong
             raise
         if not isinstance(got, (tuple, list)) or len(got) != 2:
-            expect_type(got, (Tensor, tuple, list))
+            expect.kind(got, (Tensor, tuple, list))
             raise Wrong("Return two tensors: return images, labels.")
         check_images(got[0], n, size)
         check_labels(got[1], n)
@@ -189,12 +191,7 @@ ERRORS = {  # part of the message: hint
 
 
 def fresh_model() -> nn.Sequential:
-    generator = torch.Generator().manual_seed(2)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator))
-    return model
+    return with_weights(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), seed=2)
 
 
 def three_batches() -> list[tuple[Tensor, Tensor]]:
@@ -205,15 +202,7 @@ def three_batches() -> list[tuple[Tensor, Tensor]]:
 def trained(train, model: nn.Module) -> Tensor:
     """The parameters of the model after `train`, as one row."""
     train(model, three_batches(), F.cross_entropy, 0.3)
-    return flat(model)
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    return parameters_to_vector(model.parameters())
 
 
 def first_run(answer):
@@ -230,7 +219,7 @@ def first_run(answer):
         if hints:
             raise Wrong(hints[0]) from wrong
         raise
-    if same(flat(model), flat(fresh_model())):
+    if near(parameters_to_vector(model.parameters()), parameters_to_vector(fresh_model().parameters())):
         left = any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
         raise Wrong(NO_STEP if left else CLEARED if backwards else NO_BACKWARD)
     return got
@@ -241,7 +230,7 @@ def check_losses(losses) -> None:
         raise Wrong("Only one loss comes back. Collect them in a list, losses.append(loss.item()), and return the list after the loop.")
     if isinstance(losses, Tensor):
         raise Wrong("The losses come back as one tensor. Return a list of plain floats: losses.append(loss.item()).")
-    expect_type(losses, (list, tuple), "the losses")
+    expect.kind(losses, (list, tuple), "the losses")
     if any(isinstance(v, Tensor) and v.requires_grad for v in losses):
         raise Wrong("The losses are tensors that each keep their whole graph alive, and memory grows with every step. Store loss.item().")
     if any(not isinstance(v, Real) for v in losses):
@@ -257,19 +246,19 @@ def check_steps(answer) -> None:
         check_losses(first_run(answer))
         reject_mistakes(answer, train_steps, STEP_MISTAKES, lambda f: trained(f, fresh_model()), atol=1e-5)
         wanted = trained(train_steps, fresh_model())
-        if not same(trained(answer, fresh_model()), wanted):
+        if not near(trained(answer, fresh_model()), wanted):
             raise Wrong("After three batches the parameters are not those of plain SGD. Each time: clear, backward, p -= lr * p.grad.")
 
         def losses_of(train):
             return torch.tensor([float(v) for v in train(fresh_model(), three_batches(), F.cross_entropy, 0.3)])
 
         reject_mistakes(answer, train_steps, STEP_MISTAKES, losses_of, atol=1e-5)
-        if not same(losses_of(answer), losses_of(train_steps)):
+        if not near(losses_of(answer), losses_of(train_steps)):
             raise Wrong("The parameters are right and the losses are not. Store loss.item() of each batch as it is.")
         stale = fresh_model()
         for p in stale.parameters():
             p.grad = torch.full_like(p, 0.7)
-        if not same(trained(answer, stale), wanted):
+        if not near(trained(answer, stale), wanted):
             raise Wrong(
                 "Right for a fresh model, but this one came with old gradients and the first step used them. Clear before the first "
                 "backward() too, not only after a step."
@@ -283,7 +272,7 @@ def check_steps(answer) -> None:
             moved = trained(answer, idle)
         except Wrong as wrong:
             raise Wrong(skip) from wrong
-        if not same(moved, trained(train_steps, wanted_idle)):
+        if not near(moved, trained(train_steps, wanted_idle)):
             raise Wrong(skip)
 
 
@@ -318,7 +307,7 @@ COUNT_MISTAKES = {
 def check_count(answer) -> None:
     # Before rounding they end in .21, .79, .55: rounding down and rounding to the nearest both show.
     cases = [(0.70, 0.011, 2.5), (0.83, 0.013, 1.7), (0.55, 0.023, 3.0)]
-    got = [expect_number(answer(*case), "the number of images") for case in cases]
+    got = [expect.number(answer(*case), "the number of images") for case in cases]
 
     def numbers(count):
         return torch.tensor([count(*case) for case in cases], dtype=torch.double)

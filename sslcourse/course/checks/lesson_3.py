@@ -6,15 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslcourse.course.checks.expectations import (
-    expect_close,
-    expect_gradients,
-    expect_loss,
-    expect_pair,
-    expect_shape,
-    expect_type,
-    reject_mistakes,
-)  # fmt: skip
+from sslcourse.course.checks import expect
+from sslcourse.course.checks.expect import reject_mistakes, two_views
 from sslcourse.course.exercises import Exercise, Wrong
 
 
@@ -85,29 +78,20 @@ NT_XENT_MISTAKES = {
 }
 
 
-def two_views(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two views that belong together, with rows of different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    z0 = torch.randn(n, d, generator=generator)
-    z1 = z0 + 0.7 * torch.randn(n, d, generator=generator)
-    lengths = 0.5 + torch.rand(2, n, 1, generator=generator)
-    return z0 * lengths[0], z1 * lengths[1]
-
-
 def check_nt_xent(answer) -> None:
     with torch.enable_grad():
         inputs = *two_views(6, 5, 1), 0.5
-        expect_loss(answer(*inputs))
+        expect.loss(answer(*inputs))
         reject_mistakes(answer, my_nt_xent, NT_XENT_MISTAKES, lambda f: f(*inputs))
         for n, d, t in ((6, 5, 0.5), (4, 8, 1.0), (9, 3, 0.3)):
             inputs = *two_views(n, d, n), t
             hint = f"With N = {n} and temperature {t} the value is off. One test: where all rows are equal, it must be log(2N − 1)."
-            expect_close(answer(*inputs), my_nt_xent(*inputs), hint, rtol=5e-4, what="the loss")
+            expect.close(answer(*inputs), my_nt_xent(*inputs), hint, rtol=5e-4, what="the loss")
         hints = {"blocked": "In SimCLR both branches learn.", "cut": "No .detach() on the candidates or the lengths."}
-        expect_gradients(answer, my_nt_xent, two_views(6, 5, 2), 0.5, **hints, rtol=1e-3, atol=1e-5)
+        expect.gradients(answer, my_nt_xent, two_views(6, 5, 2), 0.5, **hints, rtol=1e-3, atol=1e-5)
         inputs = *two_views(8, 4, 3), 0.005
         hint = "Right at temperature 0.5, but at 0.005 exp(200) overflows. logsumexp and F.cross_entropy take out the largest term."
-        expect_close(answer(*inputs), my_nt_xent(*inputs), hint, rtol=2e-3, atol=1e-3, what="the loss")
+        expect.close(answer(*inputs), my_nt_xent(*inputs), hint, rtol=2e-3, atol=1e-3, what="the loss")
 
 
 # --- 3.2 ------------------------------------------------------------------------------------------------------------------------------
@@ -156,13 +140,13 @@ GEOMETRY_MISTAKES = {
 def check_geometry(answer) -> None:
     views, more = two_views(7, 4, 5), two_views(20, 9, 6)
     got, wanted = answer(*views), alignment_and_uniformity(*views)
-    expect_pair(got, wanted, "alignment", "uniformity")
+    expect.pair(got, wanted, "alignment", "uniformity")
     for at, name in enumerate(("the alignment", "the uniformity")):
         reject_mistakes(answer, alignment_and_uniformity, GEOMETRY_MISTAKES, lambda f, at=at: f(*views)[at])
-        expect_close(got[at], wanted[at], f"The value of {name} is off. Try two rows by hand, such as (1, 0) and (0, 1).", what=name)
+        expect.close(got[at], wanted[at], f"The value of {name} is off. Try two rows by hand, such as (1, 0) and (0, 1).", what=name)
     for at, name in enumerate(("the alignment", "the uniformity")):
         hint = f"Right for 7 rows, but not for 20: is a number of rows or features written into {name}?"
-        expect_close(answer(*more)[at], alignment_and_uniformity(*more)[at], hint, what=name)
+        expect.close(answer(*more)[at], alignment_and_uniformity(*more)[at], hint, what=name)
 
 
 # --- 3.3 ------------------------------------------------------------------------------------------------------------------------------
@@ -231,12 +215,12 @@ def bank_and_queries(d: int, temperature: float, k: int, seed: int) -> tuple[Ten
 
 
 def check_vote_form(got, n: int, classes: int, k: int) -> None:
-    expect_type(got, Tensor, "the prediction")
+    expect.kind(got, Tensor, "the prediction")
     if tuple(got.shape) == (n, classes):
         raise Wrong("These are the votes of every class. Return the class with the most: .argmax(dim=1).")
     if tuple(got.shape) == (n, k):
         raise Wrong("This is one value for each neighbour. Add the weights up for each class, and return the class with the most.")
-    expect_shape(got, (n,), "the prediction")
+    expect.shape(got, (n,), "the prediction")
     if got.is_floating_point():
         raise Wrong("These are scores, and not classes. max(dim=1) returns values and positions; argmax(dim=1) gives the class.")
     if got.dtype != torch.int64:
@@ -256,7 +240,7 @@ def check_knn(answer) -> None:
         if differ:
             counted = f"{differ} of {len(queries)} predictions differ at k = {k}"
             raise Wrong(f"{counted}. For one query, list its k neighbours, classes and weights.")
-    expect_shape(answer(bank, labels, queries[:1], k, temperature), (1,), "the prediction for a single query")
+    expect.shape(answer(bank, labels, queries[:1], k, temperature), (1,), "the prediction for a single query")
 
 
 EXERCISES = [

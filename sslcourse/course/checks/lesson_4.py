@@ -6,8 +6,10 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector
 
-from sslcourse.course.checks.expectations import expect_close, expect_loss, expect_pair, expect_stopped_gradient, reject_mistakes
+from sslcourse.course.checks import expect
+from sslcourse.course.checks.expect import near, reject_mistakes, two_views
 from sslcourse.course.exercises import Exercise, Wrong
 
 
@@ -66,26 +68,17 @@ BYOL_MISTAKES = {
 }
 
 
-def predictions_and_targets(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows that agree a little, of different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(n, d, generator=generator)
-    p = 0.6 * z + torch.randn(n, d, generator=generator)
-    lengths = 0.5 + torch.rand(2, n, 1, generator=generator)
-    return p * lengths[0], z * lengths[1]
-
-
 def check_byol_loss(answer) -> None:
     with torch.enable_grad():
-        p, z = predictions_and_targets(6, 5, 1)
-        expect_loss(answer(p, z), rows=6)
+        p, z = two_views(6, 5, 1)
+        expect.loss(answer(p, z), rows=6)
         reject_mistakes(answer, my_byol_loss, BYOL_MISTAKES, lambda f: f(p, z))
         for n, d in ((6, 5), (9, 3), (1, 8)):
-            pair = predictions_and_targets(n, d, n)
+            pair = two_views(n, d, n)
             hint = f"With {n} rows of {d} the value is off. One test: the loss is 0 when p = 3·z, and 4 when p = −z."
-            expect_close(answer(*pair), my_byol_loss(*pair), hint, rtol=5e-4, atol=1e-5, what="the loss")
+            expect.close(answer(*pair), my_byol_loss(*pair), hint, rtol=5e-4, atol=1e-5, what="the loss")
         told = {"names": ("p", "z"), "else_moves": "the target would be trained too", "cut": "No .detach() on p's lengths."}
-        expect_stopped_gradient(answer, my_byol_loss, predictions_and_targets(6, 5, 2), learns=0, **told)
+        expect.stopped_gradient(answer, my_byol_loss, two_views(6, 5, 2), learns=0, **told)
 
 
 # --- 4.2 ------------------------------------------------------------------------------------------------------------------------------
@@ -152,7 +145,7 @@ def updated(update, seed: int, tau: float) -> Tensor:
     """The parameters of a fresh target after `update`, as one row."""
     target, online = target_and_online(seed)
     update(target, online, tau)
-    return torch.cat([p.detach().flatten() for p in target.parameters()])
+    return parameters_to_vector(target.parameters())
 
 
 def check_ema(answer) -> None:
@@ -200,10 +193,6 @@ def check_form(target: nn.Module, online: nn.Module, tensors: list, old: dict, r
         raise Wrong("The target's parameters require gradients now. It is never trained: leave requires_grad as it was.")
     if isinstance(returned, nn.Module) and returned is not target and same(old, parameters_of(target)):
         raise Wrong("The function returns a new network, and the target that it was given did not move. Change the target in place.")
-
-
-def near(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def check_values(target: nn.Module, old: dict, wanted: dict, tau: float) -> None:
@@ -278,7 +267,7 @@ def uneven_rows(n: int, d: int, seed: int) -> Tensor:
 def check_meters(answer) -> None:
     z = uneven_rows(9, 5, 4)
     got, wanted = answer(z), spread_and_rank(z)
-    expect_pair(got, wanted, "spread", "rank")
+    expect.pair(got, wanted, "spread", "rank")
     by_hand = "By hand: the rows (1, 0), (−1, 0), (0, 1), (0, −1) have"
     hints = {
         "the spread": f"The value of the spread is off. {by_hand} a spread of exactly 1.",
@@ -286,16 +275,16 @@ def check_meters(answer) -> None:
     }
     for at, (name, hint) in enumerate(hints.items()):
         reject_mistakes(answer, spread_and_rank, METER_MISTAKES, lambda f, at=at: f(z)[at])
-        expect_close(got[at], wanted[at], hint, what=name)
+        expect.close(got[at], wanted[at], hint, what=name)
     flat = torch.ones(8, 4) * torch.arange(1.0, 9.0).unsqueeze(1)  # a collapsed batch, and singular values of exactly 0
     flat[:, 2:] = 0
     for at, name in enumerate(hints):
         for rows in (uneven_rows(40, 12, 5), uneven_rows(6, 16, 6)):
             hint = f"Right for 9 rows of 5, but {name} is off for {len(rows)} rows of {rows.shape[1]}: is a number written in?"
-            expect_close(answer(rows)[at], spread_and_rank(rows)[at], hint, rtol=1e-3, what=name)
+            expect.close(answer(rows)[at], spread_and_rank(rows)[at], hint, rtol=1e-3, what=name)
     for at, name in enumerate(hints):
         hint = "Right for healthy rows, but not for a collapsed batch: 0·ln 0 is NaN. torch.special.entr makes it 0, or clamp the shares."
-        expect_close(answer(flat)[at], float(at), hint, atol=1e-2, what=name)
+        expect.close(answer(flat)[at], float(at), hint, atol=1e-2, what=name)
 
 
 EXERCISES = [

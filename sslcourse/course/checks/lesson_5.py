@@ -8,14 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcourse.course import clinic
-from sslcourse.course.checks.expectations import (
-    expect_close,
-    expect_gradients,
-    expect_loss,
-    expect_shape,
-    expect_type,
-    reject_mistakes,
-)  # fmt: skip
+from sslcourse.course.checks import expect
+from sslcourse.course.checks.expect import reject_mistakes, two_views
 from sslcourse.course.exercises import Exercise, Wrong
 
 
@@ -97,29 +91,20 @@ BARLOW_MISTAKES = {
 }
 
 
-def two_views(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two views that belong together, with columns of different scales and means, and a shift between the views."""
-    generator = torch.Generator().manual_seed(seed)
-    z0 = torch.randn(n, d, generator=generator)
-    z1 = z0 + 0.8 * torch.randn(n, d, generator=generator)
-    scales = 0.5 + 2 * torch.rand(2, d, generator=generator)
-    return z0 * scales[0] + torch.randn(d, generator=generator), z1 * scales[1] + 2 * torch.randn(d, generator=generator)
-
-
 def check_loss(answer) -> None:
     with torch.enable_grad():
         inputs = *two_views(7, 5, 1), 0.3
         got = answer(*inputs)
         if isinstance(got, Tensor) and tuple(got.shape) == (5, 5):
             raise Wrong("This is a matrix. The loss is one number: the sum of its terms.")
-        expect_loss(got)
+        expect.loss(got)
         reject_mistakes(answer, my_barlow_twins_loss, BARLOW_MISTAKES, lambda f: f(*inputs))
         for n, d, w in ((7, 5, 0.3), (12, 3, 0.005), (5, 9, 1.0)):
             inputs = *two_views(n, d, n), w
             hint = f"With N = {n}, D = {d} and λ = {w} the value is off. One test: two equal views have a diagonal of 1."
-            expect_close(answer(*inputs), my_barlow_twins_loss(*inputs), hint, rtol=2e-3, what="the loss")
+            expect.close(answer(*inputs), my_barlow_twins_loss(*inputs), hint, rtol=2e-3, what="the loss")
         hints = {"blocked": "In Barlow Twins both views learn.", "cut": "No .detach() on the mean or the deviation."}
-        expect_gradients(answer, my_barlow_twins_loss, two_views(6, 4, 2), 0.3, **hints, rtol=1e-2, atol=1e-4)
+        expect.gradients(answer, my_barlow_twins_loss, two_views(6, 4, 2), 0.3, **hints, rtol=1e-2, atol=1e-4)
         z0, z1 = two_views(7, 5, 2)
         z0[:, 2] = 1.5
         z0.requires_grad_()
@@ -221,7 +206,7 @@ def check_first(answer) -> None:
         if isinstance(got, nn.Module):
             raise Wrong("This is the module itself. Return its name, as named_modules() has it.")
         if got is not None:
-            expect_type(got, str, "the name")
+            expect.kind(got, str, "the name")
         if got != wanted:
             other = "The wrong module is named. Put a hook on every module; the first that fires with a bad output belongs to the culprit."
             raise Wrong(hints.get(got, other))
@@ -269,14 +254,14 @@ def check_safe(answer) -> None:
     with torch.enable_grad():
         z = two_views(9, 4, 3)[0]
         z[:, 1] *= 0.2
-        expect_shape(answer(z, 0.5), (9, 4))
+        expect.shape(answer(z, 0.5), (9, 4))
         reject_mistakes(answer, safe_standardise, SAFE_MISTAKES, lambda f: f(z, 0.5))
         for eps in (0.5, 1e-5):
             hint = f"With eps = {eps} the values are off. Take the mean off each column and divide by the root of variance plus eps."
-            expect_close(answer(z, eps), safe_standardise(z, eps), hint, rtol=1e-3, atol=1e-4)
+            expect.close(answer(z, eps), safe_standardise(z, eps), hint, rtol=1e-3, atol=1e-4)
         far = 1e4 + z.round(decimals=1)
         hint = "Right near 0, but not where the mean is 10,000: E[x²] − E[x]² loses its digits there. Take the mean off first."
-        expect_close(answer(far, 1e-5), safe_standardise(far, 1e-5), hint, rtol=0.05, atol=0.05)
+        expect.close(answer(far, 1e-5), safe_standardise(far, 1e-5), hint, rtol=0.05, atol=0.05)
         z[:, 2] = 0.3
         z.requires_grad_()
         value = answer(z, 1e-5)
@@ -291,7 +276,7 @@ def check_safe(answer) -> None:
                 "The values are right, but the gradient is NaN where a column is constant. To replace bad values afterwards (nan_to_num, "
                 "where) leaves the bad slope in the graph: the root itself must never see 0."
             )
-        expect_close(got, wanted, "The values are right, but the gradient is not: mean and variance depend on z too.", rtol=1e-2, atol=1e-3)
+        expect.close(got, wanted, "The values are right, but the gradient is not: mean and variance depend on z too.", rtol=1e-2, atol=1e-3)
 
 
 # --- 5.4 ------------------------------------------------------------------------------------------------------------------------------
@@ -337,7 +322,7 @@ def check_diagnosis(answer) -> None:
     for seed in range(24):
         truth, patient = clinic.drawn(seed)
         said = answer(patient)
-        expect_type(said, str, "the name of the fault")
+        expect.kind(said, str, "the name of the fault")
         if said not in clinic.SUSPECTS:
             raise Wrong(f"{said!r} is not among the suspects. They are: {', '.join(clinic.SUSPECTS)}.")
         if said != truth:

@@ -6,14 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslcourse.course.checks.expectations import (
-    expect_close,
-    expect_loss,
-    expect_number,
-    expect_pair,
-    expect_stopped_gradient,
-    reject_mistakes,
-)  # fmt: skip
+from sslcourse.course.checks import expect
+from sslcourse.course.checks.expect import reject_mistakes
 from sslcourse.course.exercises import Exercise, Wrong
 
 
@@ -77,20 +71,20 @@ def weak_and_strong(n: int, c: int, seed: int) -> tuple[Tensor, Tensor]:
 def check_fixmatch(answer) -> None:
     with torch.enable_grad():
         w, s = weak_and_strong(9, 4, 1)
-        expect_loss(answer(w, s, 0.6), rows=9)
+        expect.loss(answer(w, s, 0.6), rows=9)
         reject_mistakes(answer, my_fixmatch_loss, FIXMATCH_MISTAKES, lambda f: f(w, s, 0.6))
         for n, c, t in ((9, 4, 0.6), (12, 3, 0.7), (1, 6, 0.2)):
             views = weak_and_strong(n, c, n)
             hint = f"With {n} rows, {c} classes and threshold {t} the value is off. Try four rows by hand, as above."
-            expect_close(answer(*views, t), my_fixmatch_loss(*views, t), hint, rtol=5e-4, what="the loss")
+            expect.close(answer(*views, t), my_fixmatch_loss(*views, t), hint, rtol=5e-4, what="the loss")
         even = torch.zeros(4, 2)
         if answer(even, even, 0.5) == 0:
             raise Wrong("A probability of exactly the threshold has to pass: >= and not >. With a threshold of 1, > lets nothing through.")
         names, views = ("the weak view", "the strong view"), weak_and_strong(9, 4, 2)
-        expect_stopped_gradient(answer, my_fixmatch_loss, views, 0.6, learns=1, names=names, else_moves="the labels would move")
+        expect.stopped_gradient(answer, my_fixmatch_loss, views, 0.6, learns=1, names=names, else_moves="the labels would move")
         none = answer(views[0], views[1].requires_grad_(), 1.0)
         hint = "Right where some rows pass, but where none does the loss has to be 0: a sum of zeros, divided by N."
-        expect_close(none, 0.0, hint, what="the loss")
+        expect.close(none, 0.0, hint, what="the loss")
         if not none.requires_grad:
             raise Wrong("Where no row passes, the 0 has no graph and backward() stops. Multiply by the mask instead of returning a new 0.")
 
@@ -135,14 +129,14 @@ RAMP_MISTAKES = {  # at step i of a ramp from a to b that ends at f
 
 def check_ramp(answer) -> None:
     ramp, steps = (20, 60, 3.0), (0, 7, 19, 20, 21, 30, 40, 55, 59, 60, 61, 100, 1000)
-    got = [expect_number(answer(step, *ramp), "the weight") for step in steps]
+    got = [expect.number(answer(step, *ramp), "the weight") for step in steps]
     reject_mistakes(answer, ramp_weight, RAMP_MISTAKES, lambda f: torch.tensor([float(f(step, *ramp)) for step in steps]), 1e-5)
     for step, weight in zip(steps, got, strict=True):
         wanted = ramp_weight(step, *ramp)
-        expect_close(weight, wanted, f"From 0 at step 20 to 3 at step 60, the weight at step {step} is {wanted:g}, not {weight:g}.", 1e-5)
+        expect.close(weight, wanted, f"From 0 at step 20 to 3 at step 60, the weight at step {step} is {wanted:g}, not {weight:g}.", 1e-5)
     for step, start, end, final in ((50, 0, 100, 1.0), (350, 100, 600, 3.0), (5, 0, 8, 0.0)):
         hint = f"Right for a ramp from 20 to 60, but not from {start} to {end} with final {final:g}: is a number written into the function?"
-        expect_close(answer(step, start, end, final), ramp_weight(step, start, end, final), hint, what="the weight")
+        expect.close(answer(step, start, end, final), ramp_weight(step, start, end, final), hint, what="the weight")
     divided = "A ramp may have no length, start == end, and then (step − start) / (end − start) divides by 0. Ask for step >= end first."
     for step, start, wanted in ((0, 0, 3.0), (4, 5, 0.0), (5, 5, 3.0), (6, 5, 3.0)):
         try:
@@ -152,7 +146,7 @@ def check_ramp(answer) -> None:
         if math.isnan(weight):
             raise Wrong(divided)
         hint = f"With start == end == {start} the weight is 0 before and final from there on: at step {step} {wanted:g}, not {weight:g}."
-        expect_close(weight, wanted, hint)
+        expect.close(weight, wanted, hint)
 
 
 # --- 6.3 ------------------------------------------------------------------------------------------------------------------------------
@@ -202,14 +196,14 @@ def check_rates(answer) -> None:
     y = torch.where(torch.rand(20, generator=torch.Generator().manual_seed(4)) < 0.6, first, second)
     t = 0.45  # below one half, so that a true class can be sure enough and yet not be the most probable
     got, wanted = answer(z, y, t), coverage_and_precision(z, y, t)
-    expect_pair(got, wanted, "coverage", "precision")
+    expect.pair(got, wanted, "coverage", "precision")
     hints = {
         "the coverage": "The coverage is off. It is the part of the rows that pass.",
         "the precision": "The precision is off. It is the part of the passing rows whose largest logit is that of the label.",
     }
     for at, (name, hint) in enumerate(hints.items()):
         reject_mistakes(answer, coverage_and_precision, RATE_MISTAKES, lambda f, at=at: f(z, y, t)[at])
-        expect_close(got[at], wanted[at], hint, what=name)
+        expect.close(got[at], wanted[at], hint, what=name)
     if float(answer(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), 0.5)[0]) == 0:
         raise Wrong("A probability of exactly the threshold has to pass: >= and not >.")
     nobody = "Where no row passes there is no precision: return math.nan for it (the coverage is 0)."
@@ -224,7 +218,7 @@ def check_rates(answer) -> None:
     y = z.argmax(1)
     hint = "Right for 20 rows of 4 classes, but not for 7 of 3: is a number written into the function?"
     for value, wanted in zip(answer(z, y, 0.7), coverage_and_precision(z, y, 0.7), strict=True):
-        expect_close(value, wanted, hint)
+        expect.close(value, wanted, hint)
 
 
 # --- 6.4 ------------------------------------------------------------------------------------------------------------------------------
@@ -276,7 +270,7 @@ def check_calibration(answer) -> None:
     c = 0.21 + 0.77 * torch.rand(60, generator=generator) ** 0.7  # the lowest bins stay empty, as with five classes
     right = torch.rand(60, generator=generator) < 1.3 * c - 0.35
     try:
-        got = expect_number(answer(c, right, 5), "the error")
+        got = expect.number(answer(c, right, 5), "the error")
     except Wrong as wrong:
         by_zero = isinstance(wrong.__cause__, ZeroDivisionError)
         raise Wrong("A bin without rows divides by 0. Leave it out." if by_zero else str(wrong)) from wrong
@@ -284,12 +278,12 @@ def check_calibration(answer) -> None:
         raise Wrong("A bin without rows has no mean, and NaN spreads to the sum. Leave such a bin out.")
     reject_mistakes(answer, expected_calibration_error, CALIBRATION_MISTAKES, lambda f: abs(float(f(c, right, 5))))
     hint = "The error is off. By hand: ten rows with confidence 0.8, seven of them right, in one bin: |0.8 − 0.7| = 0.1."
-    expect_close(got, expected_calibration_error(c, right, 5), hint, what="the error")
+    expect.close(got, expected_calibration_error(c, right, 5), hint, what="the error")
     whole, wrong = torch.tensor([1.0, 1.0, 0.55, 0.52]), torch.tensor([False, False, True, True])
     hint = "Right up to here, but a row with a confidence of exactly 1 falls out of the last bin. The last bin includes its upper end."
-    expect_close(float(answer(whole, wrong, 10)), expected_calibration_error(whole, wrong, 10), hint, what="the error")
+    expect.close(float(answer(whole, wrong, 10)), expected_calibration_error(whole, wrong, 10), hint, what="the error")
     hint = "Right for 5 bins, but not for 7: is a number written into the function?"
-    expect_close(float(answer(c, right, 7)), expected_calibration_error(c, right, 7), hint, what="the error")
+    expect.close(float(answer(c, right, 7)), expected_calibration_error(c, right, 7), hint, what="the error")
 
 
 EXERCISES = [

@@ -8,7 +8,8 @@ from scipy import stats
 from torch import Tensor
 
 from sslcourse import diagnostics
-from sslcourse.course.checks.expectations import expect_close, expect_number, expect_shape, expect_type, reject_mistakes
+from sslcourse.course.checks import expect
+from sslcourse.course.checks.expect import reject_mistakes
 from sslcourse.course.exercises import Exercise, Wrong
 
 
@@ -82,23 +83,23 @@ def right_or_wrong(both: int, only_first: int, only_second: int, neither: int) -
 
 def check_mcnemar(answer) -> None:
     def p_value(*counts):
-        return expect_number(answer(*right_or_wrong(*counts)), "the p-value")
+        return expect.number(answer(*right_or_wrong(*counts)), "the p-value")
 
     p_value(20, 9, 3, 8)
     reject_mistakes(answer, mcnemar_p, MCNEMAR_MISTAKES, lambda f: float(f(*right_or_wrong(20, 9, 3, 8))), rtol=1e-6)
     for counts in ((20, 9, 3, 8), (5, 2, 11, 30), (0, 1, 7, 0)):
         wanted = mcnemar_p(*right_or_wrong(*counts))
         hint = f"With {counts[1]} images that only the first has right and {counts[2]} that only the second has, p is {wanted:.4f}."
-        expect_close(p_value(*counts), wanted, hint, rtol=1e-6, what="the p-value")
+        expect.close(p_value(*counts), wanted, hint, rtol=1e-6, what="the p-value")
     even = p_value(4, 5, 5, 4)
     if even > 1 + 1e-9:
         raise Wrong(f"Five images against five give p = {even:.3f}. A probability stops at 1: min(1.0, ...).")
-    expect_close(even, 1.0, "Five images against five: nothing is more likely, so p is 1.", what="the p-value")
+    expect.close(even, 1.0, "Five images against five: nothing is more likely, so p is 1.", what="the p-value")
     same = "Where the two agree on every image there is nothing in dispute, and nothing to be surprised by: p is 1."
     many = "With 1,500 images in dispute it fails, because 0.5**1500 is 0. Divide the whole sum by the whole number 2**n instead."
     for counts, hint in (((6, 0, 0, 3), same), ((100, 800, 700, 100), many)):
         try:
-            expect_close(p_value(*counts), mcnemar_p(*right_or_wrong(*counts)), hint, rtol=1e-6)
+            expect.close(p_value(*counts), mcnemar_p(*right_or_wrong(*counts)), hint, rtol=1e-6)
         except Wrong as wrong:
             raise Wrong(hint) from wrong
 
@@ -158,7 +159,7 @@ INTERVAL_MISTAKES = {
 
 
 def three_numbers(got) -> Tensor:
-    expect_type(got, (tuple, list, Tensor), "the result")
+    expect.kind(got, (tuple, list, Tensor), "the result")
     if len(got) != 3 or not all(torch.as_tensor(v).shape == () for v in got):
         raise Wrong("Return three numbers: difference, low, high.")
     return torch.tensor([float(v) for v in got], dtype=torch.double)
@@ -169,12 +170,12 @@ def check_interval(answer) -> None:
     fewer = [71.0, 68.5, 74.9], [55.0, 57.5, 61.0]
     got, wanted = three_numbers(answer(*runs)), paired_interval(*runs)
     reject_mistakes(answer, paired_interval, INTERVAL_MISTAKES, lambda f: three_numbers(f(*runs)), rtol=1e-3)
-    expect_close(got[0], wanted[0], "The first number is the mean of the differences, first − second.", what="the difference")
+    expect.close(got[0], wanted[0], "The first number is the mean of the differences, first − second.", what="the difference")
     for at, name in ((1, "the lower end"), (2, "the upper end")):
         hint = f"For four runs {name} is off: mean ∓ t · deviation / √R, where t is {stats.t.ppf(0.975, 3):.3f}."
-        expect_close(got[at], wanted[at], hint, rtol=1e-3, what=name)
+        expect.close(got[at], wanted[at], hint, rtol=1e-3, what=name)
     hint = "Right for four runs, but not for three: is a number of runs written into the function?"
-    expect_close(three_numbers(answer(*fewer)), three_numbers(paired_interval(*fewer)), hint, rtol=1e-3)
+    expect.close(three_numbers(answer(*fewer)), three_numbers(paired_interval(*fewer)), hint, rtol=1e-3)
 
 
 # --- 7.3 ------------------------------------------------------------------------------------------------------------------------------
@@ -220,21 +221,21 @@ def curves(runs: int, epochs: int, seed: int) -> tuple[Tensor, Tensor]:
 def check_epoch(answer) -> None:
     validation, test = curves(5, 20, 4)
     got = answer(validation, test)
-    expect_type(got, Tensor, "the accuracies")
+    expect.kind(got, Tensor, "the accuracies")
     if got.shape == (1,) or got.shape == ():
         raise Wrong("There are five runs, and one number came back. Return one accuracy for each run; their mean and spread come later.")
     if got.shape == (5, 1):
         raise Wrong("The shape is (5, 1): one dimension too many. .squeeze(-1) takes it away.")
     if got.shape == (5, 5):
         raise Wrong("test[:, chosen] picks every chosen epoch for every run. Pair them: test.gather(-1, ...), or test[arange(R), chosen].")
-    expect_shape(got, (5,), "the accuracies")
+    expect.shape(got, (5,), "the accuracies")
     reject_mistakes(answer, honest_accuracy, EPOCH_MISTAKES, lambda f: f(validation, test))
-    expect_close(got, honest_accuracy(validation, test), "For each run, find the best epoch on validation, then look test up there.")
+    expect.close(got, honest_accuracy(validation, test), "For each run, find the best epoch on validation, then look test up there.")
     more = curves(3, 11, 5)
-    expect_close(answer(*more), honest_accuracy(*more), "Right for 5 runs of 20 epochs, but not for 3 of 11: is a number written in?")
+    expect.close(answer(*more), honest_accuracy(*more), "Right for 5 runs of 20 epochs, but not for 3 of 11: is a number written in?")
     hint = "Right for (R, E), but not for the curves (E,) of a single run: count dimensions from the end, dim=-1."
     try:
-        expect_close(answer(validation[1], test[1]), honest_accuracy(validation[1], test[1]), hint)
+        expect.close(answer(validation[1], test[1]), honest_accuracy(validation[1], test[1]), hint)
     except Wrong as wrong:
         raise Wrong(hint) from wrong
 
@@ -304,20 +305,20 @@ def pool(seed: int, unlabelled: int = 60, test: int = 17, side: int = 6) -> tupl
 def check_copies(answer) -> None:
     a, b = pool(5)
     got = answer(a, b)
-    expect_type(got, Tensor, "the mask")
+    expect.kind(got, Tensor, "the mask")
     if got.shape == (len(b),):
         raise Wrong("This says which TEST images have a copy. The mask is for the unlabelled images, one value each.")
     if got.shape == (len(a), len(b)):
         raise Wrong("This is a value for every pair. An image is marked if it equals ANY test image: .any(1).")
     if got.dtype != torch.bool:
         raise Wrong(f"The mask has to be of bool, one value for each unlabelled image, and this is {got.dtype} {tuple(got.shape)}.")
-    expect_shape(got, (len(a),), "the mask")
+    expect.shape(got, (len(a),), "the mask")
     reject_mistakes(answer, copies_of_test_images, COPY_MISTAKES, lambda f: f(a, b))
     for seed, side in ((5, 6), (6, 40)):
         a, b = pool(seed, test=3 * side, side=side)
         a = torch.cat([a, b])  # many copies, for rounding may spare a few
         got, wanted = answer(a, b), copies_of_test_images(a, b)
-        expect_shape(got, wanted.shape, "the mask")
+        expect.shape(got, wanted.shape, "the mask")
         missed, false = int((wanted & ~got).sum()), int((got & ~wanted).sum())
         if (missed or false) and side == 6:
             raise Wrong(f"{missed} copies are missed, and {false} images are marked that are none.")

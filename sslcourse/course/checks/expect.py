@@ -5,64 +5,83 @@ from numbers import Real
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslcourse.course.exercises import Wrong, describe
 
 _NUMBERS = (Tensor, np.ndarray, np.generic, int, float)
 
 
-def expect_type(got, kind: type | tuple[type, ...] = Tensor, what: str = "the result") -> None:
+def two_views(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two views (n, d) that belong together, with rows of different lengths, columns of different scales, and a shift between the views."""
+    generator = torch.Generator().manual_seed(seed)
+    z0 = torch.randn(n, d, generator=generator)
+    z1 = z0 + 0.8 * torch.randn(n, d, generator=generator)
+    scales = 0.5 + torch.rand(2, n, 1, generator=generator) + 2 * torch.rand(2, 1, d, generator=generator)
+    shift = torch.randn(2, d, generator=generator)
+    return z0 * scales[0] + shift[0] / 2, z1 * scales[1] + shift[1]
+
+
+def with_weights(model: nn.Module, seed: int) -> nn.Module:
+    """The model, its parameters drawn anew from a seed of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    return model
+
+
+def kind(got, wanted: type | tuple[type, ...] = Tensor, what: str = "the result") -> None:
     """Reject a result of another type; None and ... get a hint about the missing return."""
     if got is None or got is ...:
         raise Wrong("The function returned nothing. Is the return statement missing?" if got is None else "The function returned `...`.")
-    if not isinstance(got, kind):
-        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise Wrong(f"Expected {what} to be a {wanted}, and it is {describe(got)}.")
+    if not isinstance(got, wanted):
+        names = " or ".join(k.__name__ for k in (wanted if isinstance(wanted, tuple) else (wanted,)))
+        raise Wrong(f"Expected {what} to be a {names}, and it is {describe(got)}.")
 
 
-def expect_shape(got, shape: Sequence[int], what: str = "the result") -> None:
+def shape(got, wanted: Sequence[int], what: str = "the result") -> None:
     """Reject a tensor of another shape."""
-    expect_type(got, (Tensor, np.ndarray), what)
-    if tuple(got.shape) != tuple(shape):
-        kind = "a single number, of shape ()," if tuple(shape) == () else f"of shape {tuple(shape)}"
-        raise Wrong(f"Expected {what} to be {kind} and it has shape {tuple(got.shape)}.")
+    kind(got, (Tensor, np.ndarray), what)
+    if tuple(got.shape) != tuple(wanted):
+        form = f"of shape {tuple(wanted)}" if wanted else "a single number, of shape (),"
+        raise Wrong(f"Expected {what} to be {form} and it has shape {tuple(got.shape)}.")
 
 
-def expect_close(got, wanted, hint: str, rtol: float = 1e-4, atol: float = 1e-6, what: str = "the result") -> None:
+def close(got, wanted, hint: str, rtol: float = 1e-4, atol: float = 1e-6, what: str = "the result") -> None:
     """Reject a result that differs from the wanted one: by its form with a sentence about the form, by its values with the hint."""
-    expect_type(got, _NUMBERS, what)
+    kind(got, _NUMBERS, what)
     got, wanted = torch.as_tensor(got), torch.as_tensor(wanted)
-    expect_shape(got, wanted.shape, what)
+    shape(got, wanted.shape, what)
     if got.is_floating_point() and wanted.isfinite().all() and not got.isfinite().all():
         raise Wrong(f"Not all of {what} is finite. {hint}")
-    if not _close(got, wanted, rtol, atol):
+    if not near(got, wanted, rtol, atol):
         raise Wrong(hint)
 
 
-def expect_number(got, what: str) -> float:
+def number(got, what: str) -> float:
     """Reject anything but one number, as Python or PyTorch has it; returns it as a float."""
     if not isinstance(got, Real):
-        expect_type(got, (float, Tensor), what)
-        expect_shape(got, (), what)
+        kind(got, (float, Tensor), what)
+        shape(got, (), what)
     return float(got)
 
 
-def expect_loss(got, rows: int | None = None) -> None:
+def loss(got, rows: int | None = None) -> None:
     """Reject a loss that is no tensor of shape (); one value for each of the rows gets a hint of its own."""
     if isinstance(got, Real):
         raise Wrong("The loss comes back as a plain number, and backward() needs the tensor. Leave .item() out.")
     if isinstance(got, Tensor) and got.shape == (rows,):
         raise Wrong("This is one value for each row. Take the mean over the rows, so that the loss is one number.")
-    expect_shape(got, (), "the loss")
+    shape(got, (), "the loss")
 
 
-def expect_pair(got, wanted: Sequence, first: str, second: str) -> None:
+def pair(got, wanted: Sequence, first: str, second: str) -> None:
     """Reject a result that is not two things, or is two right numbers in the other order."""
     if not (isinstance(got, (tuple, list)) or isinstance(got, Tensor) and got.dim() == 1) or len(got) != 2:
-        expect_type(got, (tuple, list))
+        kind(got, (tuple, list))
         raise Wrong(f"Return two numbers: return {first}, {second}.")
-    if all(isinstance(v, _NUMBERS) and _close(v, w, 1e-4, 1e-6) for v, w in zip(got, wanted[::-1], strict=True)):
+    if all(isinstance(v, _NUMBERS) and near(v, w) for v, w in zip(got, wanted[::-1], strict=True)):
         raise Wrong(f"Both values are right, in the other order. Return the {first} first.")
 
 
@@ -72,7 +91,7 @@ def reject_mistakes(
     """Raise the hint of the first known mistake that gives what the answer gives, unless the reference gives it too.
 
     mistakes: hint -> a wrong function, or a list of them. run(function) calls a function on the check's inputs and returns the number or
-    tensor to compare. Call this before `expect_close`, so that the hint that fits comes first.
+    tensor to compare. Call this before `close`, so that the hint that fits comes first.
     """
     got, right = run(answer), run(reference)
     if not isinstance(got, _NUMBERS):
@@ -83,11 +102,11 @@ def reject_mistakes(
                 found = run(wrong)
             except Exception:  # a mistake may well not run on these inputs
                 continue
-            if _close(got, found, rtol, atol) and not _close(right, found, rtol, atol):
+            if near(got, found, rtol, atol) and not near(right, found, rtol, atol):
                 raise Wrong(hint)
 
 
-def expect_gradients(answer: Callable, reference: Callable, views: Sequence[Tensor], *rest, blocked: str, cut: str, **tolerance) -> None:
+def gradients(answer: Callable, reference: Callable, views: Sequence[Tensor], *rest, blocked: str, cut: str, **tolerance) -> None:
     """Reject a loss answer(*views, *rest) whose gradient in a view is missing (hint blocked) or differs from the reference's (cut)."""
     views = [view.detach().requires_grad_() for view in views]
     value = answer(*views, *rest)
@@ -98,10 +117,10 @@ def expect_gradients(answer: Callable, reference: Callable, views: Sequence[Tens
         raise Wrong(f"No gradient reaches one of the two views: is it detached? {blocked}")
     for g, wanted in zip(got, torch.autograd.grad(reference(*views, *rest), views), strict=True):
         hint = f"The value is right, but its gradient is not: a part of the graph is cut off. {cut}"
-        expect_close(g, wanted, hint, what="the gradient", **tolerance)
+        close(g, wanted, hint, what="the gradient", **tolerance)
 
 
-def expect_stopped_gradient(
+def stopped_gradient(
     answer: Callable, reference: Callable, pair: Sequence[Tensor], *rest, learns: int, names: Sequence[str], else_moves: str, cut: str = ""
 ) -> None:
     """Reject a loss answer(*pair, *rest) unless pair[learns] gets the reference's gradient, and the other of the two none.
@@ -126,9 +145,10 @@ def expect_stopped_gradient(
         raise Wrong(f"The value is right, but no gradient reaches {learner}, the side that learns. Detach {fixed} only.")
     (wanted,) = torch.autograd.grad(reference(*pair, *rest), pair[learns])
     hint = f"The value is right, but its gradient is not: a part of the graph is cut off. {cut}".strip()
-    expect_close(got[learns], wanted, hint, rtol=1e-3, atol=1e-5, what="the gradient")
+    close(got[learns], wanted, hint, rtol=1e-3, atol=1e-5, what="the gradient")
 
 
-def _close(got, wanted, rtol: float, atol: float) -> bool:
+def near(got, wanted, rtol: float = 1e-4, atol: float = 1e-5) -> bool:
+    """Whether two numbers or tensors have the same shape and nearly the same values."""
     got, wanted = (torch.as_tensor(value).detach().double().cpu() for value in (got, wanted))
     return got.shape == wanted.shape and torch.allclose(got, wanted, rtol, atol)
