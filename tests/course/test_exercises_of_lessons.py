@@ -28,6 +28,11 @@ WRONG = [row for lesson in LESSONS for row in each(lesson.WRONG)]
 MISTAKES = each({id: task.mistakes for id, task in TASKS.items()})
 
 
+@functools.cache
+def judged(id, answer):
+    return judge(TASKS[id], answer)
+
+
 @pytest.mark.parametrize("id", TASKS)
 def test_the_reference_is_right(id):
     assert judge(TASKS[id], TASKS[id].reference) == ("done", f"{TASKS[id].title}: right. The lesson uses your function from here on.")
@@ -53,14 +58,14 @@ def test_every_known_mistake_gets_its_own_hint(id, hint, wrong):
 
 @pytest.mark.parametrize("id, word, answer", WRONG, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_mistake_as_learners_make_it_gets_its_hint(id, word, answer):
-    status, message = judge(TASKS[id], answer)
+    status, message = judged(id, answer)
     assert status == "hint" and word in message
 
 
 @pytest.mark.parametrize("id", TASKS)
 def test_every_exercise_is_tried_with_another_right_answer_and_three_wrong_ones_that_get_different_hints(id):
     assert any(number == id for number, _, _ in RIGHT)
-    words = {word: judge(TASKS[id], answer)[1] for number, word, answer in WRONG if number == id}
+    words = {word: judged(id, answer)[1] for number, word, answer in WRONG if number == id}
     assert len(set(words.values())) == len(words) >= 3
 
 
