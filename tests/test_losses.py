@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 EPS64, EPS32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
-TEMPERATURES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0, 10.0]
+TEMPERATURES = [0.005, 0.05, 0.5, 10.0]
 
 
 def views(n, d, seed=0, dtype=torch.float64, noise=None):
@@ -94,14 +94,6 @@ def test_nt_xent_near_its_minimum_where_float32_has_few_digits_left(temperature,
     assert value < 0.501 * EPS32 and gradient < 0.501 * EPS32
 
 
-@pytest.mark.parametrize("temperature", [0.05, 0.5])
-def test_nt_xent_in_one_dimension(temperature):
-    z0, z1 = views(4, 1)  # directions are only a sign, which no small step changes
-    value, gradient = value_and_gradient(nt_xent, z0, z1, temperature)
-    assert value == pytest.approx(by_loops(z0, z1, temperature)[0], rel=1e-14)
-    assert np.abs(gradient).max() < 1e-14 / temperature
-
-
 def closed_form_views(n, d):
     return torch.sin(torch.arange(2 * n * d, dtype=torch.float64) ** 2).view(2, n, d)
 
@@ -129,12 +121,6 @@ def test_nt_xent_equals_lightly(n, d, temperature):
     expected = value_and_gradient(lambda z0, z1, temperature: lightly_loss(temperature=temperature)(z0, z1), z0, z1, temperature)
     value, gradient = errors(value_and_gradient(nt_xent, z0, z1, temperature), expected)
     assert value < 1e-13 and gradient < 1e-12
-
-
-def test_nt_xent_gradient_against_finite_differences():
-    z0, z1 = (z.requires_grad_() for z in views(4, 3))
-    for temperature in (0.1, 0.5, 2.0):
-        assert torch.autograd.gradcheck(lambda z0, z1, t=temperature: nt_xent(z0, z1, t), (z0, z1), rtol=1e-5, atol=1e-8)
 
 
 # --- what nt_xent does not see ----------------------------------------------------------------------------------------------------------
@@ -170,13 +156,6 @@ def test_nt_xent_does_change_when_only_one_view_is_reordered_turned_or_flipped()
         assert nt_xent(z0, other).item() > loss + 0.1
 
 
-def test_nt_xent_gradient_lies_across_each_row():
-    z0, z1 = views(6, 4)
-    _, gradient = value_and_gradient(nt_xent, z0, z1, 0.5)
-    rows = torch.cat([z0, z1]).numpy()
-    assert np.abs((gradient * rows).sum(1)).max() < 1e-15 < 1e-3 < np.linalg.norm(gradient, axis=1).min()
-
-
 # --- closed forms -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -193,18 +172,6 @@ def test_nt_xent_of_equal_pairs_orthogonal_to_all_others(n, temperature):
     z = torch.eye(n, dtype=torch.float64)  # one candidate of similarity 1 and 2N − 2 of 0
     expected = math.log1p((2 * n - 2) * math.exp(-1 / temperature))
     assert nt_xent(z, 2 * z, temperature).item() == pytest.approx(expected, rel=1e-12, abs=1e-15)
-
-
-def test_nt_xent_of_two_opposite_images_and_of_opposite_views():
-    z = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
-    e = math.exp
-    assert nt_xent(z, z, 0.5).item() == pytest.approx(-math.log(e(2) / (e(2) + 2 * e(-2))), rel=1e-14)
-    assert nt_xent(z, -z, 0.5).item() == pytest.approx(-math.log(e(-2) / (e(2) + 2 * e(-2))), rel=1e-14)
-
-
-def test_nt_xent_has_a_temperature_of_one_half_by_default():
-    z0, z1 = views(4, 3)
-    assert nt_xent(z0, z1) == nt_xent(z0, z1, temperature=0.5) != nt_xent(z0, z1, temperature=0.4)
 
 
 # --- precision --------------------------------------------------------------------------------------------------------------------------
@@ -230,13 +197,6 @@ def test_rows_whose_squares_the_precision_cannot_hold(dtype, scale):
     assert nt_xent(z0, z1, 0.1).item() == pytest.approx(expected, rel=EPS32)
 
 
-def test_short_rows_have_long_gradients():
-    z0, z1 = views(8, 16, dtype=torch.float32)
-    _, gradient = value_and_gradient(nt_xent, z0, z1, 0.5)
-    _, longer = value_and_gradient(nt_xent, z0 * 2**-90, z1 * 2**-90, 0.5)
-    np.testing.assert_allclose(longer, gradient * 2.0**90, rtol=2 * EPS32)
-
-
 def test_rows_in_different_precisions():
     z0, z1 = views(8, 16, dtype=torch.float32)
     assert nt_xent(z0, z1.half()).item() == nt_xent(z0, z1.half().float()).item()
@@ -255,45 +215,15 @@ def test_autocast_changes_no_bit(dtype):
     assert got[0] == expected[0] and (got[1] == expected[1]).all()
 
 
-def test_rows_made_inside_autocast_learn():
-    layer, images = torch.nn.Linear(10, 6), torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        z0, z1 = layer(images), layer(images * 1.1)
-        loss = nt_xent(z0, z1, 0.1)
-    loss.backward()
-    assert z0.dtype == torch.bfloat16
-    assert loss.item() == pytest.approx(by_loops(z0, z1, 0.1)[0], rel=EPS32)
-    assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.norm() > 0
-
-
 # --- memory -----------------------------------------------------------------------------------------------------------------------------
 
 
-def largest(loss, n, d):
-    z0, z1 = (z.requires_grad_() for z in views(n, d, dtype=torch.float32))
-    with diagnostics.LargestTensor() as mode:
-        loss(z0, z1).backward()
-    assert z0.grad is not None
-    return mode.bytes
-
-
-def naive_nt_xent(z0, z1, temperature=0.5):
-    """As one would write it first: every pair of rows side by side, (2N, 2N, D)."""
-    z = torch.cat([z0, z1]).double()
-    similarity = torch.cosine_similarity(z[:, None], z[None], dim=2) / temperature
-    similarity = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool), -math.inf)
-    return torch.nn.functional.cross_entropy(similarity, torch.arange(len(z)).roll(len(z0))).float()
-
-
-@pytest.mark.parametrize(("n", "d"), [(32, 8), (32, 64), (64, 64), (128, 64), (16, 1000)])
+@pytest.mark.parametrize(("n", "d"), [(32, 8), (128, 64), (16, 1000)])
 def test_nt_xent_needs_memory_for_the_pairs_not_for_pairs_times_dimensions(n, d):
-    assert largest(nt_xent, n, d) == 8 * max((2 * n) ** 2, 2 * n * d)  # float64
-
-
-def test_the_measure_of_memory_catches_the_naive_loss():
-    z0, z1 = views(16, 32)
-    assert naive_nt_xent(z0, z1).item() == pytest.approx(nt_xent(z0, z1).item(), rel=1e-6)
-    assert largest(naive_nt_xent, 16, 32) >= 8 * 32**2 * 32 > 8 * largest(nt_xent, 16, 32)
+    z0, z1 = (z.requires_grad_() for z in views(n, d, dtype=torch.float32))
+    with diagnostics.LargestTensor() as largest:
+        nt_xent(z0, z1).backward()
+    assert largest.bytes == 8 * max((2 * n) ** 2, 2 * n * d)  # float64
 
 
 # --- input that cannot be meant ---------------------------------------------------------------------------------------------------------

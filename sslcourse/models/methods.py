@@ -1,8 +1,4 @@
-"""Encoders, what is put on top of them, and one module for each method of pretraining.
-
-An encoder maps normalised images, float (N, 3, H, W), to features (N, feature_dim). Whatever is trained on top, the encoder is what is
-kept. A method is an nn.Module that holds an encoder and its augmentation: forward(uint8 images) is the loss, a scalar.
-"""
+"""What is put on top of an encoder: a classifier, heads, and one module for each method of pretraining."""
 
 import copy
 import math
@@ -72,8 +68,8 @@ class ProjectionHead(nn.Sequential):
 class PredictionHead(nn.Sequential):
     """Projections (N, in_dim) -> predictions (N, out_dim) of another projection: linear, batch normalisation, ReLU, linear (Grill 2020)."""
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2):
-        super().__init__(*_mlp(in_dim, hidden_dim, out_dim, layers, last_norm=False))
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
+        super().__init__(*_mlp(in_dim, hidden_dim, out_dim, layers=2, last_norm=False))
 
 
 # --- methods --------------------------------------------------------------------------------------------------------------------------
@@ -130,24 +126,19 @@ def four_rotations(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Rotation(Method):
-    """Tell by how many quarter turns an image was rotated (RotNet; Gidaris, Singh, Komodakis 2018).
+    """Tell by how many quarter turns an image was rotated (RotNet; Gidaris, Singh, Komodakis 2018). N images make a batch of 4N.
 
-    all_rotations: every image by all four rotations, so N images make a batch of 4N; otherwise one random rotation each.
     metrics: rotation_accuracy.
     """
 
-    def __init__(self, encoder: nn.Module, augmentation: nn.Module | None = None, all_rotations: bool = True):
+    def __init__(self, encoder: nn.Module, augmentation: nn.Module | None = None):
         super().__init__(encoder, augmentation)
-        self.all_rotations = all_rotations
         self.head = nn.Linear(self.feature_dim, 4)
         nn.init.normal_(self.head.weight, std=1e-3)
         nn.init.zeros_(self.head.bias)
 
     def default_augmentation(self, size: int, **options) -> nn.Module:
         return augment.weak(size, **options)
-
-    def extra_repr(self) -> str:
-        return f"all_rotations={self.all_rotations}"
 
     def chance_loss(self, batch_size: int) -> float:
         return losses.chance_loss("rotation")
@@ -158,10 +149,6 @@ class Rotation(Method):
 
     def forward(self, images: Tensor) -> Tensor:
         turned, turns = four_rotations(self.augment(images))
-        if not self.all_rotations:
-            n = len(images)
-            chosen = torch.arange(n, device=turned.device) + n * torch.randint(4, (n,), device=turned.device)
-            turned, turns = turned[chosen], turns[chosen]
         logits = at_least_float32(self.logits(turned))
         self.metrics = {"rotation_accuracy": (logits.detach().argmax(1) == turns).float().mean()}
         return F.cross_entropy(logits, turns)
@@ -195,17 +182,9 @@ class SimCLR(TwoViewMethod):
     """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        augmentation: nn.Module | None = None,
-        *,
-        hidden_dim: int = 256,
-        out_dim: int = 64,
-        layers: int = 2,
-        last_norm: bool = False,
-        temperature: float = 0.2,
-        views_together: bool = True,
-    ):
+        self, encoder: nn.Module, augmentation: nn.Module | None = None, *, hidden_dim: int = 256, out_dim: int = 64, layers: int = 2,
+        last_norm: bool = False, temperature: float = 0.2, views_together: bool = True,
+    ):  # fmt: skip
         super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, layers, last_norm))
         self.temperature, self.views_together = temperature, views_together
 
@@ -243,18 +222,9 @@ class BYOL(TwoViewMethod):
     """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        augmentation: nn.Module | None = None,
-        *,
-        hidden_dim: int = 256,
-        out_dim: int = 128,
-        tau0: float = 0.98,
-        last_norm: bool = True,
-        predictor: bool = True,
-        stop_gradient: bool = True,
-        moving_average: bool = True,
-    ):
+        self, encoder: nn.Module, augmentation: nn.Module | None = None, *, hidden_dim: int = 256, out_dim: int = 128, tau0: float = 0.98,
+        last_norm: bool = True, predictor: bool = True, stop_gradient: bool = True, moving_average: bool = True,
+    ):  # fmt: skip
         if not 0 <= tau0 <= 1:
             raise ValueError(f"tau0 is the part of the target that a step keeps and must lie between 0 and 1, not {tau0}.")
         super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, last_norm=last_norm))
@@ -317,16 +287,9 @@ class BarlowTwins(TwoViewMethod):
     """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        augmentation: nn.Module | None = None,
-        *,
-        hidden_dim: int = 256,
-        out_dim: int = 256,
-        layers: int = 2,
-        lambda_param: float = 0.02,
-        scale: float = 1.0,
-    ):
+        self, encoder: nn.Module, augmentation: nn.Module | None = None, *, hidden_dim: int = 256, out_dim: int = 256, layers: int = 2,
+        lambda_param: float = 0.02, scale: float = 1.0,
+    ):  # fmt: skip
         if not scale > 0:
             raise ValueError(f"scale is a factor on the loss and must be positive, not {scale}.")
         super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, layers))

@@ -31,17 +31,9 @@ class PseudoLabeling(nn.Module):
     """
 
     def __init__(
-        self,
-        classifier: nn.Module,
-        *,
-        weak: nn.Module | None = None,
-        strong: nn.Module | None = None,
-        threshold: float = 0.0,
-        weight: float = 1.0,
-        ramp: tuple[float, float] = (0.0, 0.4),
-        average: float = 0.0,
-        label_smoothing: float = 0.0,
-    ):
+        self, classifier: nn.Module, *, weak: nn.Module | None = None, strong: nn.Module | None = None, threshold: float = 0.0,
+        weight: float = 1.0, ramp: tuple[float, float] = (0.0, 0.4), average: float = 0.0, label_smoothing: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         for name, value in (("threshold", threshold), ("average", average), ("label_smoothing", label_smoothing)):
             if not 0 <= value <= 1:
@@ -70,8 +62,9 @@ class PseudoLabeling(nn.Module):
         """What the classifier says of uint8 images (N, 3, H, W) in their weak view: logits (N, C), without gradient."""
         return self._answers(self.weak(images))
 
+    @torch.no_grad()
     def _answers(self, views: Tensor) -> Tensor:
-        with torch.no_grad(), evaluation_mode(self.classifier):
+        with evaluation_mode(self.classifier):
             return self.classifier(_channels_last(views))
 
     def forward(self, images: Tensor, labels: Tensor, unlabeled: Tensor) -> Tensor:
@@ -121,19 +114,9 @@ class FixMatch(PseudoLabeling):
     """
 
     def __init__(
-        self,
-        classifier: nn.Module,
-        *,
-        weak: nn.Module | None = None,
-        strong: nn.Module | None = None,
-        threshold: float = 0.95,
-        weight: float = 1.0,
-        ramp: tuple[float, float] = (0.0, 0.0),
-        average: float = 0.99,
-        label_smoothing: float = 0.0,
+        self, classifier: nn.Module, *, threshold: float = 0.95, ramp: tuple[float, float] = (0.0, 0.0), average: float = 0.99, **options
     ):
-        options = {"threshold": threshold, "weight": weight, "ramp": ramp, "average": average, "label_smoothing": label_smoothing}
-        super().__init__(classifier, weak=weak, strong=strong, **options)
+        super().__init__(classifier, threshold=threshold, ramp=ramp, average=average, **options)
 
     def prepare(self, size: int) -> None:
         super().prepare(size)

@@ -1,34 +1,52 @@
-"""The classifier, the heads and the methods: shapes, first losses, gradients, views, batch statistics, and what is refused."""
+"""The classifier, the heads and the methods: first losses, gradients, views, batch statistics, the target, exact resume, refusals."""
 
+import copy
 import math
 
 import pytest
 import torch
+from tiny import image_set, same_weights, without_seconds
 from torch import nn
 from torch.nn import functional as F
 
-from sslcourse import augment, losses, models
+from sslcourse import augment, losses, models, training
+from sslcourse.models import ema_tau
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# --- the classifier -------------------------------------------------------------------------------------------------------------------
+def pictures(n=16, size=16, seed=0):
+    return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def maker(kind, **usual):
+    def make(seed=0, **options):
+        torch.manual_seed(seed)
+        return kind(models.resnet9(4), **(usual | options))
+
+    return make
+
+
+SMALL = {"hidden_dim": 16, "out_dim": 8}
+rotation, simclr = maker(models.Rotation), maker(models.SimCLR, **SMALL)
+byol, barlow = maker(models.BYOL, **SMALL), maker(models.BarlowTwins, **SMALL)
+MAKERS = {"rotation": rotation, "simclr": simclr, "byol": byol, "barlow": barlow}
+EACH = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+TWO_KINDS = augment.TwoViews(augment.evaluation(16), augment.evaluation(16, mean=(0.2, 0.3, 0.4)))
+
+
+# --- the classifier and the heads -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
-def test_the_first_loss_is_that_of_guessing(classes):
+def test_the_first_loss_is_that_of_guessing_and_its_gradient_reaches_every_parameter(classes):
     torch.manual_seed(0)
     model = models.Classifier(models.resnet9(8), classes)
     loss = F.cross_entropy(model(torch.randn(64, 3, 32, 32)), torch.randint(0, classes, (64,)))
     assert abs(loss.item() - math.log(classes)) < 0.03
-
-
-def test_the_gradient_reaches_every_parameter():
-    torch.manual_seed(0)
-    model = models.Classifier(models.resnet9(4), 5)
-    F.cross_entropy(model(torch.randn(16, 3, 16, 16)), torch.randint(0, 5, (16,))).backward()
+    loss.backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
 def test_dropout_is_on_in_training_only():
@@ -39,167 +57,86 @@ def test_dropout_is_on_in_training_only():
     assert torch.equal(model(x), model(x))
 
 
-def test_an_image_does_not_see_its_neighbours_in_evaluation():
-    model, x = models.Classifier(models.resnet9(4), 5).eval(), torch.randn(6, 3, 16, 16)
-    torch.testing.assert_close(model(x)[2:3], model(x[2:3]), rtol=1e-4, atol=1e-7)
-
-
-def test_channels_last_changes_no_value():
-    torch.manual_seed(0)
-    model, x = models.Classifier(models.resnet9(8), 5).eval(), torch.randn(4, 3, 32, 32)
-    before = model(x)
-    assert models.to_channels_last(model) is model
-    convolution = next(m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 3)
-    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), before, rtol=1e-3, atol=1e-6)
-
-
-def test_an_impossible_classifier_is_refused():
-    with pytest.raises(ValueError, match="num_classes.*not 1"):
-        models.Classifier(models.resnet9(4), 1)
-    with pytest.raises(ValueError, match="feature_dim.*Flatten has none"):
-        models.Classifier(nn.Flatten(), 10)
-
-
-# --- heads ----------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("head", [models.ProjectionHead, models.PredictionHead])
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_layers_and_shapes_of_heads(head, layers):
-    made = head(12, 20, 7, layers=layers)
-    widths = [(m.in_features, m.out_features) for m in made if isinstance(m, nn.Linear)]
-    assert widths == {1: [(12, 7)], 2: [(12, 20), (20, 7)], 3: [(12, 20), (20, 20), (20, 7)]}[layers]
-    assert sum(isinstance(m, nn.BatchNorm1d) for m in made) == sum(isinstance(m, nn.ReLU) for m in made) == layers - 1
-    assert made(torch.randn(5, 12)).shape == (5, 7)
-
-
-@pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("last_norm", [True, False])
-def test_a_linear_layer_has_a_bias_where_no_normalisation_takes_it_away(layers, last_norm):
-    linear = [m for m in models.ProjectionHead(4, 6, 3, layers=layers, last_norm=last_norm) if isinstance(m, nn.Linear)]
-    assert [m.bias is not None for m in linear] == [False] * (layers - 1) + [not last_norm]
-
-
-def test_a_last_normalisation_gives_mean_0_and_deviation_1():
-    torch.manual_seed(0)
-    head = models.ProjectionHead(12, 20, 7, last_norm=True)
-    z = head(5 + 3 * torch.randn(64, 12))
-    torch.testing.assert_close(z.mean(0), torch.zeros(7), rtol=0, atol=1e-5)
-    torch.testing.assert_close(z.std(0, correction=0), torch.ones(7), rtol=0, atol=1e-2)
-    assert not list(head[-1].parameters())
-
-
-@pytest.mark.parametrize("name", ["in_dim", "hidden_dim", "out_dim", "layers"])
-@pytest.mark.parametrize("value", [0, -1, 2.5])
-def test_impossible_heads_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a positive whole number, not {value}"):
-        models.ProjectionHead(**{"in_dim": 4, "hidden_dim": 4, "out_dim": 4, name: value})
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_layers_and_shapes_of_heads(layers, last_norm):
+    made = models.ProjectionHead(12, 20, 7, layers=layers, last_norm=last_norm)
+    linear = [m for m in made if isinstance(m, nn.Linear)]
+    widths = [(m.in_features, m.out_features) for m in linear]
+    assert widths == {1: [(12, 7)], 2: [(12, 20), (20, 7)], 3: [(12, 20), (20, 20), (20, 7)]}[layers]
+    assert [m.bias is not None for m in linear] == [False] * (layers - 1) + [not last_norm]  # where no normalisation takes it away
+    z = made(5 + 3 * torch.randn(64, 12))
+    if last_norm:
+        torch.testing.assert_close(z.mean(0), torch.zeros(7), rtol=0, atol=1e-5)
+        torch.testing.assert_close(z.std(0, correction=0), torch.ones(7), rtol=0, atol=1e-2)
 
 
 # --- what methods share ---------------------------------------------------------------------------------------------------------------
 
 
-def pictures(n=16, size=16, seed=0):
-    return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-
-
-def rotation(seed=0, **options):
-    torch.manual_seed(seed)
-    return models.Rotation(models.resnet9(4), **options)
-
-
-def simclr(seed=0, **options):
-    torch.manual_seed(seed)
-    return models.SimCLR(models.resnet9(4), **{"hidden_dim": 16, "out_dim": 8, **options})
-
-
-METHODS = pytest.mark.parametrize("make", [rotation, simclr])
-
-
-@METHODS
-def test_the_gradient_reaches_every_parameter_of_a_method(make):
+@EACH
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_the_gradient_reaches_what_is_trained_and_metrics_are_detached_scalars(make, bfloat16):
     method = make()
-    loss = method(pictures())
+    assert method.metrics == {}
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        loss = method(pictures())
     assert loss.shape == () and loss.dtype == torch.float32
     loss.backward()
     for name, parameter in method.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+        if name.startswith("target."):
+            assert parameter.grad is None and not parameter.requires_grad
+        else:
+            assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+    for value in method.metrics.values():
+        assert value.shape == () and not value.requires_grad and value.isfinite()
 
 
-@METHODS
-def test_metrics_are_detached_scalars_of_the_last_images(make):
-    method = make()
-    assert method.metrics == {}
-    method(pictures(seed=1))
-    before = dict(method.metrics)
-    method(pictures(seed=2))
-    assert before.keys() == method.metrics.keys() and len(before) == 1
-    for name, value in method.metrics.items():
-        assert value.shape == () and not value.requires_grad and -1 <= value <= 1
-        assert value is not before[name]
+@pytest.mark.parametrize(("make", "options", "tolerance"), [(rotation, {}, 0.05), (simclr, {"temperature": 100.0}, 0.02), (byol, {}, 0.3)])
+def test_the_first_loss_is_near_chance(make, options, tolerance):
+    method = make(**options)
+    assert method(pictures(64)).item() == pytest.approx(method.chance_loss(64), abs=tolerance)
 
 
-@METHODS
-def test_the_same_seed_gives_the_same_loss(make):
-    values = []
-    for seed in (3, 3, 4):
-        method = make()
-        torch.manual_seed(seed)
-        values.append(method(pictures()).item())
-    assert values[0] == values[1] != values[2]
+def test_the_chance_level_of_barlow_twins_knows_scale_and_batch():
+    expected = losses.chance_loss("barlow_twins", batch_size=32, dim=8, lambda_param=0.1)
+    assert barlow(lambda_param=0.1, scale=0.1).chance_loss(32) == pytest.approx(0.1 * expected)
 
 
-@METHODS
-def test_bfloat16_arithmetic_gives_about_the_same_loss(make):
-    values = []
-    for enabled in (False, True):
-        method = make()
-        torch.manual_seed(3)
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = method(pictures())
-        loss.backward()
-        assert loss.dtype == torch.float32 and all(p.grad.isfinite().all() for p in method.parameters())
-        values.append(loss.item())
-    assert values[1] == pytest.approx(values[0], abs=0.1)
-
-
-@METHODS
-def test_the_state_is_weights_and_statistics_whatever_the_augmentation(make):
-    plain, used, other = make(), make(), make(seed=1, augmentation=augment.evaluation(24))
-    assert plain.augmentation is None
-    names = set(plain.state_dict())
-    used(pictures())
-    assert set(used.state_dict()) == set(other.state_dict()) == names
-    assert not any("augmentation" in name for name in names)
-    other.load_state_dict(used.state_dict())
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in used.state_dict().items())
-
-
-@METHODS
-def test_a_method_settles_on_its_augmentation_once(make):
-    method = make()
+@EACH
+def test_a_method_settles_on_its_augmentation_once_and_its_state_is_the_same_with_any(make):
+    method, other = make(), make(seed=1, augmentation=augment.evaluation(16))
+    names = set(method.state_dict())
     method.prepare(16)
     settled = method.augmentation
     method(pictures())
     method.prepare(32)
-    assert method.augmentation is settled and settled.size == 16
-    given = augment.weak(12)
-    method = make(augmentation=given)
-    method(pictures())
-    assert method.augmentation is given
+    assert method.augmentation is settled
+    given = other.augmentation
+    other(pictures())
+    assert other.augmentation is given
+    assert set(method.state_dict()) == set(other.state_dict()) == names and not any("augmentation" in name for name in names)
 
 
-@METHODS
-def test_a_method_needs_an_encoder_that_says_its_width(make):
-    with pytest.raises(ValueError, match="feature_dim.*Flatten has none"):
-        type(make())(nn.Flatten())
+@EACH
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(make, precision, tmp_path):
+    options = {"epochs": 4, "batch_size": 16, "precision": precision, "progress": False, "look_every": 2}
+    options["lr_scales"] = {"predictor": 5.0} if make is byol else None
+    whole, first, second = make(), make(), make(seed=1)
+    expected = training.pretrain(whole, image_set(), **options)
+    training.pretrain(first, image_set(), checkpoint=tmp_path / "run.pt", stop_after=2, **options)
+    found = training.pretrain(second, image_set(), checkpoint=tmp_path / "run.pt", **options)
+    assert same_weights(second, whole) and without_seconds(found) == without_seconds(expected)
+    assert set(whole.metrics) <= set(found.final)
 
 
-@METHODS
-def test_a_method_takes_uint8_images(make):
-    with pytest.raises(ValueError, match="uint8 images"):
-        make()(torch.zeros(4, 3, 16, 16))
+@pytest.mark.parametrize("make", [byol, barlow])
+@pytest.mark.parametrize("value", [0, 255])
+def test_training_on_hostile_images_never_ends_in_a_nan_that_nobody_reported(make, value):
+    method, images = make(augmentation=augment.evaluation(8)), torch.full((32, 3, 8, 8), value, dtype=torch.uint8)
+    history = training.pretrain(method, image_set(unlabeled=images), epochs=3, batch_size=16, precision="fp32", progress=False)
+    assert history.stopped or all(p.isfinite().all() for p in method.parameters())
 
 
 # --- rotation -------------------------------------------------------------------------------------------------------------------------
@@ -213,112 +150,18 @@ def test_quarter_turns_against_moving_every_pixel():
     once = x[:, :, place.view(1, 5), 4 - place.view(5, 1)]  # counter-clockwise: row i is column 4 − i, read from the top
     twice = x.flip(2, 3)
     assert torch.equal(turned, torch.cat([x, once, twice, once.flip(2, 3)]))
-    for k in range(4):
-        assert torch.equal(turned[turns == k], torch.rot90(x, k, (2, 3)))
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(2, 3, 8, 9), torch.zeros(3, 8, 8), [torch.zeros(2, 3, 8, 8)] * 2])
-def test_only_squares_are_turned(wrong):
-    with pytest.raises(ValueError, match=r"square images \(N, 3, H, H\), not"):
-        models.four_rotations(wrong)
-
-
-@pytest.mark.parametrize("all_rotations", [True, False])
-def test_rotation_begins_at_chance(all_rotations):
-    method = rotation(all_rotations=all_rotations)
-    assert method(pictures(32)).item() == pytest.approx(math.log(4), abs=0.05)
-    assert method.chance_loss(32) == pytest.approx(math.log(4))
-
-
-class Watched(nn.Module):
-    """An encoder that keeps what it was given; its features are the mean of each channel."""
-
-    feature_dim = 3
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Parameter(torch.ones(()))
-        self.seen = []
-
-    def forward(self, x):
-        self.seen.append(x.detach().clone())
-        return x.mean((2, 3)) * self.unused
-
-
-@pytest.mark.parametrize("all_rotations", [True, False])
-def test_rotation_shows_every_image_by_all_turns_or_by_one(all_rotations):
-    torch.manual_seed(0)
-    method = models.Rotation(Watched(), augment.evaluation(16), all_rotations=all_rotations)
-    images = pictures(40)
-    method(images)
-    (seen,) = method.encoder.seen
-    turned, turns = models.four_rotations(augment.evaluation(16)(images))
-    if all_rotations:
-        assert torch.equal(seen, turned)
-        return
-    assert len(seen) == 40
-    chosen = [next(k for k in range(4) if torch.equal(seen[i], turned[turns == k][i])) for i in range(40)]
-    assert set(chosen) == {0, 1, 2, 3}
-
-
-def test_rotation_tells_how_often_it_was_right():
-    method = models.Rotation(Watched(), augment.evaluation(16))
+def test_the_loss_of_rotation_is_that_of_telling_the_turns():
+    method = rotation(augmentation=augment.evaluation(16)).eval()
     nn.init.constant_(method.head.bias[2:3], 9.0)  # it always says "two turns"
     loss = method(pictures())
     assert method.metrics["rotation_accuracy"] == 0.25
-    assert loss.item() == pytest.approx(F.cross_entropy(torch.tensor([[0.0, 0, 9, 0]] * 4), torch.arange(4)).item(), abs=0.02)
+    turned, turns = models.four_rotations(augment.evaluation(16)(pictures()))
+    torch.testing.assert_close(loss, F.cross_entropy(method.head(method.encoder(turned)), turns))
 
 
-def test_rotation_takes_one_view():
-    with pytest.raises(ValueError, match="of two views"):
-        rotation(augmentation=augment.byol_views(16))(pictures())
-
-
-# --- SimCLR ---------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [4, 16, 64])
-def test_simclr_begins_at_chance_when_the_temperature_is_large(n):
-    method = simclr(temperature=100.0)
-    assert method(pictures(n)).item() == pytest.approx(math.log(2 * n - 1), abs=0.02)
-    assert method.chance_loss(n) == pytest.approx(math.log(2 * n - 1))
-
-
-def statistics(method):
-    return [
-        (m.running_mean.clone(), int(m.num_batches_tracked)) for m in method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    ]
-
-
-def test_views_encoded_together_share_their_batch_statistics():
-    images, views = pictures(), augment.evaluation(16)
-    together = simclr(augmentation=augment.TwoViews(views, augment.evaluation(16, mean=(0.1, 0.2, 0.3))))
-    reference = simclr()
-    together(images)
-    reference.project(torch.cat([views(images), augment.evaluation(16, mean=(0.1, 0.2, 0.3))(images)]))
-    for (found, updates), (expected, _) in zip(statistics(together), statistics(reference), strict=True):
-        assert updates == 1
-        torch.testing.assert_close(found, expected)
-
-
-def test_views_encoded_apart_have_statistics_of_their_own():
-    images, views = pictures(), [augment.evaluation(16), augment.evaluation(16, mean=(0.1, 0.2, 0.3))]
-    apart, reference = simclr(views_together=False, augmentation=augment.TwoViews(*views)), simclr()
-    loss = apart(images)
-    z = [reference.project(view(images)) for view in views]
-    for (found, updates), (expected, _) in zip(statistics(apart), statistics(reference), strict=True):
-        assert updates == 2
-        torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(loss, losses.nt_xent(*z, 0.2))
-    assert apart.metrics["positive_similarity"].item() == pytest.approx(F.cosine_similarity(*z).mean().item(), abs=1e-6)
-
-
-def test_the_loss_of_simclr_is_nt_xent_of_its_views():
-    images, view = pictures(), augment.evaluation(16)
-    method, reference = simclr(augmentation=view, temperature=0.3), simclr()
-    z = reference.project(torch.cat([view(images), view(images)]))
-    torch.testing.assert_close(method(images), losses.nt_xent(*z.chunk(2), 0.3))
-    assert method.metrics["positive_similarity"].item() == pytest.approx(1)  # no randomness, so both views are the same
+# --- two views ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_views_of_one_augmentation_are_drawn_apart():
@@ -327,22 +170,123 @@ def test_views_of_one_augmentation_are_drawn_apart():
     assert all((a - b).abs().max() > 0.01 for a, b in zip(first, second, strict=True))
 
 
-def test_two_augmentations_make_a_view_each():
-    pair = augment.TwoViews(augment.evaluation(16), augment.evaluation(16, mean=(0, 0, 0)))
-    first, second = simclr(augmentation=pair).two_views(pictures())
-    torch.testing.assert_close(second - first, torch.full_like(first, 2.0))  # 0.5 / 0.25
+def statistics(method):
+    norms = [m for m in method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [(m.running_mean.clone(), int(m.num_batches_tracked)) for m in norms]
 
 
-def test_a_method_whose_own_augmentation_makes_two_views():
-    class Asymmetric(models.SimCLR):
-        def default_augmentation(self, size):
-            return augment.byol_views(size)
+@pytest.mark.parametrize("together", [True, False])
+def test_the_loss_of_simclr_is_nt_xent_of_its_views_encoded_together_or_apart(together):
+    method, reference = simclr(augmentation=TWO_KINDS, views_together=together, temperature=0.3), simclr()
+    loss, views = method(pictures()), TWO_KINDS(pictures())
+    z = reference.project(torch.cat(views)).chunk(2) if together else [reference.project(view) for view in views]
+    torch.testing.assert_close(loss, losses.nt_xent(*z, 0.3))
+    assert method.metrics["positive_similarity"].item() == pytest.approx(F.cosine_similarity(*z).mean().item(), abs=1e-6)
+    for (found, updates), (expected, _) in zip(statistics(method), statistics(reference), strict=True):
+        assert updates == (1 if together else 2)
+        torch.testing.assert_close(found, expected)
 
-    torch.manual_seed(0)
-    method = Asymmetric(models.resnet9(4), hidden_dim=16, out_dim=8)
-    assert method(pictures()).isfinite() and isinstance(method.augmentation, augment.TwoViews)
+
+def test_the_loss_of_byol_is_that_of_each_view_predicting_the_other():
+    method, reference = byol(augmentation=TWO_KINDS), byol()
+    views = torch.cat(TWO_KINDS(pictures(12)))
+    predicted, aim = reference.predictor(reference.project(views)), reference.target(views)
+    by_hand = (losses.byol_loss(predicted[:12], aim[12:]) + losses.byol_loss(predicted[12:], aim[:12])) / 2
+    torch.testing.assert_close(method(pictures(12)), by_hand)
+    assert method.metrics["target_similarity"].item() == pytest.approx(1 - by_hand.item() / 2, abs=1e-5)
 
 
-def test_simclr_needs_other_images():
-    with pytest.raises(ValueError, match="at least 2 images"):
-        simclr(last_norm=False).eval()(pictures(1))
+def test_the_loss_of_barlow_twins_is_that_of_its_projections_and_the_diagonal_is_told():
+    method, reference = barlow(augmentation=TWO_KINDS, lambda_param=0.1, scale=0.5), barlow()
+    z0, z1 = reference.project(torch.cat(TWO_KINDS(pictures()))).chunk(2)
+    torch.testing.assert_close(method(pictures()), 0.5 * losses.barlow_twins_loss(z0, z1, 0.1))
+    assert method.metrics["diagonal"].item() == pytest.approx(losses.cross_correlation(z0, z1).diagonal().mean().item(), abs=1e-6)
+
+
+# --- BYOL's target --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_target_begins_as_a_copy_that_no_optimizer_gets():
+    method = byol()
+    online, target = [*method.encoder.parameters(), *method.projector.parameters()], list(method.target.parameters())
+    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(online, target, strict=True))
+    groups = training.decayed_and_not(method, 0.05, {"predictor": 5.0})
+    assert not {id(p) for group in groups for p in group["params"]} & {id(p) for p in target}
+
+
+def test_the_schedule_of_the_moving_average_has_the_papers_endpoints():
+    assert [ema_tau(k, 100, 0.97) for k in (0, 50, 100)] == pytest.approx([0.97, 1 - 0.03 / 2, 1.0])
+    steps = [ema_tau(k, 100, 0.9) for k in range(101)]
+    assert steps == sorted(steps)
+
+
+def test_a_step_moves_the_targets_weights_by_one_minus_tau_and_its_buffers_are_its_own():
+    method = byol(tau0=0.9)
+    with torch.no_grad():
+        for p in method.encoder.parameters():
+            p.add_(1.0)
+    before, online = copy.deepcopy(method.target), copy.deepcopy(nn.Sequential(method.encoder, method.projector))
+    method(pictures())
+    method.after_step(3, 10)
+    tau = ema_tau(3, 10, 0.9)
+    for was, now, ours in zip(before.parameters(), method.target.parameters(), online.parameters(), strict=True):
+        torch.testing.assert_close(now, tau * was + (1 - tau) * ours)
+    norms = [m for m in method.target.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(int(m.num_batches_tracked) == 1 and m.training for m in norms)  # statistics of its own forward passes
+
+
+@pytest.mark.parametrize("part", ["predictor", "stop_gradient", "moving_average"])
+def test_each_part_can_be_taken_away(part):
+    method = byol(**{part: False})
+    loss = method(pictures())
+    loss.backward()
+    method.after_step(1, 10)
+    assert loss.isfinite()
+    assert (method.target is None) == (part == "moving_average")
+    assert isinstance(method.predictor, nn.Identity) == (part == "predictor")
+
+
+def test_without_stop_gradient_and_average_both_sides_are_pulled():
+    def gradient(stop):
+        method = byol(moving_average=False, stop_gradient=stop)
+        method(pictures(64, seed=1)).backward()
+        return method.projector[0].weight.grad
+
+    assert not torch.allclose(gradient(True), gradient(False))
+
+
+def test_collapse_shows_in_the_metrics():
+    method = byol(last_norm=False)
+    method(pictures())
+    healthy = method.metrics["projection_std"].item()
+    nn.init.zeros_(method.projector[-1].weight)
+    nn.init.ones_(method.projector[-1].bias)
+    method(pictures())
+    assert method.metrics["projection_std"].item() < 1e-3 < healthy
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: models.Classifier(models.resnet9(4), 1), "num_classes"),
+        *((lambda kind=kind: kind(nn.Flatten()), "feature_dim") for kind in (models.Rotation, models.SimCLR, models.BYOL)),
+        (lambda: models.Classifier(nn.Flatten(), 10), "feature_dim"),
+        *((lambda v=v: models.ProjectionHead(v, 4, 4), "in_dim") for v in (0, -1, 2.5)),
+        (lambda: models.ProjectionHead(4, 0, 4), "hidden_dim"),
+        (lambda: models.PredictionHead(4, 4, 0), "out_dim"),
+        (lambda: models.ProjectionHead(4, 4, 4, layers=0), "layers"),
+        *((lambda tau=tau: byol(tau0=tau), "tau0") for tau in (-0.1, 1.1, math.nan)),
+        (lambda: barlow(scale=0.0), "scale"),
+        *((lambda make=make: make()(torch.zeros(4, 3, 16, 16)), "uint8 images") for make in MAKERS.values()),
+        *((lambda x=x: models.four_rotations(x), "square images") for x in (torch.zeros(2, 3, 8, 9), torch.zeros(3, 8, 8))),
+        (lambda: rotation(augmentation=augment.byol_views(16))(pictures()), "two views"),
+        (lambda: simclr().eval()(pictures(1)), "at least 2 images"),
+        *((lambda step=step: ema_tau(*step, 0.9), "step") for step in ((-1, 10), (11, 10), (0, 0))),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
