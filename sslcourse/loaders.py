@@ -1,4 +1,4 @@
-"""Batches straight from tensors that already lie where they are needed: no worker processes, no copies of single images."""
+"""Batches straight from tensors, by one indexing operation each: no worker processes, no copies of single images."""
 
 from collections.abc import Iterator
 
@@ -7,12 +7,13 @@ from torch import Tensor
 
 
 class TensorLoader:
-    """Iterate over tensors in batches, like a DataLoader over a TensorDataset, by one indexing operation a batch.
+    """Iterate over tensors in batches, like a DataLoader over a TensorDataset.
 
     tensors: one or more tensors with the same first dimension N, on the same device: images uint8 (N, 3, H, W), labels (N,), ...
     batch_size: rows a batch. shuffle: a new order every pass. drop_last: leave out a smaller last batch (batch statistics need it).
     seed: the order of pass number e depends on (seed, e) alone, on any device; that is what makes a resumed run exact.
-    device: where batches go, when it is not where the tensors lie (a memory-mapped data set that does not fit the GPU).
+    device: where batches go, when it is not where the tensors lie, such as a mapped file that does not fit the GPU. A GPU gets them through
+    page-locked memory: neither Python nor the step that is being computed waits for the copy.
     part: (rank, world), where several processes share every batch: this one gets the rank-th of `world` equal parts of it. batch_size
     stays that of all together, so the batches of a run do not depend on how many processes it has. It needs drop_last.
 
@@ -60,41 +61,34 @@ class TensorLoader:
         self.start = 0  # batches of the next pass that were given before, in the run that it goes on from
         self.batch = 0  # batches of the present pass that have been given
 
-    @property
-    def rows(self) -> int:
-        return len(self.tensors[0])
-
     def __len__(self) -> int:
         """Batches a pass."""
-        return self.rows // self.batch_size if self.drop_last else -(-self.rows // self.batch_size)
+        rows = len(self.tensors[0])
+        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
     def order(self, epoch: int) -> Tensor:
         """The rows' order in pass number `epoch`: int64 (N,), on the CPU."""
         if not self.shuffle:
-            return torch.arange(self.rows)
+            return torch.arange(len(self.tensors[0]))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        return torch.randperm(self.rows, generator=generator)
+        return torch.randperm(len(self.tensors[0]), generator=generator)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        for rows in self._row_batches():
-            yield tuple(t.index_select(0, rows).to(self.device, non_blocking=True) for t in self.tensors)
-
-    def _row_batches(self) -> Iterator[Tensor]:
-        """The rows of each batch of the next pass, int64, where the tensors lie; `epoch` and `batch` are advanced on the way."""
         order = self.order(self.epoch).to(self.tensors[0].device)
-        first, self.start = self.start, 0
-        self.epoch += 1
-        for number in range(first, len(self)):
-            self.batch = number + 1
-            yield self._batch_rows(order, number)
-        self.batch = 0
-
-    def _batch_rows(self, order: Tensor, number: int) -> Tensor:
-        """Which rows of this order are this process's part of batch `number`."""
         rank, world = self.part
         share = self.batch_size // world
-        first = number * self.batch_size + rank * share
-        return order[first : first + share]
+        begin, self.start = self.start, 0
+        self.epoch += 1
+        for number in range(begin, len(self)):
+            self.batch = number + 1
+            first = number * self.batch_size + rank * share
+            yield tuple(self._to_device(t.index_select(0, order[first : first + share])) for t in self.tensors)
+        self.batch = 0
+
+    def _to_device(self, rows: Tensor) -> Tensor:
+        if rows.device.type == "cpu" and self.device.type == "cuda":
+            rows = rows.pin_memory()
+        return rows.to(self.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands: the pass, and how many batches of it were given; after its last batch, the beginning of the next."""
@@ -150,3 +144,15 @@ class PairedLoader:
 
     def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
         self.unlabeled.load_state_dict(state["unlabeled"])
+
+
+def loader_for(*tensors: Tensor, device: str | torch.device, **options) -> TensorLoader:
+    """A TensorLoader from tensors that are moved to the device at once, unless they take more than a third of what a GPU has free.
+
+    Two thirds are left for the training; what does not fit goes there batch by batch. options: those of `TensorLoader`.
+    """
+    device = torch.device(device)
+    size = sum(t.nbytes for t in tensors if t.device != device)
+    if device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 3:
+        tensors = tuple(t.to(device) for t in tensors)
+    return TensorLoader(*tensors, device=device, **options)

@@ -1,62 +1,63 @@
-"""The loader: every row once a pass, orders that repeat, resuming, devices, and what is refused."""
+"""The loaders: every row once a pass, orders that repeat, resuming inside a pass, sharing among processes, devices, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sslcourse.loaders import PairedLoader, TensorLoader
+from sslcourse.loaders import PairedLoader, TensorLoader, loader_for
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 
 def one_pass(loader):
+    return [[part.tolist() for part in batch] for batch in loader]
+
+
+def rows_of(loader):
     return [row for (batch,) in loader for row in batch.tolist()]
 
 
+def taken(loader, n):
+    """The next n batches, over as many passes as it takes, and the loader's state while the last one is in work."""
+    found = []
+    while len(found) < n:
+        for batch in loader:
+            found.append([part.tolist() for part in batch])
+            if len(found) == n:
+                return found, loader.state_dict()
+    return found, loader.state_dict()
+
+
 @settings(max_examples=60, deadline=None)
-@given(rows=st.integers(1, 60), batch_size=st.integers(1, 70), shuffle=st.booleans(), seed=st.integers(0, 2**40))
-def test_every_row_once_a_pass(rows, batch_size, shuffle, seed):
-    loader = TensorLoader(torch.arange(rows), batch_size=batch_size, shuffle=shuffle, seed=seed)
+@given(rows=st.integers(1, 60), batch_size=st.integers(1, 70), shuffle=st.booleans(), drop_last=st.booleans(), seed=st.integers(0, 2**40))
+def test_every_row_once_a_pass(rows, batch_size, shuffle, drop_last, seed):
+    drop_last = drop_last and rows >= batch_size
+    loader = TensorLoader(torch.arange(rows), batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed)
     for _ in range(2):
         batches = [batch for (batch,) in loader]
-        assert sorted(torch.cat(batches).tolist()) == list(range(rows))
-        assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-        assert len(batches) == len(loader)
+        seen = torch.cat(batches).tolist()
+        assert len(set(seen)) == len(seen) == (rows // batch_size * batch_size if drop_last else rows)
+        assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1) and len(batches) == len(loader)
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows=st.integers(1, 60), batch_size=st.integers(1, 60), shuffle=st.booleans())
-def test_drop_last_leaves_out_less_than_a_batch(rows, batch_size, shuffle):
-    if rows < batch_size:
-        return
-    loader = TensorLoader(torch.arange(rows), batch_size=batch_size, shuffle=shuffle, drop_last=True)
-    batches = [batch for (batch,) in loader]
-    assert len(batches) == len(loader) == rows // batch_size
-    assert {len(batch) for batch in batches} == {batch_size}
-    seen = torch.cat(batches).tolist()
-    assert len(set(seen)) == len(seen)
-
-
-def test_images_and_labels_stay_together():
+def test_images_and_labels_stay_together_and_may_come_from_a_mapped_file(tmp_path):
     images, labels = torch.arange(50).view(-1, 1, 1, 1).expand(-1, 3, 2, 2), torch.arange(50) * 7
-    for x, y in TensorLoader(images, labels, batch_size=8, shuffle=True):
-        assert x.shape[1:] == (3, 2, 2)
-        assert torch.equal(x[:, 0, 0, 0] * 7, y)
+    np.save(tmp_path / "images.npy", images.numpy())
+    mapped = torch.from_numpy(np.load(tmp_path / "images.npy", mmap_mode="r+"))
+    for x, y in TensorLoader(mapped, labels, batch_size=8, shuffle=True):
+        assert x.shape[1:] == (3, 2, 2) and torch.equal(x[:, 0, 0, 0] * 7, y)
 
 
 def test_without_shuffle_rows_come_in_order_every_time():
     loader = TensorLoader(torch.arange(10), batch_size=3)
-    assert one_pass(loader) == one_pass(loader) == list(range(10))
+    assert rows_of(loader) == rows_of(loader) == list(range(10))
 
 
-def test_shuffle_differs_between_passes_and_repeats_with_the_seed():
+def test_orders_differ_between_passes_and_seeds_and_repeat():
     first, again = (TensorLoader(torch.arange(100), batch_size=7, shuffle=True, seed=3) for _ in range(2))
-    passes = [one_pass(first) for _ in range(3)]
-    assert passes[0] != passes[1] != passes[2] != passes[0] != list(range(100))
-    assert [one_pass(again) for _ in range(3)] == passes
-    assert one_pass(TensorLoader(torch.arange(100), batch_size=7, shuffle=True, seed=4)) != passes[0]
-
-
-def test_no_seed_repeats_anothers_orders_a_pass_later():
+    assert [rows_of(first) for _ in range(3)] == [rows_of(again) for _ in range(3)]
     loaders = [TensorLoader(torch.arange(50), batch_size=50, shuffle=True, seed=seed) for seed in range(8)]
     assert len({tuple(loader.order(epoch).tolist()) for loader in loaders for epoch in range(8)}) == 64
 
@@ -64,21 +65,10 @@ def test_no_seed_repeats_anothers_orders_a_pass_later():
 def test_the_global_generator_is_left_alone_and_does_not_matter():
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first = one_pass(TensorLoader(torch.arange(30), batch_size=4, shuffle=True))
+    first = rows_of(TensorLoader(torch.arange(30), batch_size=4, shuffle=True))
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(1)
-    assert one_pass(TensorLoader(torch.arange(30), batch_size=4, shuffle=True)) == first
-
-
-def test_a_resumed_loader_goes_on_with_the_next_pass():
-    loader = TensorLoader(torch.arange(40), batch_size=6, shuffle=True, seed=5)
-    one_pass(loader), one_pass(loader)
-    state = loader.state_dict()
-    rest = [one_pass(loader) for _ in range(2)]
-    resumed = TensorLoader(torch.arange(40), batch_size=6, shuffle=True, seed=99)
-    resumed.load_state_dict(state)
-    assert resumed.epoch == 2
-    assert [one_pass(resumed) for _ in range(2)] == rest
+    assert rows_of(TensorLoader(torch.arange(30), batch_size=4, shuffle=True)) == first
 
 
 def test_batches_are_copies_that_may_be_written_over():
@@ -88,6 +78,74 @@ def test_batches_are_copies_that_may_be_written_over():
     assert tensor.tolist() == list(range(6))
 
 
+# --- resuming -------------------------------------------------------------------------------------------------------------------------
+
+
+def single():
+    return TensorLoader(torch.arange(30), batch_size=7, shuffle=True, drop_last=True, seed=3)  # 4 batches a pass
+
+
+def paired(labeled=10, unlabeled=36):
+    first = TensorLoader(torch.arange(labeled), -torch.arange(labeled), batch_size=4, shuffle=True, drop_last=True, seed=1)
+    return PairedLoader(first, TensorLoader(torch.arange(unlabeled), batch_size=6, shuffle=True, drop_last=True, seed=2))  # 6 a pass
+
+
+@pytest.mark.parametrize("make", [single, paired])
+@pytest.mark.parametrize("given", [0, 1, 3, 4, 5, 6, 8, 13])
+def test_a_pass_that_was_broken_off_goes_on_behind_the_batches_that_were_given(make, given):
+    whole, _ = taken(make(), 18)
+    before, state = taken(make(), given)
+    second = make()
+    second.load_state_dict(state)
+    assert second.state_dict() == state
+    assert before + taken(second, 18 - given)[0] == whole
+
+
+# --- pairs ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_labelled_images_go_round_as_often_as_a_pass_takes():
+    loader = paired()
+    batches = [batch for _ in range(4) for batch in one_pass(loader)]
+    assert len(loader) == 6 and loader.epoch == 4 and len(batches) == 24
+    assert all([-v for v in x] == y and len(x) == 4 and len(u) == 6 for x, y, u in batches)
+    for first in range(0, 24, 2):  # two labelled batches make a round
+        assert len({v for x, *_ in batches[first : first + 2] for v in x}) == 8
+    assert len({tuple(x) for x, *_ in batches}) > 12  # in a new order every time
+    for first in range(0, 24, 6):
+        assert {v for *_, u in batches[first : first + 6] for v in u} == set(range(36))
+
+
+def test_more_labelled_images_than_a_pass_needs_are_all_seen_in_time():
+    loader = paired(labeled=40, unlabeled=12)
+    assert len(loader) == 2 and {v for _ in range(5) for x, *_ in one_pass(loader) for v in x} == set(range(40))
+
+
+def test_a_pair_wants_two_tensors_and_one_and_whole_batches():
+    numbers = torch.arange(8)
+    two, one = TensorLoader(numbers, numbers, batch_size=2, drop_last=True), TensorLoader(numbers, batch_size=4, drop_last=True)
+    assert len(PairedLoader(two, one)) == 2
+    for labeled, unlabeled, named in ((one, one, "labeled"), (two, two, "unlabeled"), (two, TensorLoader(numbers, batch_size=4), "drop")):
+        with pytest.raises(ValueError, match=named):
+            PairedLoader(labeled, unlabeled)
+
+
+# --- several processes ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_every_image_is_seen_once_by_one_process(world):
+    options = {"batch_size": 12, "shuffle": True, "drop_last": True, "seed": 5}
+    whole = TensorLoader(torch.arange(49), **options)
+    loaders = [TensorLoader(torch.arange(49), part=(rank, world), **options) for rank in range(world)]
+    for _ in range(2):
+        for (joint,), *parts in zip(whole, *loaders, strict=True):
+            assert torch.equal(torch.cat([part for (part,) in parts]), joint) and len({len(part) for (part,) in parts}) == 1
+
+
+# --- devices --------------------------------------------------------------------------------------------------------------------------
+
+
 def test_batches_go_to_the_device_and_keep_their_kind():
     tensor = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
     ((batch,),) = list(TensorLoader(tensor, batch_size=4, device="meta"))
@@ -95,74 +153,56 @@ def test_batches_go_to_the_device_and_keep_their_kind():
     assert TensorLoader(tensor, batch_size=4).device == tensor.device
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_a_gpu_gives_the_same_order():
-    on_gpu = TensorLoader(torch.arange(50, device="cuda"), batch_size=8, shuffle=True, seed=1)
-    moved = TensorLoader(torch.arange(50), batch_size=8, shuffle=True, seed=1, device="cuda")
-    expected = one_pass(TensorLoader(torch.arange(50), batch_size=8, shuffle=True, seed=1))
-    assert one_pass(on_gpu) == one_pass(moved) == expected
-    assert all(batch.is_cuda for loader in (on_gpu, moved) for (batch,) in loader)
+def test_what_fits_is_moved_once_and_main_memory_is_where_a_cpu_needs_it():
+    images = torch.zeros(6)
+    assert loader_for(images, device="cpu", batch_size=2).tensors[0].data_ptr() == images.data_ptr()
+    assert loader_for(images, device="meta", batch_size=2).tensors[0].device.type == "meta"
+
+
+def test_a_third_of_what_a_gpu_has_free_is_the_limit(monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 400, 10_000))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(len(self)) or self)
+    for rows in (100, 101):
+        assert loader_for(torch.zeros(rows), device="cuda", batch_size=2).device.type == "cuda"
+    assert moved == [100]
+
+
+@on_gpu
+def test_a_gpu_gives_the_same_order_from_wherever_the_rows_lie():
+    on_card, beside = (torch.arange(50, device=device) for device in ("cuda", "cpu"))
+    loaders = [TensorLoader(rows, batch_size=8, shuffle=True, seed=1, device="cuda") for rows in (on_card, beside)]
+    assert rows_of(loaders[0]) == rows_of(loaders[1]) == rows_of(TensorLoader(beside, batch_size=8, shuffle=True, seed=1))
+    assert all(batch.is_cuda for loader in loaders for (batch,) in loader)
+
+
+@on_gpu
+def test_slow_steps_on_the_gpu_read_the_batches_they_were_given():
+    images, seen = torch.arange(64).view(-1, 1).expand(-1, 250_000).contiguous(), []
+    for (batch,) in TensorLoader(images, batch_size=4, device="cuda"):
+        torch.cuda._sleep(20_000_000)  # the host runs ahead of the card
+        seen.append(torch.stack([batch.amin(1), batch.amax(1)]))
+        del batch
+    assert torch.cat(seen, 1).tolist() == [list(range(64))] * 2
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("tensors", "options", "sentence"),
+    ("tensors", "options", "named"),
     [
-        ([], {"batch_size": 2}, "at least one tensor"),
-        ([torch.zeros(3), torch.zeros(4)], {"batch_size": 2}, r"\[3, 4\]"),
-        ([torch.zeros(0)], {"batch_size": 2}, "no rows"),
-        ([torch.zeros(3)], {"batch_size": 0}, "batch_size.*not 0"),
-        ([torch.zeros(3)], {"batch_size": 1.5}, "batch_size.*not 1.5"),
-        ([torch.zeros(3)], {"batch_size": 4, "drop_last": True}, "3 rows, batch_size 4.*smaller"),
+        ([], {}, "tensor"),
+        ([torch.zeros(3), torch.zeros(4)], {}, r"\[3, 4\]"),
+        ([torch.zeros(0)], {}, "no rows"),
+        ([torch.zeros(3)], {"batch_size": 0}, "batch_size"),
+        ([torch.zeros(3)], {"batch_size": 1.5}, "batch_size"),
+        ([torch.zeros(3)], {"batch_size": 4, "drop_last": True}, "batch_size"),
+        ([torch.zeros(49)], {"batch_size": 12, "drop_last": True, "part": (0, 5)}, "multiple of 5"),
+        ([torch.zeros(49)], {"batch_size": 12, "part": (0, 2)}, "drop_last"),
+        ([torch.zeros(49)], {"batch_size": 12, "drop_last": True, "part": (2, 2)}, "part"),
     ],
 )
-def test_bad_input_is_refused_with_a_sentence(tensors, options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        TensorLoader(*tensors, **options)
-
-
-@pytest.mark.parametrize("given", range(9))
-def test_a_pass_that_was_broken_off_goes_on_behind_the_batches_that_were_given(given):
-    def loader():
-        return TensorLoader(torch.arange(30), batch_size=7, shuffle=True, drop_last=True, seed=3)  # 4 batches a pass
-
-    def batches(of, n):
-        found = []
-        while len(found) < n:
-            for (batch,) in of:
-                found.append(batch.tolist())
-                if len(found) == n:
-                    return found, of.state_dict()  # while the batch is in work
-        return found, of.state_dict()
-
-    whole, _ = batches(loader(), 12)
-    first = loader()
-    before, state = batches(first, given)
-    assert first.epoch == -(-given // 4)  # a broken-off pass counts as begun, as ever
-    second = loader()
-    second.load_state_dict(state)
-    assert second.state_dict() == state
-    after, _ = batches(second, 12 - given)
-    assert before + after == whole
-
-
-@pytest.mark.parametrize("given", [0, 1, 5, 6, 7, 13])
-def test_a_broken_off_pass_over_pairs_goes_on_exactly(given):
-    def loader():
-        labeled = TensorLoader(torch.arange(10), torch.arange(10), batch_size=4, shuffle=True, drop_last=True, seed=1)
-        return PairedLoader(labeled, TensorLoader(torch.arange(36), batch_size=6, shuffle=True, drop_last=True, seed=2))
-
-    def batches(of, n):
-        found = []
-        while len(found) < n:
-            for batch in of:
-                found.append([part.tolist() for part in batch])
-                if len(found) == n:
-                    break
-        return found, of.state_dict()
-
-    whole, _ = batches(loader(), 18)
-    before, state = batches(loader(), given)
-    second = loader()
-    second.load_state_dict(state)
-    after, _ = batches(second, 18 - given)
-    assert before + after == whole
+def test_bad_input_is_refused(tensors, options, named):
+    with pytest.raises(ValueError, match=named):
+        TensorLoader(*tensors, **{"batch_size": 2, **options})

@@ -13,7 +13,7 @@ import torch
 from sslcourse.errors import CourseError
 from sslcourse.files import ZIP, write_atomically, write_json
 
-CHECKPOINT_FORMAT = 1
+WAY_OUT = "Delete it to start the run anew, or name another file."
 
 
 @dataclass
@@ -54,12 +54,10 @@ def save_checkpoint(
     The file that was there before stays beside it, under the name that `previous` gives; at every moment one of the two is whole.
     under_way: what an unfinished epoch has added up so far, numbers and tensors.
     """
-    path = Path(path)
     state = {
-        "format": CHECKPOINT_FORMAT,
         "settings": settings,
         "parts": {name: part.state_dict() for name, part in parts.items()},
-        "history": {"rows": history.rows, "stopped": history.stopped},
+        "rows": history.rows,
         "under_way": dict(under_way or {}),
         "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []},
     }
@@ -68,10 +66,8 @@ def save_checkpoint(
     try:
         write_atomically(path, buffer.getvalue(), keep=previous(path))
     except OSError as error:
-        raise CourseError(
-            f"{path} could not be written ({error.strerror}). Free some disk space or name another folder; the checkpoint before it is as "
-            "it was."
-        ) from error
+        way_out = "Free some disk space or name another folder; the checkpoint before it is as it was."
+        raise CourseError(f"{path} could not be written ({error.strerror}). {way_out}") from error
 
 
 def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History) -> dict:
@@ -80,42 +76,38 @@ def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, ob
     A damaged file is passed over, with a warning, if the one before it is whole. Raises CourseError when neither is a checkpoint of this
     course, or when it belongs to a run with other settings. Nothing in a file is ever executed.
     """
-    way_out = "Delete it to start the run anew, or name another file."
     try:
-        state = _read(path, way_out)
+        state = _read(path)
     except CourseError as error:
         if not previous(path).exists():
             raise
         path = previous(path)
-        state = _read(path, way_out)
+        state = _read(path)
         warnings.warn(f"{error} The checkpoint before it, {path.name}, was taken.", stacklevel=2)
     theirs = state["settings"]
     differing = [f"{name} {theirs.get(name)!r} there and {value!r} here" for name, value in settings.items() if theirs.get(name) != value]
     if differing:
-        raise CourseError(f"{path} belongs to a run with other settings: {'; '.join(differing)}. {way_out}")
+        raise CourseError(f"{path} belongs to a run with other settings: {'; '.join(differing)}. {WAY_OUT}")
     try:
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
-        history.rows[:], history.stopped = state["history"]["rows"], state["history"]["stopped"]
+        history.rows[:] = state["rows"]
         torch.set_rng_state(state["rng"]["cpu"])
         if torch.cuda.is_initialized():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"][: torch.cuda.device_count()])  # it may have run where there are more
-        return dict(state.get("under_way", {}))
+        return dict(state["under_way"])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CourseError(f"{path} does not fit this model or optimizer ({reason}). {way_out}") from error
+        raise CourseError(f"{path} does not fit this model or optimizer ({reason}). {WAY_OUT}") from error
 
 
-def _read(path: str | os.PathLike, way_out: str) -> dict:
+def _read(path: str | os.PathLike) -> dict:
     try:
         with open(path, "rb") as stream:
             if stream.read(len(ZIP)) != ZIP:
                 raise ValueError("not a file of torch.save")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        known = state["format"] == CHECKPOINT_FORMAT
         state["settings"] = dict(state["settings"])
+        return state
     except Exception as error:  # torch raises many kinds for what is not its file; each means the same to the reader
-        raise CourseError(f"{path} cannot be read as a checkpoint of this course ({type(error).__name__}). {way_out}") from error
-    if not known:
-        raise CourseError(f"{path} was written in checkpoint format {state['format']}; this version reads {CHECKPOINT_FORMAT}. {way_out}")
-    return state
+        raise CourseError(f"{path} cannot be read as a checkpoint of this course ({type(error).__name__}). {WAY_OUT}") from error

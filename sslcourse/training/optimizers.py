@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1e-6}  # where nothing else is said
+
 
 def decayed_and_not(module: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None) -> list[dict]:
     """Parameter groups: weight decay on matrices and kernels, none on biases and normalisation (Goyal et al. 2017, section 5.3).
@@ -27,8 +29,7 @@ def decayed_and_not(module: nn.Module, weight_decay: float, lr_scales: Mapping[s
         groups.setdefault((scale, p.dim() > 1), []).append(p)
     if not groups:
         raise ValueError(f"No parameter of {type(module).__name__} is trained: set requires_grad on those that shall be.")
-    missing = set(scales) - met
-    if missing:
+    if missing := set(scales) - met:
         raise ValueError(f"lr_scales names {', '.join(sorted(missing))}, and no trained parameter of {type(module).__name__} is called so.")
     order = sorted(groups, reverse=True)  # of each scale the matrices first
     return [{"params": groups[key], "weight_decay": float(weight_decay) if key[1] else 0.0, "lr_scale": key[0]} for key in order]
@@ -61,17 +62,14 @@ class LARS(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3):
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay), ("trust", trust)):
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        for name, value in options.items():
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, and is {value}.")
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+        super().__init__(params, options)
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -87,21 +85,17 @@ class LARS(torch.optim.Optimizer):
                     state["velocity"] = torch.zeros_like(p)
                 velocity = state["velocity"].mul_(group["momentum"]).add_(step)
                 p.add_(velocity, alpha=-group["lr"])
-        return loss
-
-
-OPTIMIZERS = ("adamw", "sgd", "lars")
 
 
 def make_optimizer(
-    name: str, module: nn.Module, lr: float, weight_decay: float, momentum: float = 0.9, lr_scales: Mapping[str, float] | None = None
+    name: str, module: nn.Module, lr: float, weight_decay: float, lr_scales: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
-    """adamw (Loshchilov and Hutter 2019), sgd (Nesterov momentum) or lars, over the groups of `decayed_and_not`."""
+    """adamw (Loshchilov and Hutter 2019), sgd (Nesterov momentum of 0.9) or lars, over the groups of `decayed_and_not`."""
     groups = decayed_and_not(module, weight_decay, lr_scales)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
     if name == "lars":
-        return LARS(groups, lr=lr, momentum=momentum)
-    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {name!r}.")
+        return LARS(groups, lr=lr)
+    raise ValueError(f"optimizer must be one of {', '.join(WEIGHT_DECAY)}, not {name!r}.")

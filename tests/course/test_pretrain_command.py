@@ -2,9 +2,7 @@
 
 import copy
 import csv
-import json
 import sys
-import types
 
 import pytest
 import torch
@@ -40,15 +38,14 @@ def finished(data, tmp_path_factory):
 
 def test_what_a_run_leaves(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "checkpoint.previous.pt", "checkpoint.pt", "encoder.safetensors", "log.txt", "metrics.csv", "metrics.jsonl",
+        ".lock", "checkpoint.previous.pt", "checkpoint.pt", "encoder.safetensors", "log.txt", "metrics.csv",
     ]  # fmt: skip
     rows = list(csv.DictReader((finished / "metrics.csv").open()))
-    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == ["1", "2"] and [line["step"] for line in lines] == [3, 6]
-    assert float(rows[1]["loss"]) == lines[1]["loss"] and 0 <= lines[1]["knn_accuracy"] <= 1
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "3"), ("2", "6")]
+    assert 0 <= float(rows[1]["knn_accuracy"]) <= 1 and float(rows[1]["loss"]) < 10
     log = (finished / "log.txt").read_text()
     assert "SimCLR on toybox, 96 images of 16 pixels, ResNet-9, width 4, 2 epochs, batches of 32, cpu" in log
-    assert "epoch 2/2, loss " in log and "nearest neighbours" in log and "Kept: " in log
+    assert "epoch 2/2, loss " in log and "knn_accuracy" in log and "Kept: " in log
 
 
 def test_it_trains_as_the_lessons_do(finished, data):
@@ -65,15 +62,6 @@ def test_it_trains_as_the_lessons_do(finished, data):
     assert evaluation.features(kept.encoder, images.validation_images, size=kept.size).shape == (len(images.validation_images), 32)
 
 
-@pytest.mark.parametrize("method", ["rotation", "byol", "barlow_twins"])
-def test_the_other_methods(method, data, tmp_path, capsys):
-    more = ["--epochs", "1", "--look-every", "0", "--guard"]
-    more += [] if method == "rotation" else ["--option", "hidden_dim", "32", "--option", "out_dim", "16"]
-    assert main(arguments(data, tmp_path / "run", *more, method=method)) == 0
-    assert models.load_network(tmp_path / "run" / "encoder.safetensors").method == pretrain_command.TITLES[method]
-    assert "epoch 1/1, loss" in capsys.readouterr().out
-
-
 def test_a_run_that_was_broken_off_ends_as_if_it_had_not_been(finished, data, tmp_path, monkeypatch):
     real = training.pretrain
     with monkeypatch.context() as patch:
@@ -86,40 +74,37 @@ def test_a_run_that_was_broken_off_ends_as_if_it_had_not_been(finished, data, tm
     assert columns == [["1", "2"]] * 2
 
 
-def test_views_of_another_size_and_optimizer_options(data, tmp_path):
-    more = ["--view", "12", "--optimizer", "lars", "--lr", "0.2", "--clip-norm", "1", "--epochs", "1", "--option", "temperature", "0.5"]
-    assert main(arguments(data, tmp_path / "run", *more, "--checkpoint-every", "2")) == 0
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert "size=12" in state["settings"]["augmentation"] and state["settings"]["optimizer"] == "lars"
-    assert models.load_network(tmp_path / "run" / "encoder.safetensors").size == 12
-
-
-@pytest.mark.parametrize("method", ["rotation", "simclr", "byol", "barlow_twins"])
-def test_the_views_can_be_changed(data, tmp_path, method):
-    heads = [] if method == "rotation" else ["--option", "hidden_dim", "32", "--option", "out_dim", "16"]
-    more = ["--augment", "crop", "0.3", "1", "--augment", "jitter", "0.4", "0.4", "0.4", "0.1", "--epochs", "1", *heads]
+@pytest.mark.parametrize("method", pretrain_command.METHODS)
+def test_each_method_with_views_and_optimizer_of_ones_own(data, tmp_path, method, capsys):
+    heads = {"rotation": [], "simclr": ["--option", "temperature", "0.5"]}
+    more = heads.get(method, ["--option", "hidden_dim", "32", "--option", "out_dim", "16"])
+    more += ["--augment", "crop", "0.3", "1.0", "--augment", "jitter", "0.4", "0.4", "0.4", "0.1", "--view", "12", "--epochs", "1"]
+    more += ["--optimizer", "lars", "--lr", "0.2", "--clip-norm", "1", "--look-every", "0", "--guard", "--checkpoint-every", "2"]
     assert main(arguments(data, tmp_path / "run", *more, method=method)) == 0
-    views = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["settings"]["augmentation"]
-    assert "crop=(0.3, 1.0)" in views and "jitter=(0.4, 0.4, 0.4, 0.1)" in views and "size=16" in views
+    settings = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["settings"]
+    assert all(part in settings["augmentation"] for part in ("crop=(0.3, 1.0)", "jitter=(0.4, 0.4, 0.4, 0.1)", "size=12"))
+    assert (settings["optimizer"], settings["lr"], settings["clip_norm"]) == ("lars", 0.2, 1.0)
+    kept = models.load_network(tmp_path / "run" / "encoder.safetensors")
+    assert (kept.method, kept.size) == (pretrain_command.TITLES[method], 12)
+    assert "epoch 1/1, loss" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--option", "temprature", "1"], "SimCLR has no option 'temprature'; it has hidden_dim, out_dim"),
-        (["--option", "temperature", "open('x','w')"], "the value has to be a number, True or False"),
-        (["--option", "temperature", "-1"], "temperature must be a positive number"),
-        (["--augment", "zoom", "2"], "--augment zoom: the views have no such option; they have strength, crop"),
-        (["--augment", "crop", "0.2"], "--augment crop 0.2: crop takes 2 numbers"),
-        (["--augment", "blur", "open('x','w')"], "blur takes 1 number."),
-        (["--augment", "crop", "0.5", "0.2"], "0 < smallest ≤ largest ≤ 1"),
-        (["--batch-size", "97"], "There are 96 unlabelled images, fewer than a batch of 97"),
-        (["--network", "resnet18", "--width", "4"], "--width is for resnet9"),
-        (["--device", "abc"], "--device abc is no device"),
+        (["--option", "temprature", "1"], "hidden_dim, out_dim"),
+        (["--option", "temperature", "open('x','w')"], "number"),
+        (["--option", "temperature", "-1"], "temperature"),
+        (["--augment", "zoom", "2"], "crop"),
+        (["--augment", "crop", "0.2"], "crop takes 2 numbers"),
+        (["--augment", "blur", "1e999"], "blur takes 1 number"),
+        (["--augment", "crop", "0.5", "0.2"], "smallest"),
+        (["--batch-size", "97"], "batch_size 97"),
+        (["--network", "resnet18", "--width", "4"], "--width"),
+        (["--device", "abc"], "--device abc"),
         (["--dataset", "nowhere"], "nowhere"),
-        (["--size", "7"], "size is 7"),
-        (["--warmup", "1"], "warmup is a part of the steps"),
-        (["--memory-limit", "0.0001"], "batch"),
+        (["--size", "7"], "size"),
+        (["--warmup", "1"], "warmup"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(more, told, data, tmp_path, capsys):
@@ -151,54 +136,30 @@ def test_a_folder_with_a_run_is_not_written_over(finished, data, capsys):
     assert (finished / "encoder.safetensors").read_bytes() == before
 
 
-def test_tensorboard_gets_the_rows(data, tmp_path, monkeypatch, capsys):
-    written = []
-    writer = types.SimpleNamespace(add_scalar=lambda name, value, step: written.append((name, value, step)))
-    fake = types.ModuleType("torch.utils.tensorboard")
-    fake.SummaryWriter = lambda folder: writer
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    assert main(arguments(data, tmp_path / "run", "--tensorboard")) == 0
-    assert {step for _, _, step in written} == {3, 6} and {"loss", "knn_accuracy"} <= {name for name, _, _ in written}
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert main(arguments(data, tmp_path / "other", "--tensorboard")) == 1
-    assert "pip install tensorboard" in capsys.readouterr().err
-
-
-def test_a_compiled_encoder_is_kept_like_any_other(data, tmp_path, monkeypatch):
+def test_a_compiled_encoder_is_kept_like_any_other(data, tmp_path, monkeypatch, capsys):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(type(self).__name__))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     assert main(arguments(data, tmp_path / "run", "--compile")) == 0
-    assert compiled == ["ResNet9"] and "Compiled in " in (tmp_path / "run" / "log.txt").read_text()
-    assert main(arguments(data, tmp_path / "plain")) == 0
-    ends = [load_file(tmp_path / name / "encoder.safetensors") for name in ("run", "plain")]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])  # the warm-up leaves no trace
+    assert compiled == ["ResNet9"] and models.load_network(tmp_path / "run" / "encoder.safetensors").method == "SimCLR"
+
+    def no_compiler(self, images):
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler")
+
+    monkeypatch.setattr(models.SimCLR, "forward", no_compiler)
+    assert main(arguments(data, tmp_path / "none", "--compile")) == 1
+    assert "--compile" in capsys.readouterr().err
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------------------------
 
 
+def evaluate(data, path, *more):
+    return main(["evaluate", str(path), "--data-dir", str(data), "--device", "cpu", "--quiet", *map(str, more)])
+
+
 def test_evaluate_gives_a_table_and_records_that_lessons_read(finished, data, tmp_path, capsys):
-    typed = ["evaluate", str(finished), "--data-dir", str(data), "--labels-per-class", "2", "5", "--seeds", "0", "1", "--quiet"]
-    assert (
-        main(
-            [
-                *typed,
-                "--protocol",
-                "knn",
-                "linear-probe",
-                "fine-tune",
-                "--steps",
-                "2",
-                "--passes",
-                "1",
-                "--split",
-                "test",
-                "--out",
-                str(tmp_path),
-            ]
-        )
-        == 0
-    )
+    how = ["--labels-per-class", 2, 5, "--seeds", 0, 1, "--protocol", "knn", "linear-probe", "fine-tune", "--steps", 2, "--passes", 1]
+    assert evaluate(data, finished, *how, "--split", "test", "--out", tmp_path) == 0
     told = capsys.readouterr().out
     assert all(f"SimCLR, {way}" in told for way in ("kNN", "frozen", "fine-tuned")) and "On test images, 2 draws of labels." in told
     records = results.read(tmp_path)
@@ -206,67 +167,33 @@ def test_evaluate_gives_a_table_and_records_that_lessons_read(finished, data, tm
     assert all(r["seeds"] == [0, 1] and r["network"] == "ResNet-9, width 4" and r["image_size"] == 16 for r in records)
 
 
-def test_evaluate_asks_what_the_package_would_answer(finished, data, tmp_path):
+@pytest.mark.parametrize(("more", "seen"), [([], {"size": 16}), (["--size", 32, "--block", 2], {"size": 32, "block": 2})])
+def test_evaluate_answers_what_the_package_does(finished, data, tmp_path, more, seen):
     network = models.load_network(finished / "encoder.safetensors")
     images = datasets.load("toybox", data).few_labels(3, 7)
-    expected = evaluation.linear_probe(evaluation.feature_set(network.encoder, images, size=16), split="test").top1
-    typed = [
-        "evaluate",
-        str(finished / "encoder.safetensors"),
-        "--data-dir",
-        str(data),
-        "--labels-per-class",
-        "3",
-        "--seeds",
-        "7",
-        "--device",
-        "cpu",
-    ]
-    assert main([*typed, "--protocol", "linear-probe", "--split", "test", "--out", str(tmp_path)]) == 0
-    assert results.read(tmp_path)[0]["metrics"]["top1"]["value"] == pytest.approx(expected, abs=1e-12)
-
-
-def test_evaluate_can_look_at_larger_images_and_at_another_block(finished, data, tmp_path):
-    network = models.load_network(finished / "encoder.safetensors")
-    images = datasets.load("toybox", data).few_labels(3, 7)
-    typed = ["evaluate", str(finished), "--data-dir", str(data), "--labels-per-class", "3", "--seeds", "7", "--device", "cpu"]
-    typed += ["--protocol", "linear-probe", "--split", "test", "--out", str(tmp_path), "--size", "32", "--block", "2"]
-    assert main(typed) == 0
+    expected = evaluation.linear_probe(evaluation.feature_set(network.encoder, images, **seen), split="test").top1
+    how = ["--labels-per-class", 3, "--seeds", 7, "--protocol", "linear-probe", "--split", "test", "--out", tmp_path]
+    assert evaluate(data, finished / "encoder.safetensors", *how, *more) == 0
     (record,) = results.read(tmp_path)
-    expected = evaluation.linear_probe(evaluation.feature_set(network.encoder, images, size=32, block=2), split="test").top1
     assert record["metrics"]["top1"]["value"] == pytest.approx(expected, abs=1e-12)
-    assert record["method"] == "SimCLR, probe" and record["image_size"] == 32 and record["tier"] == "long run"
-    assert record["settings"]["block"] == 2 and record["settings"]["epochs"] and record["settings"]["minutes"] > 0
+    assert record["image_size"] == seen["size"] and record["tier"] == "long run" and record["settings"]["block"] == seen.get("block")
+    assert record["method"] == ("SimCLR, probe" if more else "SimCLR, frozen")
+    assert record["settings"]["epochs"] == 2 and record["settings"]["minutes"] > 0
 
 
 def test_evaluate_can_train_the_same_network_from_scratch(finished, data, tmp_path, monkeypatch):
-    trained, kept = [], models.load_network(finished / "encoder.safetensors")
+    trained, original = [], evaluation.fine_tune
 
     def fine_tune(encoder, images, epochs, **options):
         trained.append((copy.deepcopy(encoder), epochs, options["encoder_lr_scale"], len(images.train_labels)))
         return original(encoder, images, epochs, **options)
 
-    original = evaluation.fine_tune
     monkeypatch.setattr(evaluation, "fine_tune", fine_tune)
-    typed = [
-        "evaluate",
-        str(finished),
-        "--data-dir",
-        str(data),
-        "--labels-per-class",
-        "3",
-        "--seeds",
-        "0",
-        "1",
-        "--device",
-        "cpu",
-        "--quiet",
-    ]
-    typed += ["--protocol", "fine-tune", "supervised", "--steps", "2", "--passes", "1", "--split", "test", "--out", str(tmp_path)]
-    assert main(typed) == 0
+    how = ["--labels-per-class", 3, "--seeds", 0, 1, "--protocol", "fine-tune", "supervised", "--steps", 2, "--passes", 1]
+    assert evaluate(data, finished, *how, "--split", "test", "--out", tmp_path) == 0
     assert [call[1:] for call in trained] == [(2, 0.5, 30)] * 2 + [(4, 1.0, 30)] * 2
     weights = [next(call[0].parameters()) for call in trained]
-    same = next(kept.encoder.parameters())
+    same = next(models.load_network(finished / "encoder.safetensors").encoder.parameters())
     assert torch.equal(weights[0], same) and torch.equal(weights[1], same)
     assert weights[2].shape == same.shape and not torch.equal(weights[2], same) and not torch.equal(weights[2], weights[3])
     tuned, scratch = sorted(results.read(tmp_path), key=lambda record: record["method"])
@@ -278,28 +205,28 @@ def test_a_record_of_another_data_set_says_where_the_network_was_trained(finishe
     network = models.load_network(finished / "encoder.safetensors")
     about = {"method": "SimCLR", "dataset": "elsewhere", "size": 16, "lesson": 3}
     models.save_network(tmp_path / "other.pt", network.encoder, **about)
-    typed = ["evaluate", str(tmp_path / "other.pt"), "--data-dir", str(data), "--seeds", "0", "--protocol", "knn", "--out", str(tmp_path)]
-    assert main([*typed, "--dataset", "toybox", "--split", "test"]) == 0
+    how = ["--seeds", 0, "--protocol", "knn", "--out", tmp_path, "--dataset", "toybox", "--split", "test"]
+    assert evaluate(data, tmp_path / "other.pt", *how) == 0
     (record,) = results.read(tmp_path)
     assert record["method"] == "SimCLR on elsewhere, kNN" and record["dataset"] == "toybox" and record["network"] == "ResNet-9, width 4"
 
 
-def test_evaluate_refuses_in_sentences(finished, data, tmp_path, capsys):
-    for typed, told in (
-        ([str(tmp_path)], "no encoder.safetensors"),
-        ([str(tmp_path / "no.pt")], "There is no network"),
-        ([str(finished), "--labels-per-class", "100000"], "the smallest class of toybox has"),
-        ([str(finished), "--seeds", "1", "1"], "give different whole numbers"),
-        ([str(finished), "--block", "17"], "block"),
-        ([str(finished), "--size", "4"], "between 8 and 512 pixels"),
-        ([str(finished), "--device", "abc"], "--device abc is no device"),
-        ([str(finished), "--out", str(tmp_path)], "records are of test images: add --split test"),
-    ):
-        assert main(["evaluate", *typed, "--data-dir", str(data)]) == 1
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [(["--labels-per-class", 100_000], "smallest class"), (["--seeds", 1, 1], "--seeds"), (["--block", 17], "block"),
+     (["--size", 4], "pixels"), (["--device", "abc"], "--device abc"), (["--out", "records"], "--split test")],
+)  # fmt: skip
+def test_evaluate_refuses_what_cannot_be(finished, data, more, told, capsys):
+    assert evaluate(data, finished, *more) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_evaluate_wants_a_finished_run(data, tmp_path, capsys):
+    for path, told in ((tmp_path, "encoder.safetensors"), (tmp_path / "no.pt", "no.pt")):
+        assert evaluate(data, path) == 1
         assert told in capsys.readouterr().err
     (tmp_path / "checkpoint.pt").write_bytes(b"")
-    assert main(["evaluate", str(tmp_path)]) == 1
-    assert "It is not finished: call pretrain with --resume." in capsys.readouterr().err
+    assert evaluate(data, tmp_path) == 1 and "--resume" in capsys.readouterr().err
 
 
 def test_a_log_line_reaches_the_file_where_nobody_reads(tmp_path, monkeypatch):

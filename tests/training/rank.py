@@ -1,4 +1,4 @@
-"""What one of several processes does in the tests of `sslcourse.distributed`; also called in the test's own process, as the only one."""
+"""What one of several processes does in the tests of `training.distributed`; also called in the test's own process, as the only one."""
 
 import os
 
@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from tiny import image_set
 from torch import nn
 
-from sslcourse import augment, models, training
+from sslcourse import augment, devices, models, training
 from sslcourse.training import distributed
 
 SIZE, IMAGES = 12, 12  # 12 images are shared by 1, 2 and 3 processes
@@ -63,7 +63,7 @@ def pictures():
 
 def one_step(name):
     """Loss, gradients and buffers after one forward and backward pass on this process's part of the images."""
-    made, rank, world = method(name), distributed.rank(), distributed.world_size()
+    made, rank, world = method(name), devices.rank(), devices.world_size()
     share = IMAGES // world
     device = torch.device("cpu")
     with distributed.one_gradient(made, device) as joint:

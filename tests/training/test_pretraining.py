@@ -1,192 +1,22 @@
-"""Pretraining: resumed exactly after a real kill, what a row says, what is never touched, and what is refused."""
+"""Pretraining: what a row says, what a look measures, what is never touched, and what is learned."""
 
-import io
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tiny import METHODS, coloured, image_set, rotation, same_weights, simclr, without_seconds
+from tiny import METHODS, coloured, image_set, rotation, same_weights, simclr
 from torch import nn
 
 from sslcourse import augment, datasets, diagnostics, evaluation, models, training
-from sslcourse.diagnostics.guard import NonFiniteError, NonFiniteGuard
-from sslcourse.errors import CourseError
-from sslcourse.training import optimizers
+from sslcourse.loaders import TensorLoader
+from sslcourse.training import pretraining
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OPTIONS = {"epochs": 4, "batch_size": 16, "precision": "fp32", "progress": False, "look_every": 2}
-
-
-EACH = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
-
 
 def pretrain(method, images=None, **options):
-    return training.pretrain(method, images if images is not None else image_set(), **{**OPTIONS, **options})
-
-
-# --- resuming -------------------------------------------------------------------------------------------------------------------------
-
-KILLED = {
-    "rotation": {"optimizer": "lars", "lr": 0.5, "weight_decay": 1e-4},
-    "simclr": {"clip_norm": 0.5, "lr_scales": {"encoder": 0.5}},
-}
-
-CHILD = """
-import json, sys, time
-import torch
-torch.set_num_threads(1)
-import tiny
-from sslcourse import training
-name, options = json.loads(sys.argv[1])
-method = tiny.METHODS[name]()
-method.after_step = lambda step, steps: time.sleep(0.02)  # so that nobody comes too late to kill it
-training.pretrain(method, tiny.image_set(), checkpoint=sys.argv[2], **options)
-print("It finished before it was killed.")
-"""
-
-
-def epoch_of(file):
-    """The epoch after which this checkpoint was written, 0 when there is none."""
-    if not file.exists():
-        return 0
-    state = torch.load(io.BytesIO(file.read_bytes()), weights_only=True)
-    return state["history"]["rows"][-1]["epoch"]
-
-
-def killed_in_training(name, file):
-    """Train in another process until there is a checkpoint of epoch 5 of 10, and kill that process. Returns the epoch that is left."""
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent), *filter(None, sys.path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, json.dumps([name, {**OPTIONS, "epochs": 10, **KILLED[name]}]), str(file)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        patience = time.monotonic() + 120
-        while epoch_of(file) < 5:
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < patience, "no checkpoint of epoch 5 after two minutes"
-            time.sleep(0.005)
-    finally:
-        process.kill()  # SIGKILL: nothing in that process runs after this
-        output = process.communicate()[0]
-    assert process.returncode == -signal.SIGKILL, output
-    return epoch_of(file)
-
-
-@pytest.mark.parametrize("name", KILLED)
-def test_a_run_that_was_killed_ends_exactly_as_an_uninterrupted_one(name, tmp_path):
-    make, options = METHODS[name], KILLED[name]
-    whole, again = make(), make(seed=1)  # the second's own weights must not matter
-    expected = pretrain(whole, epochs=10, **options)
-    left = killed_in_training(name, tmp_path / "run.pt")
-    assert 5 <= left < 10
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".pt") == ["run.previous.pt", "run.pt"]
-    torch.manual_seed(4321)
-    resumed = pretrain(again, epochs=10, checkpoint=tmp_path / "run.pt", **options)
-    assert same_weights(again, whole)
-    assert without_seconds(resumed) == without_seconds(expected)
-    assert len(expected.rows) == 10 and not same_weights(whole, make())
-
-
-@EACH
-@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd"}, {"optimizer": "lars", "lr": 0.5}, {"precision": "bf16", "clip_norm": 1.0}])
-def test_a_run_in_two_parts_ends_exactly_as_one(make, options, tmp_path):
-    whole, first, second = make(), make(), make(seed=1)
-    expected = pretrain(whole, **options)
-    half = pretrain(first, checkpoint=tmp_path / "run.pt", stop_after=2, **options)
-    assert half["epoch"] == [1, 2] and not same_weights(first, whole)
-    resumed = pretrain(second, checkpoint=tmp_path / "run.pt", **options)
-    assert same_weights(second, whole) and without_seconds(resumed) == without_seconds(expected)
-    assert resumed["seconds"] == sorted(resumed["seconds"])
-
-
-@EACH
-def test_a_finished_run_is_not_run_again(make, tmp_path):
-    method, other = make(), make(seed=1)
-    history = pretrain(method, epochs=2, checkpoint=tmp_path / "run.pt")
-    assert pretrain(other, epochs=2, checkpoint=tmp_path / "run.pt").rows == history.rows
-    assert same_weights(method, other) and not other.training
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{"lr": 1e-3}, {"epochs": 7}, {"batch_size": 8}, {"seed": 1}, {"optimizer": "sgd"}, {"weight_decay": 0.5}, {"warmup": 0.3},
-     {"clip_norm": 1.0}, {"lr_scales": {"encoder": 0.5}}, {"precision": "bf16"}],
-)  # fmt: skip
-def test_a_checkpoint_of_other_settings_is_refused_with_a_sentence(changed, tmp_path):
-    pretrain(simclr(), checkpoint=tmp_path / "run.pt", stop_after=1)
-    name = next(iter(changed))
-    with pytest.raises(CourseError, match=rf"run\.pt belongs to a run with other settings: .*{name} .* there and .* here.*\. Delete it"):
-        pretrain(simclr(), checkpoint=tmp_path / "run.pt", **changed)
-
-
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (lambda: simclr(temperature=0.5), "temperature=0.2, views_together=True' there and 'temperature=0.5"),
-        (lambda: simclr(views_together=False), "views_together=False' here"),
-        (lambda: simclr(augmentation=augment.simclr(8, strength=0.5)), "augmentation 'Augmentation"),
-        (lambda: simclr(width=5), "parameters"),
-        (rotation, "method 'SimCLR' there and 'Rotation' here"),
-    ],
-)
-def test_a_checkpoint_of_another_method_is_refused_with_a_sentence(make, sentence, tmp_path):
-    pretrain(simclr(), checkpoint=tmp_path / "run.pt", stop_after=1)
-    with pytest.raises(CourseError, match=f"other settings: .*{sentence}"):
-        pretrain(make(), checkpoint=tmp_path / "run.pt")
-
-
-def test_a_checkpoint_of_other_images_is_refused(tmp_path):
-    pretrain(simclr(), checkpoint=tmp_path / "run.pt", stop_after=1)
-    with pytest.raises(CourseError, match="images 48 there and 64 here"):
-        pretrain(simclr(), image_set(n=64), checkpoint=tmp_path / "run.pt")
-
-
-def test_numbers_of_numpy_do_not_spoil_a_checkpoint(tmp_path):
-    numbers = {
-        "lr": np.float64(1e-3),
-        "seed": np.int64(3),
-        "epochs": np.int64(2),
-        "weight_decay": np.float32(0.1),
-        "warmup": np.float64(0.2),
-    }
-    pretrain(rotation(), checkpoint=tmp_path / "run.pt", stop_after=1, **numbers)
-    history = pretrain(rotation(), checkpoint=tmp_path / "run.pt", **numbers)
-    assert history["epoch"] == [1, 2]
-    history.save(tmp_path / "history.json")
-
-
-# --- random numbers -------------------------------------------------------------------------------------------------------------------
-
-
-@EACH
-@pytest.mark.parametrize("before", [0, 123])
-def test_the_seed_decides_and_the_callers_random_state_is_left_alone(make, before):
-    torch.manual_seed(before)
-    state = torch.get_rng_state()
-    method, again, other = make(), make(), make()
-    pretrain(method, epochs=2, seed=7)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(999)
-    pretrain(again, epochs=2, seed=7)
-    pretrain(other, epochs=2, seed=8)
-    assert same_weights(method, again) and not same_weights(method, other)
-
-
-def test_looking_does_not_change_what_is_learned():
-    often, never = simclr(), simclr()
-    pretrain(often, look_every=1)
-    pretrain(never, look_every=0)
-    assert same_weights(often, never)
+    how = {"epochs": 4, "batch_size": 16, "precision": "fp32", "progress": False, "look_every": 2}
+    return training.pretrain(method, images if images is not None else image_set(), **{**how, **options})
 
 
 # --- what it reports ------------------------------------------------------------------------------------------------------------------
@@ -243,7 +73,7 @@ def test_a_look_is_what_evaluation_measures(view):
 
 
 def test_a_look_at_many_labelled_images_takes_some_of_every_class(monkeypatch):
-    monkeypatch.setattr(training, "LOOK_IMAGES", 15)
+    monkeypatch.setattr(pretraining, "LOOK_IMAGES", 15)
     images, labels = coloured(90, 0)
     order = labels.argsort()  # the first 15 are all of one class
     validation, test = coloured(30, 1), (images[:0], labels[:0])
@@ -289,82 +119,16 @@ def test_simclr_learns_what_its_views_share():
     assert history.final["loss"] < history.final["chance_loss"] - 1
 
 
-@EACH
+@pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 def test_mean_loss_and_metric_of_an_epoch(make):
     # at such a rate nothing moves but the batch statistics, which training does not use
     method, view = make(augmentation=augment.evaluation(8)), augment.evaluation(8)
     history = pretrain(method, epochs=1, lr=1e-12, look_every=0)
     reference = make(augmentation=view).train()
-    loader = training.TensorLoader(image_set().unlabeled, batch_size=16, shuffle=True, drop_last=True, seed=0)
+    loader = TensorLoader(image_set().unlabeled, batch_size=16, shuffle=True, drop_last=True, seed=0)
     seen = [(reference(x).item(), *[value.item() for value in reference.metrics.values()]) for (x,) in loader]
     expected = torch.tensor(seen).mean(0).tolist()
     assert [history.final["loss"], history.final[next(iter(method.metrics))]] == pytest.approx(expected, abs=1e-4)
-
-
-# --- how it steps ---------------------------------------------------------------------------------------------------------------------
-
-
-class Counting(models.Rotation):
-    """Writes down what its hook is told."""
-
-    def after_step(self, step, steps):
-        self.__dict__.setdefault("told", []).append((step, steps))
-
-
-def counting():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Counting(models.resnet9(4))
-
-
-def test_the_hook_after_a_step_is_told_its_number(tmp_path):
-    method = counting()
-    pretrain(method, epochs=4)
-    assert method.told == [(step, 12) for step in range(1, 13)]
-    first, second = counting(), counting()
-    pretrain(first, epochs=4, checkpoint=tmp_path / "run.pt", stop_after=3)
-    pretrain(second, epochs=4, checkpoint=tmp_path / "run.pt")
-    assert first.told + second.told == method.told and len(first.told) == 9
-
-
-@pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.05), ("sgd", 5e-4), ("lars", 1e-6)])
-def test_each_optimizer_has_its_weight_decay(optimizer, decay, monkeypatch):
-    made = []
-    original = optimizers.make_optimizer
-    monkeypatch.setattr(training, "make_optimizer", lambda *args, **options: made.append(original(*args, **options)) or made[-1])
-    history = pretrain(rotation(), epochs=1, optimizer=optimizer, lr_scales={"encoder": 0.1})
-    assert history.settings["weight_decay"] == decay
-    assert [(g["lr_scale"], g["weight_decay"]) for g in made[0].param_groups] == [(1.0, decay), (1.0, 0.0), (0.1, decay), (0.1, 0.0)]
-    assert pretrain(rotation(), epochs=1, optimizer=optimizer, weight_decay=0.0).settings["weight_decay"] == 0.0
-
-
-def test_clipping_limits_the_step():
-    start = rotation()
-    length = {}
-    for clip in (None, 1e-3):
-        method = rotation()
-        pretrain(method, epochs=1, optimizer="sgd", lr=0.1, weight_decay=0.0, clip_norm=clip, look_every=0)
-        moved = [(a - b).square().sum() for a, b in zip(method.parameters(), start.parameters(), strict=True)]
-        length[clip] = torch.stack(moved).sum().sqrt().item()
-    # three steps of at most lr · 1e-3, which Nesterov's momentum of 0.9 makes (1.9 + 2.71 + 3.44) times as long
-    assert 0 < length[1e-3] <= 0.1 * 1e-3 * 8.1 < length[None]
-
-
-def test_frozen_parts_stay_as_they_are():
-    method, start = simclr(), simclr()
-    method.encoder.blocks[0].requires_grad_(False)
-    pretrain(method, epochs=1)
-    assert torch.equal(method.encoder.blocks[0][0].weight, start.encoder.blocks[0][0].weight)
-    assert not torch.equal(method.encoder.blocks[1][0].weight, start.encoder.blocks[1][0].weight)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@EACH
-def test_half_precision_keeps_the_weights_in_fp32(make, precision):
-    method = make()
-    history = pretrain(method, epochs=1, precision=precision)
-    assert history.settings["precision"] == precision and math.isfinite(history.final["loss"])
-    assert {p.dtype for p in method.parameters()} == {torch.float32} and all(p.isfinite().all() for p in method.parameters())
 
 
 def test_any_module_with_an_encoder_can_be_trained():
@@ -393,93 +157,11 @@ def test_an_image_set_of_the_course():
     assert pretrain(simclr(), images, epochs=1).settings["images"] == 32
 
 
-# --- what goes wrong ------------------------------------------------------------------------------------------------------------------
-
-
-@EACH
-def test_a_loss_that_is_not_finite_ends_the_run_with_a_warning(make, tmp_path):
-    method, file = make(), tmp_path / "run.pt"
-    pretrain(method, checkpoint=file, stop_after=2)
-    broken = make()
-    broken.after_step = lambda step, steps: step == 8 and nn.init.constant_(broken.encoder.blocks[0][0].weight, math.nan)
-    with pytest.warns(UserWarning, match=r"The loss was nan in epoch 3; lower lr \(it is 0.002\)") as caught:
-        history = pretrain(broken, checkpoint=file)
-    assert caught[0].filename == __file__  # it points to where pretrain was called
-    assert history["epoch"] == [1, 2, 3] and "epoch 3" in history.stopped
-    assert math.isfinite(history["loss"][1]) and math.isnan(history["loss"][2]) and not AT_LOOKS & set(history.final)
-    history.save(tmp_path / "history.json")
-    assert json.loads((tmp_path / "history.json").read_text())["rows"][2]["loss"] is None
-    # the last good checkpoint is still there, and a run without the fault goes on from it as if nothing had happened
-    whole, again = make(), make(seed=1)
-    expected = pretrain(whole)
-    assert pretrain(again, checkpoint=file)["loss"] == expected["loss"] and same_weights(again, whole)
-
-
-@EACH
-def test_a_guard_stops_at_the_first_bad_step_and_keeps_the_last_checkpoint(make, tmp_path):
-    method, file = make(), tmp_path / "run.pt"
-    pretrain(method, checkpoint=file, stop_after=2)
-    kept = file.read_bytes()
-    broken = make()
-    broken.after_step = lambda step, steps: step == 8 and nn.init.constant_(broken.encoder.blocks[0][0].weight, math.nan)
-    guard = NonFiniteGuard(tmp_path / "found")
-    with pytest.raises(NonFiniteError, match="step 8|step 9") as caught:
-        pretrain(broken, checkpoint=file, guard=guard)
-    assert "encoder.blocks.0.0.weight" in str(caught.value)
-    assert file.read_bytes() == kept
-
-
-@EACH
-def test_a_guard_changes_nothing_in_a_healthy_run(make, tmp_path):
-    alone, guarded = make(), make()
-    pretrain(alone, clip_norm=0.5)
-    pretrain(guarded, clip_norm=0.5, guard=NonFiniteGuard(tmp_path))
-    assert same_weights(alone, guarded) and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"epochs": 0}, "epochs .*at least 1, not 0"),
-        ({"epochs": 1.5}, "epochs .*whole number.*not 1.5"),
-        ({"lr": 0.0}, "lr must be positive, not 0.0"),
-        ({"lr": math.nan}, "lr must be positive, not nan"),
-        ({"batch_size": 0}, "batch_size must be a positive whole number, not 0"),
-        ({"batch_size": 49}, "48 rows, batch_size 49. Take a smaller batch_size"),
-        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd, lars, not 'adam'"),
-        ({"warmup": 1.0}, "warmup"),
-        ({"clip_norm": 0.0}, "clip_norm .*positive, or None, not 0.0"),
-        ({"lr_scales": {"body": 0.1}}, "lr_scales names body"),
-        ({"precision": "double"}, "precision must be one of"),
-    ],
-)
-def test_impossible_options_are_refused_with_a_sentence(options, sentence):
-    with pytest.raises(ValueError, match=rf"{sentence}.*\.$"):
-        pretrain(rotation(), **options)
-
-
 def test_simclr_cannot_learn_from_one_image_a_batch():
     with pytest.raises(ValueError, match="batch_size"):
         pretrain(simclr(), batch_size=1)
 
 
-@pytest.mark.parametrize("images", [torch.zeros(32, 3, 8, 8, dtype=torch.uint8), "toybox", None])
-def test_what_is_no_data_set_is_refused_with_a_sentence(images):
-    with pytest.raises(TypeError, match=f"images must be a datasets.ImageSet.*not {type(images).__name__}"):
-        training.pretrain(rotation(), images, 1)
-
-
 def test_images_that_are_not_uint8_are_refused_with_a_sentence():
     with pytest.raises(ValueError, match="uint8 images"):
         pretrain(rotation(), image_set(unlabeled=torch.zeros(32, 3, 8, 8)))
-
-
-@pytest.mark.parametrize("name", ["run.pt", None])
-def test_a_run_that_is_asked_to_stop_says_whether_it_can_go_on(tmp_path, name):
-    hooks = training.Hooks()
-    hooks.on_row = lambda row, history: setattr(hooks, "asked", True)
-    kept = tmp_path / name if name else None
-    way_on = "The same call goes on from there" if name else "It had no checkpoint file, so the same call begins anew"
-    with pytest.raises(training.Stopped, match=f"Stopped as asked, after step . {way_on}".replace("step .", r"step \d+\.")):
-        training.pretrain(simclr(), image_set(), **OPTIONS, hooks=hooks, checkpoint=kept)
-    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".pt"] == ([name] if name else [])

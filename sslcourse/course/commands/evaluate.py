@@ -10,7 +10,11 @@ import argparse
 import time
 from pathlib import Path
 
-from sslcourse.course.commands.arguments import check_device, whole
+import torch
+
+from sslcourse import augment, datasets, evaluation, models, results, training
+from sslcourse.course import comparison
+from sslcourse.course.commands.arguments import check_device, count, whole
 from sslcourse.course.commands.pretrain import LESSONS, TITLES
 from sslcourse.errors import CourseError
 
@@ -20,22 +24,23 @@ PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to an argparse parser."""
-    parser.add_argument("network", metavar="PATH", help="the folder of a run of `pretrain`, or a file that a lesson has kept")
-    parser.add_argument("--dataset", help="name of a prepared data set (default: the one it was trained on)")
-    parser.add_argument("--data-dir", default="data", metavar="DIR", help="where data sets are kept (default: data)")
-    parser.add_argument("--labels-per-class", type=whole, nargs="+", default=[10], metavar="N", help="labelled images of each class")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each draws its own labels (default: 0 1 2)")
-    parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=["knn", "linear-probe"], help="(default: knn linear-probe)")
-    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="test only when everything is chosen")
-    parser.add_argument("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
+    add = parser.add_argument
+    add("network", metavar="PATH", help="the folder of a run of `pretrain`, or a file that a lesson has kept")
+    add("--dataset", help="name of a prepared data set (default: the one it was trained on)")
+    add("--data-dir", default="data", metavar="DIR", help="where data sets are kept (default: data)")
+    add("--labels-per-class", type=whole, nargs="+", default=[10], metavar="N", help="labelled images of each class")
+    add("--seeds", type=count, nargs="+", default=[0, 1, 2], help="each draws its own labels (default: 0 1 2)")
+    add("--protocol", nargs="+", choices=PROTOCOLS, default=["knn", "linear-probe"], help="(default: knn linear-probe)")
+    add("--split", choices=("validation", "test"), default="validation", help="test only when everything is chosen")
+    add("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
     size = "height and width at which the images are looked at (default: those of the views in pretraining)"
-    parser.add_argument("--size", type=whole, metavar="PIXELS", help=size)
-    parser.add_argument("--steps", type=whole, default=250, help="of fine-tuning, at least; supervised has twice as many (default: 250)")
+    add("--size", type=whole, metavar="PIXELS", help=size)
+    add("--steps", type=whole, default=250, help="of fine-tuning, at least; supervised has twice as many (default: 250)")
     passes = "over the labels in fine-tuning, at least, so that many labels get more steps (default: 25)"
-    parser.add_argument("--passes", type=whole, default=25, help=passes)
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--out", metavar="DIR", help="write result records there; with --split test only")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add("--passes", type=whole, default=25, help=passes)
+    add("--device", help="cpu or cuda (default: cuda where there is one)")
+    add("--out", metavar="DIR", help="write result records there; with --split test only")
+    add("--quiet", action="store_true", help="no progress bars")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,22 +52,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    import torch
-
-    from sslcourse import datasets, models, results
-    from sslcourse.course import comparison
-
     path = Path(args.network)
     if path.is_dir():
-        if not (path / "encoder.safetensors").exists():
-            unfinished = " It is not finished: call pretrain with --resume." if (path / "checkpoint.pt").exists() else ""
-            raise CourseError(f"{path} holds no encoder.safetensors.{unfinished} Give the folder of a finished run, or a network's file.")
+        unfinished = " It is not finished: call pretrain with --resume." if (path / "checkpoint.pt").exists() else ""
         path = path / "encoder.safetensors"
+        if not path.exists():
+            raise CourseError(f"There is no {path}.{unfinished} Give the folder of a finished run, or a network's file.")
     if args.out and args.split != "test":
         raise CourseError("--out keeps records, and records are of test images: add --split test, once everything is chosen.")
     check_device(args.device)
     datasets.check_size(args.size)
-    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+    if len(set(args.seeds)) < len(args.seeds):
         raise CourseError(f"--seeds {' '.join(map(str, args.seeds))}: give different whole numbers from 0.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     network = models.load_network(path, device)
@@ -73,7 +73,8 @@ def _run(args: argparse.Namespace) -> int:
         raise CourseError(f"--labels-per-class {too_many[0]}: the smallest class of {dataset} has {smallest} labelled images.")
     block = network.block if args.block is None else args.block
     size = args.size or network.size
-    pretraining = {key: network.about.get(key) for key in ("epochs", "minutes")}
+    lesson = network.about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
+    trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
     records = []
     for per_class in args.labels_per_class:
         for protocol in args.protocol:
@@ -81,43 +82,38 @@ def _run(args: argparse.Namespace) -> int:
             found = [_one(args, network, images, protocol, per_class, seed, block, size) for seed in args.seeds]
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
             metrics = {kind: results.over_runs([getattr(one, kind) for one in found], n=found[0].n) for kind in kinds}
-            trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
-            way = "probe" if protocol == "linear-probe" and block is not None else PROTOCOLS[protocol]
-            pretrained = protocol != "supervised"
-            name = f"{network.method}{trained_there}, {way}" if pretrained else way
-            lesson = network.about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
-            records.append(
-                results.record(
-                    lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes,
-                    metrics=metrics, seed=args.seeds, tier=network.about.get("tier", comparison.LONG), device=device,
-                    seconds=time.perf_counter() - started, image_size=size, network=comparison.network_name(network),
-                    settings={"split": args.split, "block": block} | (pretraining if pretrained else {}),
-                )
+            name, settings = PROTOCOLS[protocol], {"split": args.split, "block": block}
+            if protocol != "supervised":
+                way = "probe" if protocol == "linear-probe" and block is not None else name
+                name = f"{network.method}{trained_there}, {way}"
+                settings |= {key: network.about.get(key) for key in ("epochs", "minutes")}
+            record = results.record(
+                lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes, metrics=metrics,
+                seed=args.seeds, tier=network.about.get("tier", comparison.LONG), device=device, seconds=time.perf_counter() - started,
+                image_size=size, network=comparison.network_name(network), settings=settings,
             )  # fmt: skip
+            records.append(record)
     print(results.table(records, ["method", "dataset", "labels", "network", "top1", "top3"]))
     print(f"On {args.split} images, {len(args.seeds)} draws of labels. It is one network: the errors do not know how pretrainings differ.")
-    if args.out:
-        for record in records:
-            print(f"Written: {results.write(record, args.out)}")
+    for record in records if args.out else []:
+        print(f"Written: {results.write(record, args.out)}")
     return 0
 
 
 def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int):
     """The result of one protocol with one draw of labels."""
-    from sslcourse import augment, evaluation, training
-    from sslcourse.course import comparison
-
     labelled = images.few_labels(per_class, seed)
     labelled = labelled.subset(test=0) if args.split == "validation" else labelled
-    if protocol in ("fine-tune", "supervised"):
-        encoder, scale = network.encoder, 0.5
-        epochs = training.epochs_for(len(labelled.train_labels), args.steps, args.passes)
-        if protocol == "supervised":  # twice the steps, as in the lessons, and the whole network at the full rate
-            device = next(encoder.parameters()).device
-            encoder = comparison.fresh([network], lambda: None, dataset=images.name, size=size, seed=seed, device=device).encoder
-            epochs, scale = 2 * epochs, 1.0
-        how = {"encoder_lr_scale": scale, "split": args.split, "seed": seed, "batch_size": 64, "validate_every": 0}
-        how |= {"augmentation": augment.weak(size), "progress": not args.quiet}
-        return evaluation.fine_tune(encoder, labelled, epochs, name=f"{protocol}, {per_class} a class, seed {seed}", **how)
-    seen = evaluation.feature_set(network.encoder, labelled, block=block, size=size)
-    return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=args.split)
+    if protocol in ("knn", "linear-probe"):
+        seen = evaluation.feature_set(network.encoder, labelled, block=block, size=size)
+        return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=args.split)
+    encoder, scale = network.encoder, 0.5
+    epochs = training.epochs_for(len(labelled.train_labels), args.steps, args.passes)
+    if protocol == "supervised":  # twice the steps, as in the lessons, and the whole network at the full rate
+        device = next(encoder.parameters()).device
+        encoder = comparison.fresh([network], lambda: None, dataset=images.name, size=size, seed=seed, device=device).encoder
+        epochs, scale = 2 * epochs, 1.0
+    return evaluation.fine_tune(
+        encoder, labelled, epochs, encoder_lr_scale=scale, split=args.split, seed=seed, batch_size=64, validate_every=0,
+        augmentation=augment.weak(size), progress=not args.quiet, name=f"{protocol}, {per_class} a class, seed {seed}",
+    )  # fmt: skip

@@ -1,0 +1,191 @@
+"""What happens around the steps of a training, a small class each: views, guard, averages, looks, checkpoints, progress, stopping."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from sslcourse.devices import rank, world_size
+from sslcourse.errors import CourseError
+from sslcourse.training.checkpoints import load_checkpoint, previous, save_checkpoint
+from sslcourse.training.distributed import any_rank, mean_over_ranks
+from sslcourse.training.loop import Run
+
+
+class Callback:
+    """Called by `loop.train` with its Run at the moments that the methods name; a subclass has those that it needs."""
+
+    def start(self, run: Run) -> None: ...
+
+    def before_step(self, run: Run) -> None: ...
+
+    def after_backward(self, run: Run) -> None: ...
+
+    def after_step(self, run: Run) -> None: ...
+
+    def after_epoch(self, run: Run) -> None: ...
+
+    def end(self, run: Run) -> None: ...
+
+
+class OwnViews(Callback):
+    """With several processes, each draws its own views, and the same ones when it begins at this step again."""
+
+    def before_step(self, run: Run) -> None:
+        if world_size() > 1:
+            torch.manual_seed((run.options.seed * 1_000_003 + run.step) * 1_009 + rank())
+
+
+class Guard(Callback):
+    """Lets a `diagnostics.NonFiniteGuard` see every step: before clipping, which would spread an infinity to all weights."""
+
+    def __init__(self, guard):
+        self.guard = guard
+
+    def before_step(self, run: Run) -> None:
+        self.guard.before(run.step, run.model)
+
+    def after_backward(self, run: Run) -> None:
+        again = {"forward": lambda batch: run.loss_of(*batch)[0], "scaler": run.scaler}
+        self.guard.check(run.step, run.loss, run.model, run.optimizer, run.batch, **again)
+
+    def after_epoch(self, run: Run) -> None:
+        self.guard.check_state(run.step, run.model, run.optimizer)
+
+
+class AfterStep(Callback):
+    """Calls the method's own after_step(step, steps), where it has one: BYOL moves its target, FixMatch its average."""
+
+    def after_step(self, run: Run) -> None:
+        if hasattr(run.model, "after_step"):
+            run.model.after_step(run.step, run.steps)
+
+
+class Averages(Callback):
+    """Adds up loss and metrics, and makes their means the row of the epoch. A loss that is not finite ends the run there."""
+
+    def after_step(self, run: Run) -> None:
+        for name, value in {"loss": run.loss.detach(), **run.metrics}.items():
+            run.totals[name] = run.totals[name] + value if name in run.totals else value.clone()
+
+    def after_epoch(self, run: Run) -> None:
+        means = {name: (total / len(run.loader)).item() for name, total in run.totals.items()}
+        means = mean_over_ranks(means, run.options.device)
+        run.totals = {}
+        lr = run.options.lr
+        if not math.isfinite(means["loss"]):
+            run.history.stopped = f"The loss was {means['loss']} in epoch {run.epoch}; lower lr (it is {lr:g}) or look for bad inputs."
+        rate = lr * run.schedule.lr_lambdas[0](run.schedule.last_epoch)  # before any factor of lr_scales
+        run.row = {"epoch": run.epoch, "step": run.step, "lr": rate, **means}
+
+
+class Looks(Callback):
+    """Completes the row of an epoch and puts it into the History. look(epoch, last) -> further columns, or None for no row.
+
+    With several processes the first one looks.
+    """
+
+    def __init__(self, look: Callable[[int, bool], dict | None]):
+        self.look = look
+
+    def after_epoch(self, run: Run) -> None:
+        last = run.epoch == run.last_epoch or bool(run.history.stopped)
+        seen = self.look(run.epoch, last) if rank() == 0 else {}
+        if seen is None:
+            run.row = None
+            return
+        run.row |= seen | {"seconds": time.perf_counter() - run.started}
+        run.history.rows.append(run.row)
+
+
+class Checkpoint(Callback):
+    """Goes on from the file if there is one, and writes it with each row and every so many steps, unless the loss is not finite."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def start(self, run: Run) -> None:
+        run.checkpoint = self
+        if Path(self.path).exists() or previous(self.path).exists():
+            totals = load_checkpoint(self.path, run.history.settings, run.parts, run.history)
+            run.totals = {name: torch.as_tensor(value, device=run.options.device) for name, value in totals.items()}
+
+    def after_step(self, run: Run) -> None:
+        every = run.options.checkpoint_every
+        if every and run.step % every == 0 and run.may_break_off:
+            self.save_inside_epoch(run)
+
+    def save_inside_epoch(self, run: Run) -> None:
+        if math.isfinite(run.totals["loss"].item()):
+            if run.options.guard is not None:
+                run.options.guard.check_state(run.step, run.model, run.optimizer)
+            save_checkpoint(self.path, run.history.settings, run.parts, run.history, run.totals)
+
+    def after_epoch(self, run: Run) -> None:
+        if run.row is not None and not run.history.stopped and rank() == 0:
+            save_checkpoint(self.path, run.history.settings, run.parts, run.history)
+
+
+class ProgressBar(Callback):
+    """A bar over the epochs, with the loss and what was seen at the last look. On the first process only."""
+
+    def start(self, run: Run) -> None:
+        # in a notebook among what is printed, where the next line covers it; stderr leaves a coloured gap
+        stream = sys.stdout if type(sys.stdout).__module__.startswith("ipykernel.") else sys.stderr
+        quiet = {} if run.options.progress and rank() == 0 else {"disable": True}  # not False, which would overrule TQDM_DISABLE
+        self.bar = tqdm(total=run.epochs, initial=run.epoch, desc=run.options.name, unit="epoch", leave=False, file=stream, **quiet)
+
+    def after_epoch(self, run: Run) -> None:
+        self.bar.update()
+        if run.row is not None:
+            self.bar.set_postfix_str(in_short(run.row))
+
+    def end(self, run: Run) -> None:
+        self.bar.close()
+
+
+def in_short(row: dict[str, float]) -> str:
+    """Loss, accuracy and spread of an epoch, for a progress bar."""
+    texts = [f"loss {row['loss']:.3f}" + (f" (chance {row['chance_loss']:.3f})" if "chance_loss" in row else "")]
+    accuracies = {"validation_accuracy": "validation", "knn_accuracy": "kNN"}
+    texts += [f"{label} {100 * row[name]:.1f} %" for name, label in accuracies.items() if name in row]
+    texts += [f"std {row['feature_std']:.3f}"] if "feature_std" in row else []
+    return ", ".join(texts)
+
+
+class Stopped(CourseError):
+    """A run was asked to stop, and has; if it has a checkpoint file, that is written."""
+
+
+class StopWhenAsked(Callback):
+    """Set `asked`, from a signal handler for example, and the run writes its checkpoint after the present step and raises Stopped.
+
+    With several processes it does so at the end of the epoch, when any of them was asked.
+    """
+
+    asked = False
+
+    def after_step(self, run: Run) -> None:
+        if self.asked and run.may_break_off:
+            if run.checkpoint is not None:
+                run.checkpoint.save_inside_epoch(run)
+            self._stop(run)
+
+    def after_epoch(self, run: Run) -> None:
+        if any_rank(self.asked, run.options.device):
+            self._stop(run)
+
+    def _stop(self, run: Run) -> None:
+        way_on = "The same call goes on from there." if run.checkpoint else "It had no checkpoint file, so the same call begins anew."
+        raise Stopped(f"Stopped as asked, after step {run.step}. {way_on}")
+
+
+def around(look: Callable[[int, bool], dict | None], options) -> list[Callback]:
+    """The callbacks of a training with these options, in the order in which they are called."""
+    guard = [Guard(options.guard)] if options.guard is not None else []
+    checkpoint = [Checkpoint(options.checkpoint)] if options.checkpoint else []
+    return [OwnViews(), *guard, AfterStep(), Averages(), Looks(look), *checkpoint, ProgressBar(), *options.callbacks]

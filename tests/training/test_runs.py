@@ -1,0 +1,309 @@
+"""What all trainings have in common: exact resuming, random numbers, refusals, what ends a run, and what is called on the way."""
+
+import io
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny import image_set, new_model, rotation, same_weights, simclr, without_seconds
+from torch import nn
+
+from sslcourse import augment, models, training
+from sslcourse.diagnostics import NonFiniteError, NonFiniteGuard
+from sslcourse.errors import CourseError
+from sslcourse.training import loop
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def fixmatch(seed=0, **options):
+    return models.FixMatch(new_model(seed), **{"threshold": 0.4, **options})
+
+
+def pseudo_labels(seed=0):
+    return models.PseudoLabeling(new_model(seed), average=0.9)
+
+
+# name -> what makes the model, what trains it and how, and what its encoder is called in lr_scales
+KINDS = {
+    "classifier": (new_model, training.fit_classifier, {"batch_size": 16, "validate_every": 2}, "encoder"),
+    "rotation": (rotation, training.pretrain, {"batch_size": 16, "look_every": 2}, "encoder"),
+    "simclr": (simclr, training.pretrain, {"batch_size": 16, "look_every": 2}, "encoder"),
+    "pseudo-labels": (pseudo_labels, training.fit_semi_supervised, {"batch_size": 6, "unlabeled_ratio": 2}, "classifier.encoder"),
+    "fixmatch": (fixmatch, training.fit_semi_supervised, {"batch_size": 6, "unlabeled_ratio": 2}, "classifier.encoder"),
+}
+EACH = pytest.mark.parametrize("kind", KINDS)
+
+
+def fit(kind, model, images=None, epochs=4, **options):
+    _, train, how, _ = KINDS[kind]
+    images = images if images is not None else image_set()
+    return train(model, images, epochs, **{"precision": "fp32", "progress": False, **how, **options})
+
+
+def make(kind, seed=0):
+    return KINDS[kind][0](seed)
+
+
+class AtStep(training.Callback):
+    """Does something after this step."""
+
+    def __init__(self, step, what):
+        self.step, self.what = step, what
+
+    def after_step(self, run):
+        if run.step == self.step:
+            self.what(run)
+
+
+# --- resuming -------------------------------------------------------------------------------------------------------------------------
+
+
+@EACH
+@pytest.mark.parametrize("way", ["plain", "lars in bf16", "sgd"])
+def test_a_run_in_two_parts_ends_exactly_as_one(kind, way, tmp_path):
+    options = {
+        "plain": {},
+        "lars in bf16": {"optimizer": "lars", "lr": 0.5, "precision": "bf16"},
+        "sgd": {"optimizer": "sgd", "clip_norm": 0.5, "lr_scales": {KINDS[kind][3]: 0.5}},
+    }[way]
+    whole, first, second = make(kind), make(kind), make(kind, 1)  # the second's own weights must not matter
+    expected = fit(kind, whole, **options)
+    half = fit(kind, first, checkpoint=tmp_path / "run.pt", stop_after=3, **options)
+    assert half.final["epoch"] == 3 and not same_weights(first, whole)
+    torch.manual_seed(4321)
+    resumed = fit(kind, second, checkpoint=tmp_path / "run.pt", **options)
+    assert same_weights(second, whole) and not second.training
+    rows = without_seconds(resumed)
+    assert rows[-1] == without_seconds(expected)[-1] and resumed["seconds"] == sorted(resumed["seconds"])
+    again = fit(kind, make(kind), checkpoint=tmp_path / "run.pt", **options)  # a finished run is not run again
+    assert again.rows == resumed.rows
+
+
+@EACH
+def test_a_run_that_is_stopped_inside_an_epoch_goes_on_exactly(kind, tmp_path):
+    whole, second, stop = make(kind), make(kind, 1), training.StopWhenAsked()
+    expected = fit(kind, whole)
+    ask = AtStep(5, lambda run: setattr(stop, "asked", True))
+    with pytest.raises(training.Stopped, match=r"after step 5\. The same call goes on"):
+        fit(kind, make(kind), checkpoint=tmp_path / "run.pt", callbacks=[ask, stop])
+    resumed = fit(kind, second, checkpoint=tmp_path / "run.pt")
+    assert same_weights(second, whole) and without_seconds(resumed) == without_seconds(expected)
+
+
+def test_a_run_without_a_checkpoint_says_so_when_it_is_stopped():
+    stop = training.StopWhenAsked()
+    stop.asked = True
+    with pytest.raises(training.Stopped, match="no checkpoint"):
+        fit("simclr", simclr(), callbacks=[stop])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"lr": 1e-3}, {"epochs": 7}, {"batch_size": 8}, {"seed": 1}, {"optimizer": "sgd"}, {"weight_decay": 0.5}, {"warmup": 0.3},
+     {"clip_norm": 1.0}, {"lr_scales": {"encoder": 0.5}}, {"precision": "bf16"}],
+)  # fmt: skip
+def test_a_checkpoint_of_other_settings_is_refused_by_name(changed, tmp_path):
+    fit("simclr", simclr(), checkpoint=tmp_path / "run.pt", stop_after=1)
+    with pytest.raises(CourseError, match=rf"other settings: .*{next(iter(changed))} .* there and .* here"):
+        fit("simclr", simclr(), checkpoint=tmp_path / "run.pt", **changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "options", "named"),
+    [
+        ("simclr", lambda: simclr(temperature=0.5), {}, "temperature"),
+        ("simclr", lambda: simclr(augmentation=augment.simclr(8, strength=0.5)), {}, "augmentation"),
+        ("simclr", lambda: simclr(width=5), {}, "parameters"),
+        ("simclr", rotation, {}, "method"),
+        ("simclr", simclr, {"images": image_set(n=64)}, "images"),
+        ("classifier", new_model, {"label_smoothing": 0.0}, "label_smoothing"),
+        ("classifier", new_model, {"augmentation": augment.simclr(8)}, "augmentation"),
+        ("fixmatch", fixmatch, {"unlabeled_ratio": 3}, "unlabeled_ratio"),
+        ("fixmatch", lambda: fixmatch(label_smoothing=0.1), {}, "options"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(kind, other, options, named, tmp_path):
+    fit(kind, make(kind), checkpoint=tmp_path / "run.pt", stop_after=1)
+    with pytest.raises(CourseError, match=f"other settings: .*{named}"):
+        fit(kind, other(), checkpoint=tmp_path / "run.pt", **options)
+
+
+@EACH
+def test_numbers_of_numpy_do_not_spoil_a_checkpoint(kind, tmp_path):
+    numbers = {"lr": np.float64(1e-3), "seed": np.int64(3), "epochs": np.int64(2), "weight_decay": np.float32(0.1)}
+    numbers["lr_scales"] = {KINDS[kind][3]: np.float64(0.5)}
+    fit(kind, make(kind), checkpoint=tmp_path / "run.pt", stop_after=1, **numbers)
+    history = fit(kind, make(kind), checkpoint=tmp_path / "run.pt", **numbers)
+    assert history.final["epoch"] == 2
+    history.save(tmp_path / "history.json")
+    assert json.loads((tmp_path / "history.json").read_text())["rows"] == history.rows
+
+
+# --- random numbers -------------------------------------------------------------------------------------------------------------------
+
+
+@EACH
+def test_the_seed_decides_and_the_callers_random_state_is_left_alone(kind):
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    first, again, other = make(kind), make(kind), make(kind)
+    fit(kind, first, epochs=2, seed=7)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(999)
+    fit(kind, again, epochs=2, seed=7)
+    fit(kind, other, epochs=2, seed=8)
+    assert same_weights(first, again) and not same_weights(first, other)
+
+
+@EACH
+def test_looking_does_not_change_what_is_learned(kind):
+    often, never = make(kind), make(kind)
+    name = "validate_every" if kind == "classifier" else "look_every"
+    fit(kind, often, **{name: 1})
+    fit(kind, never, **{name: 0})
+    assert same_weights(often, never)
+
+
+# --- the step -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@EACH
+def test_half_precision_keeps_the_weights_in_fp32(kind, precision):
+    model = make(kind)
+    history = fit(kind, model, epochs=1, precision=precision)
+    assert history.settings["precision"] == precision and math.isfinite(history.final["loss"])
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and all(p.isfinite().all() for p in model.parameters())
+
+
+def test_clipping_limits_the_step():
+    start, length = rotation(), {}
+    for clip in (None, 1e-3):
+        method = rotation()
+        fit("rotation", method, epochs=1, optimizer="sgd", lr=0.1, weight_decay=0.0, clip_norm=clip, look_every=0)
+        moved = [(a - b).square().sum() for a, b in zip(method.parameters(), start.parameters(), strict=True)]
+        length[clip] = torch.stack(moved).sum().sqrt().item()
+    # three steps of at most lr · 1e-3, which Nesterov's momentum of 0.9 makes (1.9 + 2.71 + 3.44) times as long
+    assert 0 < length[1e-3] <= 0.1 * 1e-3 * 8.1 < length[None]
+
+
+def test_frozen_parts_stay_as_they_are():
+    method, start = simclr(), simclr()
+    method.encoder.blocks[0].requires_grad_(False)
+    fit("simclr", method, epochs=1)
+    assert torch.equal(method.encoder.blocks[0][0].weight, start.encoder.blocks[0][0].weight)
+    assert not torch.equal(method.encoder.blocks[1][0].weight, start.encoder.blocks[1][0].weight)
+
+
+@pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.05), ("sgd", 5e-4), ("lars", 1e-6)])
+def test_each_optimizer_has_its_weight_decay_and_parts_their_rates(optimizer, decay):
+    seen = []
+    look = AtStep(1, lambda run: seen.extend(run.optimizer.param_groups))
+    history = fit("rotation", rotation(), epochs=1, optimizer=optimizer, lr_scales={"encoder": 0.1}, callbacks=[look])
+    assert history.settings["weight_decay"] == decay
+    assert [(g["lr_scale"], g["weight_decay"]) for g in seen] == [(1.0, decay), (1.0, 0.0), (0.1, decay), (0.1, 0.0)]
+    assert max(history["lr"]) == max(fit("rotation", rotation(), epochs=1, optimizer=optimizer)["lr"])  # before any factor
+
+
+def test_callbacks_are_called_at_their_moments_and_the_method_is_told_its_steps():
+    told, method = [], rotation()
+
+    class Told(training.Callback):
+        def __getattribute__(self, moment):
+            return lambda run: told.append((moment, run.step))
+
+    method.after_step = lambda step, steps: told.append(("method", step, steps))
+    fit("rotation", method, image_set(n=16), epochs=2, callbacks=[Told()])
+    step = ["before_step", "after_backward"]
+    expected = [("start", 0)]
+    for k in (1, 2):
+        expected += [*[(moment, k) for moment in step], ("method", k, 2), ("after_step", k), ("after_epoch", k)]
+    assert told == [*expected, ("end", 2)]
+
+
+def test_the_bar_leaves_nothing_behind_in_a_notebook(monkeypatch, capsys):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    kernel = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stdout", kernel)
+    fit("classifier", new_model(), epochs=2, progress=True)
+    drawn = kernel.getvalue()
+    assert "2/2" in drawn and not drawn.rpartition("\r")[0].rpartition("\r")[2].strip() and drawn.endswith("\r")
+    monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+    fit("classifier", new_model(), epochs=2, progress=True)  # in a terminal, what is printed stays free of bars
+    told = capsys.readouterr()
+    assert told.out == "" and "2/2" in told.err
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------------------------
+
+
+def spoil(run):
+    nn.init.constant_(next(iter(run.model.parameters())), math.nan)
+
+
+@EACH
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_warning_and_the_last_good_checkpoint_stays(kind, tmp_path):
+    file, per_epoch = tmp_path / "run.pt", 4 if "unlabeled_ratio" in KINDS[kind][2] else 3
+    with pytest.warns(UserWarning, match=r"nan in epoch 3; lower lr") as caught:
+        history = fit(kind, make(kind), checkpoint=file, callbacks=[AtStep(2 * per_epoch + 1, spoil)], checkpoint_every=1)
+    assert caught[-1].filename == __file__  # it points to where the training was called
+    assert history.final["epoch"] == 3 and math.isnan(history.final["loss"]) and "epoch 3" in history.stopped
+    history.save(tmp_path / "history.json")
+    assert json.loads((tmp_path / "history.json").read_text())["rows"][-1]["loss"] is None
+    state = torch.load(file, weights_only=True)  # of the step that spoiled it: its loss was finite still
+    assert state["parts"]["loader"].get("unlabeled", state["parts"]["loader"])["batch"] == 1
+    (tmp_path / "run.previous.pt").replace(file)  # a run without the fault goes on from the one before as if nothing had happened
+    whole, again = make(kind), make(kind, 1)
+    expected = fit(kind, whole)
+    assert fit(kind, again, checkpoint=file).final["loss"] == expected.final["loss"] and same_weights(again, whole)
+
+
+@EACH
+def test_a_guard_stops_at_the_bad_step_and_keeps_the_last_checkpoint(kind, tmp_path):
+    guard = NonFiniteGuard(tmp_path / "found")
+    with pytest.raises(NonFiniteError, match=r"step [89]\b.*weight"):
+        fit(kind, make(kind), checkpoint=tmp_path / "run.pt", guard=guard, callbacks=[AtStep(8, spoil)], checkpoint_every=1)
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["parts"]["model"].values())
+    assert (tmp_path / "found" / "nonfinite.txt").exists()
+
+
+@EACH
+def test_a_guard_changes_nothing_in_a_healthy_run(kind, tmp_path):
+    alone, guarded = make(kind), make(kind)
+    fit(kind, alone, clip_norm=0.5)
+    fit(kind, guarded, clip_norm=0.5, guard=NonFiniteGuard(tmp_path))
+    assert same_weights(alone, guarded) and not list(tmp_path.iterdir())
+
+
+@EACH
+@pytest.mark.parametrize(
+    "options",
+    [{"epochs": 0}, {"epochs": 1.5}, {"lr": 0.0}, {"lr": math.nan}, {"batch_size": 0}, {"optimizer": "adam"}, {"warmup": 1.0},
+     {"clip_norm": 0.0}, {"clip_norm": math.nan}, {"lr_scales": {"body": 0.1}}, {"precision": "double"}],
+)  # fmt: skip
+def test_impossible_options_are_refused_by_name(kind, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        fit(kind, make(kind), **options)
+
+
+@EACH
+def test_unknown_options_and_what_is_no_data_set_are_refused(kind):
+    with pytest.raises(TypeError, match="rate"):
+        fit(kind, make(kind), rate=0.1)
+    for images in (torch.zeros(32, 3, 8, 8, dtype=torch.uint8), "toybox"):
+        with pytest.raises(TypeError, match=f"ImageSet.*not {type(images).__name__}"):
+            fit(kind, make(kind), images)
+
+
+def test_options_name_everything_that_a_training_takes():
+    """Each keyword that the three functions share is a field of Options, and what does not change the numbers is none of the settings."""
+    history = fit("simclr", simclr(), epochs=1)
+    same = {"name", "device", "guard", "checkpoint", "checkpoint_every", "stop_after", "progress", "callbacks"}
+    assert set(vars(loop.Options(batch_size=1, warmup=0.1, name="x"))) - same <= set(history.settings)
+    assert not same & set(history.settings)
