@@ -1,15 +1,8 @@
-"""What the tests in a browser share: a Chromium, and a JupyterLab of their own. They run only when asked for:
+"""What the tests in a browser share: a Chromium, and a JupyterLab of their own. They run only when asked for, with -m browser."""
 
-    python -m pytest -m browser tests/browser
-
-SSLCOURSE_SCREENSHOTS=build/browser also leaves pictures of every lesson, narrow and wide, light and dark.
-"""
-
-import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,27 +33,8 @@ def chromium():
 
 
 @pytest.fixture(scope="session")
-def screenshots() -> Path | None:
-    """Where pictures of the lessons are wanted; None where they are not."""
-    folder = os.environ.get("SSLCOURSE_SCREENSHOTS")
-    return (ROOT / folder).resolve() if folder else None
-
-
-@pytest.fixture(scope="session")
-def jupyterlab(tmp_path_factory):
-    """A JupyterLab with copies of all lessons, at tier smoke on a toybox that was drawn beforehand."""
-    if find_spec("jupyterlab") is None or find_spec("jupyterlab_widgets") is None:
-        pytest.skip('JupyterLab is not installed: pip install -e ".[lab]"')
-    from jupyterlab_server import JupyterLabServer, copies_of
-
-    folder = tmp_path_factory.mktemp("jupyterlab")
-    data = folder / "data"
-    subprocess.run([sys.executable, "-m", "sslcourse", "data", "--data-dir", str(data)], check=True, cwd=ROOT, capture_output=True)
-    notebooks = copies_of(sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")), folder / "notebooks")
-    environment = {
-        "SSLCOURSE_TIER": "smoke", "SSLCOURSE_DATASET": "toybox",
-        "SSLCOURSE_DATA_DIR": str(data), "SSLCOURSE_RESULTS_DIR": str(folder / "results"),
-        "OMP_NUM_THREADS": "1",  # a second run is compared with the first, and threads add up in any order
-    }  # fmt: skip
-    with JupyterLabServer(notebooks, folder / "server", environment) as server:
-        yield server
+def toybox(tmp_path_factory):
+    """A folder with toybox, drawn beforehand."""
+    folder = tmp_path_factory.mktemp("data")
+    subprocess.run([sys.executable, "-m", "sslcourse", "data", "--data-dir", folder], check=True, cwd=ROOT, capture_output=True)
+    return folder

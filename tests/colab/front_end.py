@@ -3,10 +3,7 @@
 Controls are moved by the messages that a front end sends, and what they draw is what arrives while the widget for output is listening.
 """
 
-import asyncio
 import json
-import re
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,70 +20,47 @@ _CELL_SECONDS = 300
 
 @dataclass
 class Session:
-    """What became of a lesson: problems as sentences, how many controls were moved, and what was printed as a warning."""
+    """What became of a lesson: problems as sentences, and how many controls were moved."""
 
     problems: list[str] = field(default_factory=list)
     controls: int = 0
-    warnings: list[str] = field(default_factory=list)
-    setup_seconds: float = 0.0
-    seconds: float = 0.0
 
 
 async def run(notebook, python: Path, folder: Path, environment: dict[str, str], specs: Path) -> Session:
     """Run all cells in place and move every control that a cell shows; a cell that fails ends the lesson.
 
-    notebook: executed in place. python: the interpreter of the kernel. folder: its working directory. environment: its variables, all of
-    them. specs: an empty folder of the caller's, for the kernel's description.
+    python: the interpreter of the kernel. folder: its working directory. environment: its variables, all of them. specs: an empty folder
+    of the caller's, for the kernel's description.
     """
-    session, begun, interrupted = Session(), time.perf_counter(), asyncio.Event()
+    session = Session()
     (specs / "colab").mkdir(parents=True)
     command = [str(python), "-m", "colab_kernel_launcher", "-f", "{connection_file}"]
     (specs / "colab" / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "Colab", "language": "python"}))
-    manager = AsyncKernelManager(
-        kernel_name="colab", kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(specs)], ensure_native_kernel=False)
-    )
+    described = KernelSpecManager(kernel_dirs=[str(specs)], ensure_native_kernel=False)
+    manager = AsyncKernelManager(kernel_name="colab", kernel_spec_manager=described)
     client = NotebookClient(notebook, km=manager, timeout=_CELL_SECONDS, store_widget_state=True)
-    task = asyncio.current_task()
-
-    def interrupt() -> None:
-        interrupted.set()
-        task.cancel()
-
     try:
         async with client.async_setup_kernel(env=environment, cwd=str(folder), cleanup_kc=True):
-            # in place of nbclient's own handler, after which only this lesson would end
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
-            await _cells(client, notebook, session)
+            for index, cell in enumerate(notebook.cells):
+                before = set(client.widget_state)
+                await client.async_execute_cell(cell, index)
+                made = {model: state for model, state in client.widget_state.items() if model not in before}
+                if any(state["_model_name"] == "OutputModel" for state in made.values()):
+                    first = next(iter(cell.source.strip().splitlines()), "")[:60]
+                    found, moved = await _play(client, made)
+                    session.problems += [f"cell {index} ({first}): {problem}" for problem in found]
+                    session.controls += moved
     except CellExecutionError as error:
         session.problems.append(f"it stopped with {error.ename}: {error.evalue}")
-    except (Exception, asyncio.CancelledError) as error:  # interrupted, the kernel died, or a cell took too long
+    except Exception as error:  # the kernel died, or a cell took too long
         session.problems.append(f"it stopped with {type(error).__name__}: {str(error).strip()[:300]}")
-    if interrupted.is_set():  # nbclient makes a dead kernel of it
-        raise KeyboardInterrupt
-    session.seconds = time.perf_counter() - begun
     return session
-
-
-async def _cells(client: NotebookClient, notebook, session: Session) -> None:
-    for index, cell in enumerate(notebook.cells):
-        before, begun = set(client.widget_state), time.perf_counter()
-        await client.async_execute_cell(cell, index)
-        if cell.cell_type == "code" and not session.setup_seconds:
-            session.setup_seconds = time.perf_counter() - begun
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream" and output.name == "stderr" and re.search(r"[a-z](Warning|Error):", output.text):
-                session.warnings.append(output.text.strip())  # the rest are progress bars, and what pip says of a machine's settings
-        made = {model: client.widget_state[model] for model in client.widget_state if model not in before}
-        if any(state["_model_name"] == "OutputModel" for state in made.values()):
-            found, moved = await _play(client, made)
-            first = next(iter(cell.source.strip().splitlines()), "")[:60]
-            session.problems += [f"cell {index} ({first}): {problem}" for problem in found]
-            session.controls += moved
 
 
 async def _play(client: NotebookClient, models: dict[str, dict]) -> tuple[list[str], int]:
     """Move each control away from its setting and back, and press each button once; -> problems, and how many controls there were."""
-    problems, moved, seen = [], 0, _drawn(models)
+    outputs = [output for state in models.values() if state["_model_name"] == "OutputModel" for output in state.get("outputs", [])]
+    problems, moved, seen = [], 0, [_essence(output) for output in outputs]
     buttons = [model for model, state in models.items() if state["_model_name"] == "ButtonModel"]
     if not seen and not buttons:
         problems.append("the controls came without a first figure")
@@ -95,7 +69,7 @@ async def _play(client: NotebookClient, models: dict[str, dict]) -> tuple[list[s
         if not others:
             continue
         moved += 1
-        name, shown = state.get("description") or state["_model_name"], None
+        name = state.get("description") or state["_model_name"]
         for setting in others:
             shown = await _move(client, model, setting)
             if _trouble(shown):
@@ -108,16 +82,10 @@ async def _play(client: NotebookClient, models: dict[str, dict]) -> tuple[list[s
             seen = await _move(client, model, home)
     for model in buttons:
         moved += 1
-        name = models[model].get("description")
         shown = await _say(client, model, {"method": "custom", "content": {"event": "click"}})
-        wrong = _trouble(shown) or ("" if shown else "nothing was shown")
-        if wrong:
-            problems.append(f"the button {name!r} was pressed: {wrong}")
+        if _trouble(shown) or not shown:
+            problems.append(f"the button {models[model].get('description')!r} was pressed: {_trouble(shown) or 'nothing was shown'}")
     return problems, moved
-
-
-async def _move(client: NotebookClient, model: str, setting: dict) -> list:
-    return await _say(client, model, {"method": "update", "state": setting, "buffer_paths": []})
 
 
 def _settings(state: dict) -> tuple[dict, list[dict]]:
@@ -135,18 +103,8 @@ def _settings(state: dict) -> tuple[dict, list[dict]]:
     return {}, []
 
 
-def _others(state: dict) -> list[dict]:
-    """Settings that the control does not have now, as a front end would send them; [] for what is no control."""
-    kind = state["_model_name"]
-    if kind == "CheckboxModel":
-        return [{"value": not state["value"]}]
-    if kind == "DropdownModel":
-        return [{"index": index} for index in range(len(state["_options_labels"])) if index != state["index"]]
-    if kind in ("IntSliderModel", "FloatSliderModel"):
-        values = [state["max"], state["min"], (state["min"] + state["max"]) / 2]
-        values = [int(value) for value in values] if kind == "IntSliderModel" else values
-        return [{"value": value} for value in values if value != state["value"]]
-    return []
+async def _move(client: NotebookClient, model: str, setting: dict) -> list:
+    return await _say(client, model, {"method": "update", "state": setting, "buffer_paths": []})
 
 
 async def _say(client: NotebookClient, model: str, data: dict) -> list:
@@ -168,12 +126,6 @@ async def _say(client: NotebookClient, model: str, data: dict) -> list:
                 listening = state["msg_id"] == own
         elif kind == "error" or (kind in _OUTPUTS and listening):
             shown.append(_essence(content))
-
-
-def _drawn(models: dict[str, dict]) -> list:
-    """What the output widgets of a cell show after it ran."""
-    outputs = [output for state in models.values() if state["_model_name"] == "OutputModel" for output in state.get("outputs", [])]
-    return [_essence(output) for output in outputs]
 
 
 def _essence(output: dict):

@@ -1,7 +1,6 @@
 """The lessons as pages and as slides: what docs/ tells Sphinx and nbconvert to make of notebooks."""
 
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -55,15 +54,6 @@ def test_a_page_shows_every_figure_folds_solutions_and_loads_nothing_from_elsewh
     assert page.count("solution_") == sum(block.count("solution_") for block in solutions) > 0
     assert 'href="GLOSSARY.html#' in page and "Open in Colab" in page and "tex-svg-full.js" in page
     assert not [address for address in loaded(page) if address.startswith(("http", "//"))]
-
-
-@needs_site
-def test_the_search_knows_the_words_of_the_lessons_and_reads_no_page_from_disk(pages):
-    index = (pages / "searchindex.js").read_text(encoding="utf-8")
-    terms = json.loads(index[index.index("{") : index.rindex("}") + 1])["terms"]
-    assert any(term.startswith("entrop") for term in terms)
-    options = (pages / "_static" / "documentation_options.js").read_text(encoding="utf-8")
-    assert re.search(r"SHOW_SEARCH_SUMMARY: false", options)
 
 
 @needs_site
