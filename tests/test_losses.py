@@ -80,6 +80,8 @@ def test_nt_xent_of_less_precise_rows_is_rounded_only_once(dtype, n, d, temperat
     z0, z1 = views(n, d, seed=n, dtype=dtype)  # the loops get the same rounded rows
     loss = nt_xent(z0, z1, temperature)
     assert loss.dtype == torch.float32 and loss.shape == ()
+    with torch.autocast("cpu", dtype=torch.float16 if dtype == torch.float16 else torch.bfloat16):
+        assert torch.equal(nt_xent(z0, z1, temperature), loss)
     value, gradient = errors(value_and_gradient(nt_xent, z0, z1, temperature), by_loops(z0, z1, temperature))
     assert value < 0.501 * EPS32  # 6e-8: the value is rounded to float32, the gradient to the precision of the rows, and nothing else is
     assert gradient < 0.501 * torch.finfo(dtype).eps
@@ -149,13 +151,6 @@ def test_nt_xent_does_not_change(change, temperature):
     assert nt_xent(*changed, temperature).item() == pytest.approx(nt_xent(z0, z1, temperature).item(), rel=1e-13)
 
 
-def test_nt_xent_does_change_when_only_one_view_is_reordered_turned_or_flipped():
-    z0, z1 = views(6, 4, noise=0.3)
-    loss = nt_xent(z0, z1).item()
-    for other in (z1[[3, 1, 0, 5, 4, 2]], z1 @ rotation(4), -z1):
-        assert nt_xent(z0, other).item() > loss + 0.1
-
-
 # --- closed forms -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -202,17 +197,6 @@ def test_rows_in_different_precisions():
     assert nt_xent(z0, z1.half()).item() == nt_xent(z0, z1.half().float()).item()
     mixed = nt_xent(z0, z1.double())
     assert mixed.dtype == torch.float64 and mixed == nt_xent(z0.double(), z1.double())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_changes_no_bit(dtype):
-    z0, z1 = views(16, 32, dtype=torch.float32)
-    expected = value_and_gradient(nt_xent, z0, z1, 0.1)
-    with torch.autocast("cpu", dtype=dtype):
-        assert (z0 @ z1.T).dtype == dtype  # autocast is at work
-        got = value_and_gradient(nt_xent, z0, z1, 0.1)
-        assert nt_xent(z0, z1).dtype == torch.float32
-    assert got[0] == expected[0] and (got[1] == expected[1]).all()
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------------------------

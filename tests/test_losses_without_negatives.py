@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,7 +11,7 @@ from sslcourse.losses import barlow_twins_loss, byol_loss, cross_correlation
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LOSSES = {"byol": byol_loss, "barlow": barlow_twins_loss}
-SHAPES = [(2, 1), (2, 5), (3, 3), (7, 4), (16, 32), (64, 8)]
+SHAPES = [(2, 5), (3, 3), (7, 4), (16, 8)]
 
 
 def pair(n, d, seed=0, dtype=torch.float64):
@@ -54,55 +53,33 @@ def gradients(loss, *tensors):
     return [t.grad for t in tensors]
 
 
-def by_differences(function, z, step=1e-6):
-    """The gradient of function(z) by central differences, in float64."""
-    gradient = torch.zeros_like(z)
-    for index in np.ndindex(*z.shape):
-        up, down = z.clone(), z.clone()
-        up[index] += step
-        down[index] -= step
-        gradient[index] = (function(up) - function(down)) / (2 * step)
-    return gradient
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_byol_loss_equals_loops(shape):
-    p, z = pair(*shape)
+    p, z = (x.requires_grad_() for x in pair(*shape))
     assert byol_loss(p, z).item() == pytest.approx(byol_by_loops(p, z), rel=1e-12)
-    (gradient, none) = gradients(byol_loss, p, z)
-    assert none is None  # nothing flows into the target
-    if p.numel() < 100:
-        torch.testing.assert_close(gradient, by_differences(lambda x: byol_by_loops(x, z), p), rtol=1e-6, atol=1e-8)
+    assert torch.autograd.gradcheck(lambda p: byol_loss(p, z), p) and torch.autograd.gradcheck(lambda z: byol_loss(p, z, False), z)
+    assert torch.autograd.grad(byol_loss(p, z), [p, z], allow_unused=True)[1] is None  # nothing flows into the target
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("lambda_param", [0.0, 5e-3, 1.0])
 def test_barlow_twins_loss_equals_loops(shape, lambda_param):
-    z0, z1 = pair(*shape)
+    z0, z1 = (z.requires_grad_() for z in pair(*shape))
     assert barlow_twins_loss(z0, z1, lambda_param).item() == pytest.approx(barlow_by_loops(z0, z1, lambda_param), rel=1e-11)
     if z0.numel() < 100:
-        found = gradients(lambda a, b: barlow_twins_loss(a, b, lambda_param), z0, z1)
-        torch.testing.assert_close(found[0], by_differences(lambda x: barlow_by_loops(x, z1, lambda_param), z0), rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(found[1], by_differences(lambda x: barlow_by_loops(z0, x, lambda_param), z1), rtol=1e-5, atol=1e-7)
+        assert torch.autograd.gradcheck(lambda z0, z1: barlow_twins_loss(z0, z1, lambda_param), (z0, z1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", LOSSES)
-def test_lower_precision_equals_the_float64_computation_on_the_same_rows(name, dtype):
+def test_lower_precision_and_autocast_equal_the_float64_computation_on_the_same_rows(name, dtype):
     z0, z1 = pair(32, 16, dtype=dtype)
-    by_loops = {"byol": byol_by_loops, "barlow": barlow_by_loops}[name]
-    value = LOSSES[name](z0, z1)
-    assert value.dtype == torch.float32
-    assert value.item() == pytest.approx(by_loops(z0, z1), rel=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", LOSSES)
-def test_autocast_changes_nothing(name, dtype):
-    z0, z1 = pair(16, 8, dtype=torch.float32)
-    with torch.autocast("cpu", dtype=dtype):
-        inside = LOSSES[name](z0, z1)
-    assert torch.equal(inside, LOSSES[name](z0, z1))
+    with torch.autocast("cpu", torch.bfloat16):
+        value = LOSSES[name](z0, z1)
+    assert value.dtype == torch.float32 and torch.equal(value, LOSSES[name](z0, z1))
+    assert value.item() == pytest.approx({"byol": byol_by_loops, "barlow": barlow_by_loops}[name](z0, z1), rel=1e-6)
+    z0[1, 1] = math.nan
+    assert LOSSES[name](z0, z1).isnan()
 
 
 @pytest.mark.parametrize("shape", [(8, 4), (33, 17), (128, 64)])
@@ -125,12 +102,6 @@ def test_byol_loss_at_its_three_landmarks():
     assert byol_loss(p, -z).item() == pytest.approx(4)
 
 
-def test_stop_gradient_can_be_taken_away():
-    p, z = pair(6, 3)
-    with_it, without = gradients(byol_loss, p, z), gradients(lambda a, b: byol_loss(a, b, stop_gradient=False), p, z)
-    assert torch.equal(with_it[0], without[0]) and with_it[1] is None and without[1].abs().sum() > 0
-
-
 def test_barlow_is_invariant_to_what_a_correlation_ignores():
     z0, z1 = pair(64, 6)
     value = barlow_twins_loss(z0, z1)
@@ -142,18 +113,6 @@ def test_barlow_is_invariant_to_what_a_correlation_ignores():
     columns = torch.tensor([3, 1, 5, 0, 2, 4])
     torch.testing.assert_close(barlow_twins_loss(z0[:, columns], z1[:, columns]), value)
     assert not torch.isclose(barlow_twins_loss(z0[:, columns], z1), value)  # the diagonal is where the views meet
-
-
-def test_barlow_of_equal_and_of_unrelated_views():
-    z, _ = pair(5000, 8)
-    z = torch.linalg.qr(z - z.mean(0)).Q * 5000**0.5  # columns of variance 1 that are exactly uncorrelated
-    z = z - z.mean(0)
-    assert barlow_twins_loss(z, z).item() < 1e-3
-    c = cross_correlation(z, z)
-    torch.testing.assert_close(c, torch.eye(8).double(), rtol=0, atol=1e-3)
-    rows = torch.randn(200, 64, 32, generator=torch.Generator().manual_seed(0))
-    measured = [barlow_twins_loss(a, b).item() for a, b in zip(rows[::2], rows[1::2], strict=True)]
-    assert sum(measured) / 100 == pytest.approx(diagnostics.chance_loss("barlow_twins", batch_size=64, dim=32), rel=0.02)
 
 
 HOSTILE = {
@@ -185,7 +144,3 @@ def test_a_constant_dimension_counts_as_uncorrelated():
     assert c[2].abs().max() == 0 and c.abs().max() <= 1
 
 
-def test_nan_rows_give_a_nan_loss():
-    z0, z1 = pair(8, 4)
-    z0[1, 1] = math.nan
-    assert byol_loss(z0, z1).isnan() and barlow_twins_loss(z0, z1).isnan()
