@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from sslcourse.course import lesson as lessons
+from sslcourse.devices import random_states_kept
 from sslcourse.errors import CourseError
 
 DONE, HINT, OPEN = "done", "hint", "not attempted"
@@ -115,30 +116,23 @@ def judge(task: Exercise, function: Callable) -> tuple[str, str]:
     """How an answer to this exercise is: DONE, HINT or OPEN, and the sentence that the learner reads. Nothing that it does raises."""
     if _is_untouched(function):
         return OPEN, "Not attempted yet. The lesson goes on with the reference; fill in the function and run the cell again when you like."
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     guard = _Guard(task, function)
-    try:
-        # Whether an exercise is done must not change what the lesson draws later; and every check draws the same inputs.
-        random.seed(0)
+    with random_states_kept():  # whether an exercise is done must not change what the lesson draws later
+        random.seed(0)  # and every check draws the same inputs
         np.random.seed(0)
         torch.default_generator.manual_seed(0)
-        _check_signature(task, function)
-        task.check(guard)
-        if guard.changed:
-            raise Wrong(
-                f"The values are right, but the function changes its input {guard.changed} in place, and the lesson still needs it: "
-                "make a new tensor instead (x = x / 2, not x /= 2), or .clone() first."
-            )
-        return DONE, f"{task.title}: right. The lesson uses your function from here on."
-    except Wrong as wrong:
-        return HINT, _with_placeholder(function, str(wrong))
-    except Exception as error:  # the check stumbled over what the function returned: a hint, never a broken lesson
-        stumbled = f"{type(error).__name__}: {_first_line(error)}"
-        return HINT, f"The function returned {describe(guard.last)}, which could not be checked ({stumbled})."
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch.set_rng_state(state[2])
+        try:
+            _check_signature(task, function)
+            task.check(guard)
+        except Wrong as wrong:
+            return HINT, _with_placeholder(function, str(wrong))
+        except Exception as error:  # the check stumbled over what the function returned: a hint, never a broken lesson
+            stumbled = f"{type(error).__name__}: {_first_line(error)}"
+            return HINT, f"The function returned {describe(guard.last)}, which could not be checked ({stumbled})."
+    if guard.changed:
+        changed = f"The values are right, but the function changes its input {guard.changed} in place, and the lesson still needs it"
+        return HINT, f"{changed}: make a new tensor instead (x = x / 2, not x /= 2), or .clone() first."
+    return DONE, f"{task.title}: right. The lesson uses your function from here on."
 
 
 def describe(value) -> str:
@@ -294,4 +288,4 @@ def _say(task: Exercise, status: str, message: str) -> None:
     plain = f"{mark} Exercise {task.id}. {message}{goes_on}"
     body = f'<span style="color:{colour};font-weight:bold">{mark}</span> <strong>Exercise {task.id}.</strong> {html.escape(message)}'
     style = f"border-left:3px solid {colour};padding:0.3em 0.8em"
-    lessons.show(f'<div style="{style}">{body}<span style="opacity:0.7">{goes_on}</span></div>', plain)
+    lessons.show(plain, html=f'<div style="{style}">{body}<span style="opacity:0.7">{goes_on}</span></div>')

@@ -1,10 +1,4 @@
-"""What a lesson's set-up cell needs: checked parameters, the tier, seeds, the device and a short report; and the lesson's last cell.
-
-lesson = start(3, tier=TIER, dataset=DATASET, seed=SEED, data_dir=DATA_DIR, results_dir=RESULTS_DIR)
-epochs = lesson.pick(smoke=1, cpu=25, gpu=100, full=800)
-...
-lesson.finish(headline="SimCLR: 89 % with 100 labels", records=[...])
-"""
+"""What a lesson's set-up cell needs: checked parameters, the tier, seeds, the device and a short report; and the lesson's last cell."""
 
 import contextlib
 import math
@@ -100,7 +94,7 @@ def resolve_folder(value: str | Path, parameter: str, name: str, base: Path | No
 
 def check_seed(seed) -> int:
     """The seed, if it is a whole number from 0 to 2**32 - 1 (NumPy takes no larger one)."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if type(seed) is not int or not 0 <= seed < 2**32:
         raise CourseError(f"SEED is {seed!r}; it has to be a whole number from 0 to 4294967295, such as 0.")
     return seed
 
@@ -108,18 +102,15 @@ def check_seed(seed) -> int:
 def check_size(size) -> int:
     """The image size in pixels, if it is 0 (the data set's own) or one that the encoders can take."""
     low, high = _SIZES
-    if isinstance(size, bool) or not isinstance(size, int) or not (size == 0 or low <= size <= high):
-        raise CourseError(
-            f"SIZE is {size!r}; it has to be 0, for the data set's own size, or a whole number of pixels from {low} to {high}."
-        )
+    if type(size) is not int or not (size == 0 or low <= size <= high):
+        raise CourseError(f"SIZE is {size!r}; it has to be 0, for the data set's own size, or a number of pixels from {low} to {high}.")
     return size
 
 
-def check_parameter(name: str, value):
+def check_parameter(name: str, value) -> None:
     """Any other parameter: numbers have to be finite and not negative."""
     if isinstance(value, (int, float)) and (not math.isfinite(value) or value < 0):
         raise CourseError(f"{name.upper()} is {value!r}; it has to be a number that is not negative.")
-    return value
 
 
 @dataclass
@@ -134,19 +125,15 @@ class Lesson:
     data_dir: Path
     results_dir: Path
     size: int = 0
-    parameters: dict = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def title(self) -> str:
-        return TITLES[self.number]
 
     def pick(self, **values):
         """The value for this tier: pick(smoke=1, cpu=20, gpu=100). full falls back to gpu, and gpu to cpu; smoke and cpu are required."""
-        missing, unknown = {"smoke", "cpu"} - set(values), set(values) - set(TIERS)
-        if missing or unknown:
+        if not {"smoke", "cpu"} <= set(values) <= set(TIERS):
             raise TypeError(f"pick needs smoke and cpu, and may have gpu and full; it got {sorted(values)}")
-        fallbacks = {"smoke": ["smoke"], "cpu": ["cpu"], "gpu": ["gpu", "cpu"], "full": ["full", "gpu", "cpu"]}[self.tier]
+        if self.tier == "smoke":
+            return values["smoke"]
+        fallbacks = TIERS[TIERS.index(self.tier) : 0 : -1]
         return next(values[tier] for tier in fallbacks if tier in values)
 
     def network(self, size: int, width: int = 0) -> tuple[str, Callable]:
@@ -161,26 +148,12 @@ class Lesson:
             return f"ResNet-9, width {width}", lambda: models.resnet9(width)
         return "ResNet-18", lambda: models.resnet18(small_images=size < 96, max_pool=size >= 64)
 
-    def seconds(self) -> float:
-        """Wall-clock seconds since the lesson started."""
-        return time.perf_counter() - self.started
-
-    def peak_memory(self) -> int | None:
-        """The most main memory, in bytes, that this process has held so far; None where the system does not say."""
-        return peak_memory()
-
-    def peak_gpu_memory(self) -> int | None:
-        """The most GPU memory, in bytes, that tensors have held so far; None without CUDA."""
-        import torch
-
-        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-
     def record(self, name: str, **fields) -> dict:
         """A result record with this lesson's number, data set, seed, tier, device and seconds filled in; see `sslcourse.results.record`."""
         from sslcourse import results
 
-        known = {"dataset": self.dataset, "seed": self.seed, "tier": self.tier, "device": self.device, "seconds": self.seconds()}
-        return results.record(self.number, name, **(known | fields))
+        known = {"dataset": self.dataset, "seed": self.seed, "tier": self.tier, "device": self.device}
+        return results.record(self.number, name, **(known | {"seconds": time.perf_counter() - self.started} | fields))
 
     def record_runs(self, method: str, runs: Sequence, images, per_class: int, **fields) -> dict:
         """A record of one method over several seeds: top-1, and top-3 where that says something, with the error of the mean.
@@ -208,22 +181,27 @@ class Lesson:
 
     def finish(self, headline: str, records: Iterable[Mapping] = ()) -> None:
         """The last cell: write the records, print the headline with time and memory, and leave a summary for headless runs."""
+        import torch
+
         from sslcourse import results
 
         if not isinstance(headline, str) or not headline.strip():
             raise ValueError("headline is the one sentence that this lesson found; it must not be empty")
-        records = list(records)
+        seconds, peak = time.perf_counter() - self.started, peak_memory()
+        peak_gpu = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         try:
             written = [results.write(record, self.results_dir).name for record in records]
-            summary = {"lesson": self.number, "headline": headline, "seconds": round(self.seconds(), 3), "tier": self.tier}
-            summary |= {"dataset": self.dataset, "peak_memory": self.peak_memory(), "peak_gpu_memory": self.peak_gpu_memory()}
-            write_json(self.results_dir / summary_name(self.number), summary | {"records": written})
+            summary = {"lesson": self.number, "headline": headline, "seconds": round(seconds, 3), "tier": self.tier}
+            summary |= {"dataset": self.dataset, "peak_memory": peak, "peak_gpu_memory": peak_gpu, "records": written}
+            write_json(self.results_dir / summary_name(self.number), summary)
         except OSError as error:
             raise CourseError(f"The results could not be written: {error}. Give a folder that you may write to as RESULTS_DIR.") from error
         print(headline)
-        print(f"Lesson {self.number} took {duration(self.seconds())} and at most {memory(self.peak_memory())} of memory.")
+        print(f"Lesson {self.number} took {duration(seconds)} and at most {memory(peak)} of memory.")
         if written:
-            print(f"{len(written)} result record{'s' * (len(written) > 1)} written to {_shown(self.results_dir)}.")
+            root = repository_root() or Path.cwd()  # no notebook carries anybody's home folder
+            folder = self.results_dir.relative_to(root) if self.results_dir.is_relative_to(root) else self.results_dir.name
+            print(f"{len(written)} result record{'s' * (len(written) > 1)} written to {folder}.")
 
 
 def start(
@@ -240,7 +218,7 @@ def start(
     """Begin a lesson: check every parameter, seed Python, NumPy and PyTorch, choose the device, and print a short report.
 
     data_dir and results_dir: 'default' is `data` and `results` (or SSLCOURSE_DATA_DIR, SSLCOURSE_RESULTS_DIR); see `resolve_folder`.
-    size: image size in pixels, 0 for the data set's own. Further parameters are checked (finite, not negative) and kept in `.parameters`.
+    size: image size in pixels, 0 for the data set's own. Further parameters are checked (finite, not negative).
     Raises CourseError with a sentence that names the right values.
     """
     global _current
@@ -251,7 +229,8 @@ def start(
     seed, size = check_seed(seed), check_size(size)
     data_dir = resolve_folder(data_dir, "DATA_DIR", "data")
     results_dir = resolve_folder(results_dir, "RESULTS_DIR", "results")
-    parameters = {name: check_parameter(name, value) for name, value in parameters.items()}
+    for name, value in parameters.items():
+        check_parameter(name, value)
 
     import numpy
     import torch
@@ -263,7 +242,7 @@ def start(
     torch.manual_seed(seed)
     plots.use_style()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _current = Lesson(lesson, tier, dataset, seed, device, data_dir, results_dir, size, parameters)
+    _current = Lesson(lesson, tier, dataset, seed, device, data_dir, results_dir, size)
     print(_report(_current))
     return _current
 
@@ -271,11 +250,6 @@ def start(
 def current() -> Lesson | None:
     """The lesson that was started last, None before any."""
     return _current
-
-
-def in_colab() -> bool:
-    """Whether this runs in Google Colab."""
-    return "google.colab" in sys.modules
 
 
 def summary_name(lesson: int) -> str:
@@ -291,12 +265,12 @@ def _report(lesson: Lesson) -> str:
     from sslcourse import __version__, results
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind = "GPU" if lesson.device.type == "cuda" else "CPU"
+    kind, colab = "GPU" if lesson.device.type == "cuda" else "CPU", " · Colab" if "google.colab" in sys.modules else ""
     lines = [
-        f"Lesson {lesson.number} of {len(TITLES)}: {lesson.title}",
+        f"Lesson {lesson.number} of {len(TITLES)}: {TITLES[lesson.number]}",
         f"tier {lesson.tier} ({BUDGETS[lesson.tier]}) · data set {lesson.dataset} · seed {lesson.seed}",
         f"{kind} {results.device_name(lesson.device)} · {cores} CPU cores · {memory(_total_memory())} of memory",
-        f"Python {platform.python_version()} · torch {torch.__version__} · sslcourse {__version__}" + (" · Colab" if in_colab() else ""),
+        f"Python {platform.python_version()} · torch {torch.__version__} · sslcourse {__version__}{colab}",
     ]
     costs = results.measured_costs(lesson.number)
     told = [f"{tier} {duration(costs[tier]['seconds'])}, {memory(costs[tier]['peak_memory'])}" for tier in TIERS if tier in costs]
@@ -342,12 +316,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
 
 
-def _shown(folder: Path) -> str:
-    """A folder as a reader should see it: from the repository where possible, so that no notebook carries anybody's home folder."""
-    root = repository_root() or Path.cwd()
-    return str(folder.relative_to(root)) if folder.is_relative_to(root) else folder.name
-
-
 @contextlib.contextmanager
 def expect_error(*exceptions: type[BaseException], lines: int = 3):
     """For errors that a lesson shows on purpose: print the error's type and the first lines of its message, and go on.
@@ -365,24 +333,23 @@ def expect_error(*exceptions: type[BaseException], lines: int = 3):
         raise AssertionError(f"This cell was expected to raise {names}, and it did not.")
 
 
-def show(html_text: str, plain: str) -> None:
-    """Show HTML where there is a notebook to show it in, with the plain text beside it; print the plain text elsewhere."""
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this, so that HTML and widgets can be shown."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is None or not hasattr(shell, "kernel"):
+    return hasattr(shell, "kernel")
+
+
+def show(plain: str, **formats: str) -> None:
+    """Show a text in other formats (html="...", markdown="...") where there is a notebook to show them in, and print it elsewhere."""
+    if not in_notebook():
         print(plain)
         return
     from IPython.display import display
 
-    display({"text/html": html_text, "text/plain": plain}, raw=True)
+    display({f"text/{name}": text for name, text in formats.items()} | {"text/plain": plain}, raw=True)
 
 
 def say(text: str) -> None:
     """Show a sentence with computed numbers in it, as Markdown; plain text outside a notebook."""
     text = textwrap.dedent(text).strip()
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is None or not hasattr(shell, "kernel"):
-        print(text)
-        return
-    from IPython.display import display
-
-    display({"text/markdown": text, "text/plain": text}, raw=True)
+    show(text, markdown=text)

@@ -6,19 +6,16 @@ default settings, so nothing is lost where the controls do not show.
 
 import html
 import inspect
-import math
 import operator
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
+
+from sslcourse.course.lesson import in_notebook
 
 
 def headless() -> bool:
     """Whether nobody will use controls: SSLCOURSE_HEADLESS is set (headless runs, tests), or kernel or ipywidgets is missing."""
-    if os.environ.get("SSLCOURSE_HEADLESS", "") not in ("", "0"):
-        return True
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is None or not hasattr(shell, "kernel"):
+    if os.environ.get("SSLCOURSE_HEADLESS", "") not in ("", "0") or not in_notebook():
         return True
     try:
         import ipywidgets  # noqa: F401
@@ -40,10 +37,9 @@ def defaults(controls: Mapping) -> dict:
         elif isinstance(spec, list) and spec:
             values[name] = spec[0]
         elif isinstance(spec, tuple) and len(spec) == 4 and all(type(number) in (int, float) for number in spec):
-            low, high, step, default = spec
-            if not (low < high and step > 0 and low <= default <= high):
+            low, high, step, values[name] = spec
+            if not (low < high and step > 0 and low <= values[name] <= high):
                 raise ValueError(f"the slider {name!r} needs low < high, a step above 0 and a default between them, not {spec}")
-            values[name] = default
         else:
             raise ValueError(f"the control {name!r} is (low, high, step, default), a list of choices or a bool, not {spec!r}")
     return values
@@ -112,13 +108,14 @@ class Game:
 
     def __init__(self, truths: Sequence[int], choices: Sequence[str], rival: Sequence[int], rival_name: str = "the network"):
         self.choices, self.rival_name = list(choices), rival_name
-        if len(set(self.choices)) < 2 or len(set(self.choices)) < len(self.choices):
+        self.truths, self.rival = [*map(operator.index, truths)], [*map(operator.index, rival)]
+        if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
             raise ValueError(f"A guessing game needs two or more different choices, not {self.choices}.")
-        self.truths, self.rival = (_indices(name, values, len(self.choices)) for name, values in (("truths", truths), ("rival", rival)))
         if not self.truths or len(self.truths) != len(self.rival):
-            raise ValueError(
-                f"Each picture needs a truth and an answer of the rival: {len(self.truths)} truths, {len(self.rival)} answers."
-            )
+            told = f"{len(self.truths)} truths, {len(self.rival)} answers"
+            raise ValueError(f"Each picture of a guessing game needs a truth and an answer of the rival: {told}.")
+        if not {*self.truths, *self.rival} <= set(range(len(self.choices))):
+            raise ValueError(f"truths and rival of a guessing game are indices into its {len(self.choices)} choices.")
         self.answers: list[int] = []
 
     def __len__(self) -> int:
@@ -136,8 +133,6 @@ class Game:
 
     def answer(self, choice: int) -> str:
         """Take the reader's answer to the next picture; returns what is to be said about it."""
-        if self.over:
-            raise ValueError("All pictures have been answered.")
         number = len(self.answers)
         truth, theirs = self.truths[number], self.rival[number]
         self.answers.append(choice)
@@ -149,31 +144,18 @@ class Game:
 
     def verdict(self) -> str:
         """The final score, and a sentence on whether chance could have made the difference (a sign test over the pictures)."""
+        from scipy.stats import binomtest
+
         n, (mine, its) = len(self), self.scores
         score = f"The end: of {n} pictures you had {mine} right and {self.rival_name} {its}."
         if mine == its:
             return f"{score} Nobody won."
         only_mine = sum(a == t != r for a, t, r in zip(self.answers, self.truths, self.rival, strict=True))
         only_its = only_mine + its - mine
-        # how often fair coins, one for each picture that only one of the two had right, would fall as unevenly as this
-        pictures = only_mine + only_its
-        luck = 2 * sum(math.comb(pictures, i) for i in range(min(only_mine, only_its) + 1)) / 2**pictures
         winner = "You are" if mine > its else f"{self.rival_name[:1].upper()}{self.rival_name[1:]} is"
-        meaning = "more than luck would easily give" if luck < 0.05 else "a difference that luck alone could give"
+        easily = binomtest(only_mine, only_mine + only_its).pvalue >= 0.05
+        meaning = "a difference that luck alone could give" if easily else "more than luck would easily give"
         return f"{score} {winner} ahead by {abs(mine - its)}, {meaning} with {n} pictures."
-
-    def restart(self) -> None:
-        self.answers.clear()
-
-
-def _indices(name: str, values: Sequence[int], number: int) -> list[int]:
-    try:
-        indices = [operator.index(value) for value in values]
-    except TypeError as error:
-        raise ValueError(f"{name} of a guessing game are whole numbers, indices into the choices.") from error
-    if any(index not in range(number) for index in indices):
-        raise ValueError(f"{name} of a guessing game lie between 0 and {number - 1}, as there are {number} choices.")
-    return indices
 
 
 def guessing_game(
@@ -228,7 +210,7 @@ def guessing_game(
             turn(f"{text} {game.verdict()}" if game.over else text)
 
     def restarted(_):
-        game.restart()
+        game.answers.clear()
         turn("What is it?")
 
     for button in buttons:

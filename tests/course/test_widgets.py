@@ -127,10 +127,6 @@ def test_the_score_of_a_game():
     assert game.over and game.scores == (1, 2)
     text = game.verdict()
     assert text.startswith("The end: of 3 pictures you had 1 right and the network 2. The network is ahead by 1, a difference that luck")
-    with pytest.raises(ValueError, match="have been answered"):
-        game.answer(0)
-    game.restart()
-    assert not game.over and game.scores == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +152,8 @@ def test_the_verdict_knows_what_luck_can_do(mine, told):
         ({"pictures": PICTURES[:2]}, "2 pictures, 3 truths"),
         ({"pictures": PICTURES[:0], "truths": [], "rival": []}, "0 truths"),
         ({"rival": [0]}, "3 truths, 1 answers"),
-        ({"truths": [0, 1, 2]}, "truths of a guessing game lie between 0 and 1"),
-        ({"rival": [0, 1, 0.5]}, "rival of a guessing game are whole numbers"),
+        ({"truths": [0, 1, 2]}, "indices into its 2 choices"),
+        ({"rival": [0, 1, -1]}, "indices into its 2 choices"),
         ({"choices": ["cat"]}, "two or more"),
         ({"choices": ["cat", "cat"]}, "different choices"),
     ],
