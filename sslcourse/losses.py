@@ -37,10 +37,10 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5, gather_distributed
     if n * world < 2:
         raise ValueError("nt_xent needs a batch of at least 2 images: the other images are the negatives.")
     z = _normalised(torch.cat([z0, z1]))  # (2N, D)
-    candidates, first = (gather(z), rank() * 2 * n) if world > 1 else (z, 0)
+    candidates = gather(z).roll(-rank() * 2 * n, 0) if world > 1 else z  # this process's own come first
     logits = z @ candidates.T / temperature  # (2N, 2N): each view with each other
-    logits.diagonal(first).fill_(-math.inf)  # no view is a candidate for itself
-    targets = first + (torch.arange(2 * n, device=z.device) + n) % (2 * n)  # row i belongs to row i + N, and row i + N to row i
+    logits.fill_diagonal_(-math.inf)  # no view is a candidate for itself
+    targets = (torch.arange(2 * n, device=z.device) + n) % (2 * n)  # row i belongs to row i + N, and row i + N to row i
     return F.cross_entropy(logits, targets).to(_result_dtype(z0, z1))
 
 

@@ -1,9 +1,10 @@
-"""Image operations on whole batches with parameters that are given: colours, crops, shifts, blurs. `augment` draws the parameters.
+"""Image operations on whole batches with parameters that are given: colours, crops, shifts, blurs. `Augmentation` draws the parameters.
 
 They equal torchvision's functional ones. x is float (N, 3, H, W) in 0..1, a parameter is (N,); out, where given, may be x itself.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -70,10 +71,19 @@ def grayscale(x: Tensor, amount: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.lerp(x, grey(x), _per_image(amount), out=out)
 
 
-def solarize(x: Tensor, amount: Tensor, threshold: float = 0.5) -> Tensor:
-    """Invert what is at or above the threshold: amount (N,) is 1 to do it, 0 to leave the image."""
-    inverted = (x >= threshold).float().mul_(_per_image(amount))  # 1 where it is
-    return inverted.mul_(1 - 2 * x).add_(x)
+def solarize(x: Tensor, amount: Tensor, out: Tensor | None = None) -> Tensor:
+    """Invert what is at or above one half: amount (N,) is 1 to do it, 0 to leave the image."""
+    inverted = (x >= 0.5).float().mul_(_per_image(amount))  # 1 where it is
+    return torch.add(inverted.mul_(1 - 2 * x), x, out=out)
+
+
+def cut_out(x: Tensor, square: Tensor, out: Tensor | None = None) -> Tensor:
+    """A grey square over each image, cut off at the edges: row and column of its centre and its side in pixels (N, 3); side 0 for none."""
+    centre, reach = square[:, :2], square[:, 2:] / 2
+    place = [torch.arange(length, device=x.device) + 0.5 for length in x.shape[2:]]
+    inside = [(p - centre[:, axis : axis + 1]).abs() < reach for axis, p in enumerate(place)]  # (N, H), (N, W)
+    covered = (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1)  # (N, 1, H, W)
+    return (x if out is x else x.clone()).masked_fill_(covered, 0.5)
 
 
 # --- matrices along one axis: (N, output length, input length), each row sums to 1 -----------------------------------------------------
@@ -120,37 +130,36 @@ def blur_matrix(sigma: Tensor, size: int, reach: int) -> Tensor:
     return (weight @ _reflected(size, reach, sigma.device).flatten(1)).view(-1, size, size)
 
 
-def along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def along_axes(x: Tensor, rows: Tensor, columns: Tensor, out: Tensor | None = None) -> Tensor:
     """rows · image · columnsᵀ for every image and channel. x (N, 3, H, W), rows (N, h, H), columns (N, w, W) -> (N, 3, h, w)."""
     n, channels, height, width = x.shape
     # columns first: the three channels stand above one another as one tall matrix
     x = torch.bmm(x.reshape(n, channels * height, width), columns.transpose(1, 2)).view(n, channels, height, columns.shape[1])
-    out = x.new_empty(n, channels, rows.shape[1], x.shape[3])
+    out = x.new_empty(n, channels, rows.shape[1], x.shape[3]) if out is None else out
     for channel in range(channels):
         torch.bmm(rows, x[:, channel], out=out[:, channel])
     return out
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: Tensor, reach: int, out: Tensor | None = None) -> Tensor:
     """Blur each image with its own sigma (N,), in pixels (0 for none), by a kernel of 2·reach + 1 pixels a side."""
-    return along_axes(x, blur_matrix(sigma, x.shape[2], reach), blur_matrix(sigma, x.shape[3], reach))
+    return along_axes(x, blur_matrix(sigma, x.shape[2], reach), blur_matrix(sigma, x.shape[3], reach), out=out)
 
 
-def where_asked(operation, x: Tensor, parameter: Tensor) -> Tensor:
-    """operation(x, parameter), where parameter 0 leaves an image as it is. On a CPU such images are left out; x is written over."""
-    if x.device.type != "cpu":
-        return operation(x, parameter)
-    asked = parameter.nonzero().flatten()
-    if len(asked):
-        done = operation(x.index_select(0, asked), parameter[asked])
-        for row, image in zip(asked.tolist(), done, strict=True):  # 35 µs for 7 images of 96 pixels; x[asked] = done takes 56
-            x[row] = image
-    return x
+# --- operations that few images have --------------------------------------------------------------------------------------------------
 
 
-def cut_out(x: Tensor, centre: Tensor, side: Tensor, value: float = 0.5) -> Tensor:
-    """A square of one grey over each image, cut off at the edges: centre (N, 2) row and column, side (N,), in pixels; 0 for none."""
-    place = [torch.arange(length, device=x.device) + 0.5 for length in x.shape[2:]]
-    inside = [(p - centre[:, axis : axis + 1]).abs() < side.view(-1, 1) / 2 for axis, p in enumerate(place)]  # (N, H), (N, W)
-    covered = (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1)  # (N, 1, H, W)
-    return x.masked_fill_(covered, value)
+def only_where_asked(operation: Callable) -> Callable:
+    """The operation on (x, parameter), where parameter 0 leaves an image as it is: on a CPU those images are left out. out must be x."""
+
+    def on_some(x: Tensor, parameter: Tensor, out: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return operation(x, parameter, out=out)
+        asked = parameter.nonzero().flatten()
+        if len(asked):
+            done = operation(x.index_select(0, asked), parameter[asked])
+            for row, image in zip(asked.tolist(), done, strict=True):  # 35 µs for 7 images of 96 pixels; out[asked] = done takes 56
+                out[row] = image
+        return out
+
+    return on_some

@@ -1,11 +1,130 @@
-"""The cut-out square against torchvision's erase, and what `augment.strong` makes of it. The other operations: test_augment.py."""
+"""Each operation against torchvision's, and the matrices behind them."""
 
 import pytest
 import torch
-from torchvision.transforms.v2 import functional as tvf
+from pictures import CLOSE, DEVICES, colourful
+from torchvision.transforms.v2 import functional as tv
 
-from sslcourse import augment
-from sslcourse.augment.operations import cut_out
+from sslcourse.augment import operations
+
+
+def floats(n=5, height=12, width=10, device="cpu"):
+    return colourful(n, height, width, device).float() / 255
+
+
+def each(operation, x, *parameters):
+    """A torchvision operation image by image."""
+    return torch.stack([operation(image, *(p[i].item() for p in parameters)) for i, image in enumerate(x)])
+
+
+def grey_where_asked(image, amount):
+    return tv.rgb_to_grayscale(image, num_output_channels=3) if amount else image
+
+
+def solarized_where_asked(image, amount):
+    return tv.solarize(image, 0.5) if amount else image
+
+
+OPERATIONS = [
+    (operations.adjust_brightness, tv.adjust_brightness, [0.0, 0.2, 1.0, 1.3, 1.8]),
+    (operations.adjust_contrast, tv.adjust_contrast, [0.0, 0.2, 1.0, 1.3, 1.8]),
+    (operations.adjust_saturation, tv.adjust_saturation, [0.0, 0.2, 1.0, 1.3, 1.8]),
+    (operations.adjust_hue, tv.adjust_hue, [-0.5, -0.2, 0.0, 0.17, 0.5]),
+    (operations.grayscale, grey_where_asked, [0.0, 1.0, 0.0, 1.0, 0.0]),
+    (operations.solarize, solarized_where_asked, [0.0, 1.0, 0.0, 1.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("ours", "theirs", "values"), OPERATIONS, ids=lambda v: getattr(v, "__name__", ""))
+def test_colour_operations_equal_torchvisions(ours, theirs, values, device):
+    x, values = floats(device=device), torch.tensor(values, device=device)
+    before = x.clone()
+    done = ours(x, values)
+    torch.testing.assert_close(done, each(theirs, x, values), **CLOSE)
+    assert torch.equal(x, before), "the input was written over"
+    assert ours(x, values, out=x) is x and torch.equal(x, done)  # out may be the input itself
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_operation_only_where_asked_is_the_operation(device):
+    x, values = floats(device=device), torch.tensor([0.0, 1, 0, 1, 1], device=device)
+    expected = operations.solarize(x, values)
+    assert operations.only_where_asked(operations.solarize)(x, values, out=x) is x
+    assert torch.equal(x, expected)
+
+
+def test_hue_of_every_corner_and_edge_of_the_colour_cube():
+    levels = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    cube = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 8, 8)
+    turns = torch.linspace(-0.5, 0.5, 21)
+    x = cube.expand(21, -1, -1, -1).contiguous()
+    torch.testing.assert_close(operations.adjust_hue(x, turns), each(tv.adjust_hue, x, turns), **CLOSE)
+
+
+def test_no_turn_of_hue_is_none_and_a_third_moves_the_channels_on():
+    x = floats(2)
+    torch.testing.assert_close(operations.adjust_hue(x, torch.zeros(2)), x, **CLOSE)
+    torch.testing.assert_close(operations.adjust_hue(x, torch.full((2,), -1 / 3)), x.roll(-1, dims=1), **CLOSE)
+    torch.testing.assert_close(operations.adjust_hue(x, torch.tensor([1 / 3, 1 / 3])), x.roll(1, dims=1), **CLOSE)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("height", "width", "reach"), [(12, 10, 1), (32, 32, 2), (20, 31, 5)])
+def test_blur_equals_torchvisions(height, width, reach, device):
+    x, sigma = floats(4, height, width, device), torch.tensor([0.1, 0.6, 1.3, 2.0], device=device)
+    expected = each(lambda image, s: tv.gaussian_blur(image, [2 * reach + 1] * 2, [s, s]), x, sigma)
+    torch.testing.assert_close(operations.gaussian_blur(x, sigma, reach), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (40, 24, 16), (12, 20, 48)])
+def test_resized_crop_equals_torchvisions_when_it_shrinks_and_when_it_grows(height, width, size, device):
+    x = floats(6, height, width, device)
+    # whole image, a corner, one pixel, a wide and a tall piece, the last rows and columns
+    crops = [(0, 0, height, width), (0, 0, 5, 7), (3, 4, 1, 1), (2, 0, 4, width), (0, 5, height, 3), (height - 9, width - 8, 9, 8)]
+    top, left, h, w = torch.tensor(crops, dtype=torch.float32, device=device).T
+    flip = torch.tensor([0.0, 1, 0, 1, 0, 1], device=device)
+    done = operations.along_axes(x, operations.resize_matrix(top, h, height, size), operations.resize_matrix(left, w, width, size, flip))
+    for i, (t, c, a, b) in enumerate(crops):
+        expected = tv.resized_crop(x[i], t, c, a, b, [size, size], antialias=True)
+        expected = tv.horizontal_flip(expected) if flip[i] else expected
+        torch.testing.assert_close(done[i], expected, **CLOSE)
+
+
+def test_translation_equals_a_crop_of_the_mirrored_image():
+    reach, size = 4, 16
+    x = floats(5, size, size)
+    down, right = torch.tensor([0.0, 4, -4, 1, -2]), torch.tensor([0.0, -4, 3, 0, 4])
+    # the drawn shift says which pixel is looked at: position i shows pixel i + shift
+    done = operations.along_axes(x, operations.translation_matrix(down, size, reach), operations.translation_matrix(right, size, reach))
+    mirrored = tv.pad(x, [reach] * 4, padding_mode="reflect")
+    for i in range(5):
+        top, left = reach + int(down[i]), reach + int(right[i])
+        torch.testing.assert_close(done[i], tv.crop(mirrored[i], top, left, size, size), **CLOSE)
+
+
+@pytest.mark.parametrize("size", [9, 16])
+def test_rows_of_every_matrix_sum_to_one(size):
+    shift, sigma = torch.tensor([-2.0, 0.0, 2.0]), torch.tensor([0.0, 0.5, 2.0])
+    matrices = [
+        operations.resize_matrix(torch.tensor([0.0, 2, 5]), torch.tensor([9.0, 1, 4]), 9, size),
+        operations.translation_matrix(shift, size, 2),
+        operations.blur_matrix(sigma, size, 3),
+    ]
+    for matrix in matrices:
+        torch.testing.assert_close(matrix.sum(2), torch.ones(3, size))
+        assert (matrix >= 0).all()
+
+
+def test_operations_pass_gradients_on_after_inference_mode_used_them():
+    with torch.inference_mode():
+        operations.gaussian_blur(floats(2, 14, 14), torch.ones(2), 2)
+    sigma = torch.ones(2, requires_grad=True)
+    x = floats(2, 14, 14).requires_grad_()
+    x.retain_grad()
+    (operations.blur_matrix(sigma, 14, 2) ** 2).sum().backward()
+    assert sigma.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (20, 31)])
@@ -17,38 +136,13 @@ def test_cut_out_equals_torchvisions_erase(height, width):
     side = torch.randint(1, 10, (40,), generator=generator)
     centre = torch.stack([top + side / 2, left + side / 2], dim=1)
     squares = zip(x, top.tolist(), left.tolist(), side.tolist(), strict=True)
-    expected = torch.stack([tvf.erase(image, i, j, h, h, v=torch.tensor(0.5)) for image, i, j, h in squares])
-    assert torch.equal(cut_out(x.clone(), centre, side.float()), expected)
+    expected = torch.stack([tv.erase(image, i, j, h, h, v=torch.tensor(0.5)) for image, i, j, h in squares])
+    assert torch.equal(operations.cut_out(x, torch.cat([centre, side[:, None]], 1)), expected)
 
 
 def test_cut_out_is_cut_off_at_the_edges_and_leaves_images_with_side_0():
     x = torch.rand(2, 3, 8, 8)
-    done = cut_out(x.clone(), torch.tensor([[0.0, 8.0], [4.0, 4.0]]), torch.tensor([4.0, 0.0]))
+    done = operations.cut_out(x, torch.tensor([[0.0, 8.0, 4.0], [4.0, 4.0, 0.0]]))
     assert (done[0, :, :2, 6:] == 0.5).all()
     changed = (done != x).any(1)  # (2, 8, 8)
     assert changed[0].sum() == 4 and not changed[1].any()
-
-
-def test_strong_views_differ_in_their_squares():
-    images = torch.full((200, 3, 32, 32), 255, dtype=torch.uint8)
-    view = augment.strong(32, jitter=(0, 0, 0, 0), grayscale=0.0)
-    torch.manual_seed(0)
-    covered = (view(images)[:, 0] == 0).float().mean((1, 2))  # grey is 0 after normalisation, white is 2
-    assert covered.max() <= 0.25 + 1e-6, "a square has at most half the side"
-    assert 0.04 < covered.mean() < 0.09  # a third of (1/2)² in the mean, less what the edges cut off
-    assert covered.unique().numel() > 50
-
-
-@pytest.mark.parametrize("cutout", [-0.1, 1.1, float("nan")])
-def test_cutout_outside_its_range_is_refused(cutout):
-    with pytest.raises(ValueError, match="cutout is a part of the side"):
-        augment.weak(32, cutout=cutout)
-
-
-def test_without_cutout_the_random_numbers_are_the_same_as_ever():
-    torch.manual_seed(3)
-    augment.weak(32)(torch.zeros(5, 3, 32, 32, dtype=torch.uint8))
-    after = torch.rand(1)
-    torch.manual_seed(3)
-    torch.rand(5, 14)
-    assert torch.equal(after, torch.rand(1))
