@@ -113,17 +113,9 @@ class PairedLoader:
                 raise ValueError(f"{name} must be a TensorLoader of {tensors} tensor{'s' * (tensors > 1)} with drop_last=True.")
         self.labeled, self.unlabeled = labeled, unlabeled
 
-    @property
-    def epoch(self) -> int:
-        return self.unlabeled.epoch
-
-    @property
-    def start(self) -> int:
-        return self.unlabeled.start
-
-    @property
-    def batch(self) -> int:
-        return self.unlabeled.batch
+    epoch = property(lambda self: self.unlabeled.epoch)
+    start = property(lambda self: self.unlabeled.start)
+    batch = property(lambda self: self.unlabeled.batch)
 
     def __len__(self) -> int:
         """Batches a pass."""

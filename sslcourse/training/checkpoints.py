@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from sslcourse.devices import random_states, set_random_states
 from sslcourse.errors import CourseError
 from sslcourse.files import ZIP, write_atomically, write_json
 
@@ -59,7 +60,7 @@ def save_checkpoint(
         "parts": {name: part.state_dict() for name, part in parts.items()},
         "rows": history.rows,
         "under_way": dict(under_way or {}),
-        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []},
+        "rng": random_states(),
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -92,9 +93,7 @@ def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, ob
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
         history.rows[:] = state["rows"]
-        torch.set_rng_state(state["rng"]["cpu"])
-        if torch.cuda.is_initialized():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"][: torch.cuda.device_count()])  # it may have run where there are more
+        set_random_states(state["rng"])
         return dict(state["under_way"])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__

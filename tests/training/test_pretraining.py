@@ -43,10 +43,6 @@ def test_the_last_row_has_a_look_also_where_it_is_stopped(tmp_path):
     assert [("knn_accuracy" in row) for row in history.rows] == [False, False, True]
 
 
-def test_it_need_not_look():
-    assert not AT_LOOKS & set(pretrain(rotation(), epochs=2, look_every=0).final)
-
-
 @pytest.mark.parametrize("n", [0, 1])
 def test_it_does_not_look_where_there_is_nothing_to_see(n):
     images, labels = coloured(n, 1)
@@ -147,14 +143,6 @@ def test_any_module_with_an_encoder_can_be_trained():
     history = pretrain(Reconstruction(), epochs=6, lr=1e-2)
     assert "chance_loss" not in history.final and history.final["loss"] < history["loss"][0]
     assert AT_LOOKS <= set(history.final)
-
-
-def test_an_image_set_of_the_course():
-    parts = {}
-    for seed, name in enumerate(("train", "validation", "test")):
-        parts[f"{name}_images"], parts[f"{name}_labels"] = coloured(32, seed)
-    images = datasets.ImageSet(name="coloured", class_names=["red", "green", "blue"], mean=(0.5,) * 3, std=(0.25,) * 3, **parts)
-    assert pretrain(simclr(), images, epochs=1).settings["images"] == 32
 
 
 def test_simclr_cannot_learn_from_one_image_a_batch():
