@@ -16,21 +16,21 @@ def my_nt_xent(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
     """Mean over the 2N anchors of the cross-entropy of picking the other view among the 2N − 1 other rows. z0, z1 (N, D)."""
     n = len(z0)
     z = F.normalize(torch.cat([z0, z1]), dim=1)  # (2N, D)
-    partner = torch.arange(2 * n, device=z.device).roll(n)  # (2N,): row i belongs to row i + N, and row i + N to row i
-    similarity = z @ z.T / temperature  # (2N, 2N)
-    similarity.fill_diagonal_(-math.inf)
-    return F.cross_entropy(similarity, partner)
+    logits = z @ z.T / temperature  # (2N, 2N)
+    logits.fill_diagonal_(-math.inf)
+    targets = (torch.arange(2 * n, device=z.device) + n) % (2 * n)  # row i belongs to row i + N, and row i + N to row i
+    return F.cross_entropy(logits, targets)
 
 
-def nt_xent_with(unit=F.normalize, diagonal=-math.inf, partner=lambda n: torch.arange(2 * n).roll(n), reduce=torch.mean):
-    """A wrong NT-Xent: rows prepared otherwise, something else on the diagonal, other partners, or reduced otherwise."""
+def nt_xent_with(unit=F.normalize, diagonal=-math.inf, targets=lambda n: torch.arange(2 * n).roll(n), reduce=torch.mean):
+    """A wrong NT-Xent: rows prepared otherwise, something else on the diagonal, other targets, or reduced otherwise."""
 
     def loss(z0, z1, temperature):
         z = unit(torch.cat([z0, z1]))
-        similarity = z @ z.T / temperature
+        logits = z @ z.T / temperature
         if diagonal is not None:
-            similarity.fill_diagonal_(diagonal)
-        return reduce(F.cross_entropy(similarity, partner(len(z0)), reduction="none"))
+            logits.fill_diagonal_(diagonal)
+        return reduce(F.cross_entropy(logits, targets(len(z0)), reduction="none"))
 
     return loss
 
@@ -71,9 +71,9 @@ NT_XENT_MISTAKES = {
     "The positive is counted twice in the denominator. It is already among the 2N − 1 others.": with_the_positive_counted(2),
     "This is the logarithm of the mean. Take the mean of the logarithms.": nt_xent_with(reduce=lambda rows: -rows.neg().exp().mean().log()),
     "The target of row i is wrong. The rows are z0 first, then z1, so the other view of row i is row (i + N) mod 2N.": [
-        nt_xent_with(partner=lambda n: torch.arange(2 * n), diagonal=None),
-        nt_xent_with(partner=lambda n: torch.arange(2 * n) ^ 1),
-        nt_xent_with(partner=lambda n: torch.arange(2 * n)),
+        nt_xent_with(targets=lambda n: torch.arange(2 * n), diagonal=None),
+        nt_xent_with(targets=lambda n: torch.arange(2 * n) ^ 1),
+        nt_xent_with(targets=lambda n: torch.arange(2 * n)),
     ],
 }
 

@@ -16,12 +16,11 @@ from sslcourse.course.exercises import Exercise, Wrong
 # --- 5.1 ------------------------------------------------------------------------------------------------------------------------------
 def my_barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float) -> Tensor:
     """Distance of the cross-correlation matrix from the identity: (diagonal − 1)² summed, plus lambda_param times the other squares."""
-    first, second = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z0, z1))
-    c = first.T @ second / len(z0)  # (D, D)
+    z0, z1 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z0, z1))
+    c = z0.T @ z1 / len(z0)  # (D, D)
     on_diagonal = c.diagonal()
-    invariance = (on_diagonal - 1).square().sum()
-    redundancy = c.square().sum() - on_diagonal.square().sum()
-    return invariance + lambda_param * redundancy
+    beside = c.square().sum() - on_diagonal.square().sum()
+    return (on_diagonal - 1).square().sum() + lambda_param * beside
 
 
 def standard(z, dim=0, correction=0, centre=True, scale=True):

@@ -14,8 +14,8 @@ from sslcourse.course.exercises import Exercise, Wrong
 # --- 6.1 ------------------------------------------------------------------------------------------------------------------------------
 def my_fixmatch_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float) -> Tensor:
     """Mean over all N rows of the strong view's cross-entropy with the weak view's class, where that is sure enough. Both (N, C)."""
-    sureness, pseudo_labels = weak_logits.detach().softmax(dim=1).max(dim=1)  # (N,), (N,)
-    surprise = F.cross_entropy(strong_logits, pseudo_labels, reduction="none")  # (N,)
+    sureness, said = weak_logits.detach().softmax(dim=1).max(dim=1)  # (N,), (N,)
+    surprise = F.cross_entropy(strong_logits, said, reduction="none")  # (N,)
     return (surprise * (sureness >= threshold)).mean()
 
 
