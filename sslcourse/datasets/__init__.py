@@ -2,15 +2,10 @@
 
 from sslcourse.datasets.image_set import (  # noqa: F401
     KNOWN,
-    TOYBOX_OPTIONS,
-    TOYBOX_SIZE,
-    TOYBOX_SPLITS,
-    Available,
     DatasetInfo,
     ImageSet,
     available,
     check_size,
-    draw_toybox,
     few_rows,
     known_spelling,
     load,

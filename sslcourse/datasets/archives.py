@@ -1,282 +1,141 @@
-"""Unpack .zip and .tar files that a stranger may have made: all or nothing, and never outside the folder that was asked for."""
+"""Unpack .zip and .tar files that a stranger may have made, never outside the folder that was asked for."""
 
-import errno
 import io
 import lzma
-import os
-import re
+import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import IO
 
+import numpy as np
 from tqdm import tqdm
 
-from sslcourse.datasets import prepared as storage
+from sslcourse.datasets import prepared
 from sslcourse.errors import CourseError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-MAX_BYTES = 50_000_000_000
 MAX_ENTRIES = 3_000_000
+MAX_BYTES = 50_000_000_000
 MAX_RATIO = 200  # photos hardly shrink at all; a bomb shrinks a thousandfold
 RATIO_FLOOR = 100_000_000  # bytes below which no ratio is suspicious
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, UnicodeError, ValueError)
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, ValueError, OSError)
 
 
-def is_archive(path):
-    """Whether the name is that of an archive that `extract` reads."""
-    return str(path).lower().endswith(SUFFIXES)
+class Broken(CourseError):
+    """The archive is damaged: it has to be got again."""
 
 
-def extract(archive, destination, *, max_bytes=MAX_BYTES, max_entries=MAX_ENTRIES, max_ratio=MAX_RATIO, progress=True):
-    """Unpack `archive` into the new folder `destination` and return it as a Path.
+@dataclass(frozen=True)
+class Piece:
+    """A file, or a part of a larger one: `size` bytes from `start` on, -1 for all that follow."""
 
-    Regular files and folders only. CourseError that names the archive, and the entry where there is one, for: an entry that would land
-    outside the folder (absolute, "..", a drive letter), a link or device, more than `max_bytes` bytes or `max_entries` entries in all,
-    contents more than `max_ratio` times the archive's size (from 100 MB on), a password, a broken or shortened archive, a full disk. A .zip
-    is checked before anything is written, a .tar entry by entry; after a failure nothing is left.
+    file: Path
+    start: int = 0
+    size: int = -1
+
+    def open(self) -> io.BytesIO:
+        with open(self.file, "rb") as file:
+            file.seek(self.start)
+            return io.BytesIO(file.read(self.size))
+
+    def mapped(self) -> np.ndarray:
+        """The bytes, uint8, mapped from disk. ValueError if there are none."""
+        return np.memmap(self.file, np.uint8, "r", self.start, None if self.size < 0 else self.size)
+
+
+Tree = dict[str, "Tree | Piece"]  # a folder: from the names in it to further folders and files
+
+
+def spool(archive: Path, file: Path, progress: bool = True) -> Tree:
+    """Unpack `archive` into the single new file `file`: regular files and folders only. What is there after an error is for the caller.
+
+    Tens of thousands of small images take seconds this way; making and deleting as many files takes minutes on a busy disk.
+
+    CourseError that names the archive, and the entry where there is one, for: an entry that would land outside (absolute, "..", a drive
+    letter), a link or device, more than MAX_ENTRIES entries or MAX_BYTES bytes or MAX_RATIO times the archive's size (from 100 MB on), a
+    password. Broken for a damaged or shortened archive. OSError where the disk refuses.
     """
-    archive, destination = Path(archive), Path(destination)
-    _check_readable(archive)
-    if destination.exists():
-        raise CourseError(f"{destination} exists already, so {archive.name} was not unpacked there. Delete it or choose another folder.")
-    with storage.fresh_folder(destination) as work:
-        _unpack(archive, work, _ToFolder(work), _Limits(archive, max_bytes, max_entries, max_ratio), progress)
-        os.rename(work, destination)
-    return destination
-
-
-def spool(archive, file, *, max_bytes=MAX_BYTES, max_entries=MAX_ENTRIES, max_ratio=MAX_RATIO, progress=True):
-    """Unpack `archive` into the single new file `file`, and return its top folder as a Member, which is read like a Path.
-
-    Tens of thousands of small images take seconds this way; making and deleting as many files can take minutes. Checks as at `extract`.
-    """
-    archive, file = Path(archive), Path(file)
-    _check_readable(archive)
-    root = Member(archive.name, "", file)
-    try:
-        with open(file, "xb") as out:
-            _unpack(archive, file.parent, _ToSpool(root, out), _Limits(archive, max_bytes, max_entries, max_ratio), progress)
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
-    return root
-
-
-def first_names(archive, count=20):
-    """Yield the names, without folders, of the first entries of an archive: enough to see what it is. Errors as at `extract`."""
-    archive = Path(archive)
-    _check_readable(archive)
-    with _explained(archive):
-        if archive.name.lower().endswith(".zip"):
-            with zipfile.ZipFile(archive) as file:
-                yield from (_last(name) for name in file.namelist()[:count])
-        else:
-            with tarfile.open(archive) as file:
-                while len(file.members) < count and (info := file.next()) is not None:
-                    yield _last(info.name)
-
-
-def _last(name):
-    return name.rstrip("/").rpartition("/")[2]
-
-
-class Member:
-    """A file or folder inside a spooled archive: the few methods of pathlib.Path that reading images needs."""
-
-    def __init__(self, name, inside, spool_file, span=None):
-        self.name, self.inside, self.spool_file, self.span = name, inside, spool_file, span
-        self.children = {}
-
-    def is_dir(self):
-        return self.span is None
-
-    def iterdir(self):
-        return iter(self.children.values())
-
-    def open(self, mode="rb"):
-        start, stop = self.span
-        with open(self.spool_file, mode) as file:
-            file.seek(start)
-            return io.BytesIO(file.read(stop - start))
-
-    def __str__(self):
-        return self.inside or self.name
-
-
-class _ToFolder:
-    """Puts entries into a folder on disk."""
-
-    def __init__(self, folder):
-        self.folder, self.made = folder, set()
-
-    def add_folder(self, parts):
-        self.folder.joinpath(*parts).mkdir(parents=True, exist_ok=True)
-
-    def add_file(self, parts, source):
-        target = self.folder.joinpath(*parts)
-        if target.parent not in self.made:  # asking the system again for each of 60,000 files takes seconds
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.made.add(target.parent)
-        with open(target, "wb") as file:
-            return _copy(source, file)
-
-
-class _ToSpool:
-    """Puts entries one after the other into a file, and remembers where each is in a tree of Members."""
-
-    def __init__(self, root, out):
-        self.root, self.out = root, out
-
-    def add_folder(self, parts):
-        folder = self.root
-        for depth, part in enumerate(parts, start=1):
-            folder = folder.children.setdefault(part, Member(part, "/".join(parts[:depth]), folder.spool_file))
-            if not folder.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, f"{folder} is both a file and a folder")
-        return folder
-
-    def add_file(self, parts, source):
-        folder, start = self.add_folder(parts[:-1]), self.out.tell()
-        if not parts or (parts[-1] in folder.children and folder.children[parts[-1]].is_dir()):
-            raise IsADirectoryError(errno.EISDIR, f"{'/'.join(parts)!r} is both a file and a folder")
-        written = _copy(source, self.out)
-        folder.children[parts[-1]] = Member(parts[-1], "/".join(parts), folder.spool_file, (start, start + written))
-        return written
-
-
-def _copy(source, out):
-    written = 0
-    while data := source.read(1 << 20):
-        out.write(data)
-        written += len(data)
-    return written
-
-
-def _check_readable(archive):
-    if not archive.is_file():
-        raise CourseError(f"There is no file {archive}. Check the path.")
-    if not is_archive(archive):
+    name = archive.name.lower()
+    if not name.endswith(SUFFIXES):
         raise CourseError(f"{archive.name} is not an archive that can be read: it must end in {', '.join(SUFFIXES)}. A folder works too.")
-
-
-def _unpack(archive, folder, sink, limits, progress):
-    unpack = _unpack_zip if archive.name.lower().endswith(".zip") else _unpack_tar
-    with tqdm(unit="B", unit_scale=True, unit_divisor=1000, desc=f"Unpacking {archive.name}", disable=not progress) as bar:
-        with _explained(archive):
-            unpack(archive, folder, sink, limits, bar)
-
-
-@contextmanager
-def _explained(archive):
-    # What the libraries raise for a bad archive, as sentences.
+    entries = (_zip_entries if name.endswith(".zip") else _tar_entries)(archive, file.parent)
+    bar = tqdm(unit="B", unit_scale=True, unit_divisor=1000, desc=f"Unpacking {archive.name}", disable=not progress)
+    tree = {}
     try:
-        yield
+        with open(file, "wb") as out, bar:
+            for parts, source in entries:
+                folder = tree
+                for part in parts[:-1] if source else parts:
+                    folder = folder.setdefault(part, {})
+                    if not isinstance(folder, dict):
+                        raise ValueError(f"{'/'.join(parts)} lies in a file")
+                if source:
+                    start = out.tell()
+                    shutil.copyfileobj(source, out)
+                    folder[parts[-1]] = Piece(file, start, out.tell() - start)
+                    bar.update(out.tell() - start)
     except BROKEN as error:
-        raise _broken(archive, error) from None
+        if isinstance(error, OSError) and error.errno:  # gzip and bz2 report damage by an OSError without a number
+            raise
+        raise Broken(f"{archive.name} is broken or incomplete ({str(error) or type(error).__name__}). Get it again.") from None
     except RuntimeError as error:  # what zipfile raises for an encrypted entry
         raise CourseError(f"{archive.name} cannot be unpacked ({error}). Unpack it yourself and give the folder.") from None
-    except OSError as error:
-        if error.errno in (None, 0):  # gzip and bz2 report damage this way
-            raise _broken(archive, error) from None
-        if error.errno == errno.ENOSPC:
-            raise CourseError(f"The disk became full while {archive.name} was unpacked. Free some space and try again.") from None
-        raise CourseError(f"{archive.name} has an entry that cannot be written: {error.strerror or error}. Nothing was kept.") from None
+    return tree
 
 
-def _broken(archive, error):
-    return CourseError(f"{archive.name} is broken or incomplete ({str(error) or type(error).__name__}). Get it again; nothing was kept.")
+class _Check:
+    """Looks at each entry of an archive before it is unpacked, and counts."""
 
-
-class _Limits:
-    """Counts what an archive claims to hold, and refuses when it is too much."""
-
-    def __init__(self, archive, max_bytes, max_entries, max_ratio):
-        self.archive, self.max_bytes, self.max_entries, self.max_ratio = archive, max_bytes, max_entries, max_ratio
-        self.packed = max(1, archive.stat().st_size)
+    def __init__(self, archive: Path):
+        self.archive = archive.name
+        self.most = min(MAX_BYTES, max(RATIO_FLOOR, MAX_RATIO * archive.stat().st_size))
         self.bytes = self.entries = 0
 
-    def count(self, size):
+    def entry(self, name: str, size: int, is_plain: bool) -> list[str]:
         self.entries += 1
         self.bytes += size
-        if self.entries > self.max_entries:
-            self._refuse(f"more than {self.max_entries:,} entries")
-        if self.bytes > self.max_bytes:
-            self._refuse(f"more than {storage.human(self.max_bytes)}")
-        if self.bytes > RATIO_FLOOR and self.bytes > self.max_ratio * self.packed:
-            self._refuse(f"{storage.human(self.bytes)} or more in a file of {storage.human(self.packed)}")
-
-    def _refuse(self, what):
-        raise CourseError(f"{self.archive.name} holds {what}, so it was not unpacked. If you trust it, unpack it and give the folder.")
-
-
-def _parts(name, archive):
-    # Where an entry goes: the names of its folders and its own. Backslashes count as separators, because on some systems they are.
-    clean = name.replace("\\", "/")
-    parts = clean.split("/")
-    if clean.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", clean) or "\0" in clean:
-        raise CourseError(f"{archive.name} has an entry {name!r} that would land outside its folder, so it was not unpacked.")
-    return [part for part in parts if part not in ("", ".")]
+        if self.entries > MAX_ENTRIES or self.bytes > self.most:
+            what = f"{MAX_ENTRIES:,} entries" if self.entries > MAX_ENTRIES else prepared.human(self.most)
+            raise CourseError(f"{self.archive} holds more than {what}, so it was not unpacked. If you trust it, give the unpacked folder.")
+        path = PureWindowsPath(name)  # it knows drives, and both kinds of slashes
+        if path.anchor or ".." in path.parts or "\0" in name:
+            raise CourseError(f"{self.archive} has an entry {name!r} that would land outside its folder, so it was not unpacked.")
+        if not is_plain:
+            raise CourseError(f"{self.archive} has an entry {name!r} that is a link or device, so it was not unpacked. Pack it again.")
+        return list(path.parts)
 
 
-def _no_links(archive, name, kind):
-    return CourseError(
-        f"{archive.name} has an entry {name!r} that is a {kind}, so it was not unpacked. Pack it again with real files, or give the folder."
-    )
-
-
-def _unpack_zip(archive, folder, sink, limits, bar):
+def _zip_entries(archive: Path, folder: Path) -> Iterator[tuple[list[str], IO[bytes] | None]]:
+    # Yield the names of an entry's folders and its own, and the open file; None for a folder.
+    check, entries = _Check(archive), []
     with zipfile.ZipFile(archive) as file:
-        entries = []
         for info in file.infolist():
-            limits.count(info.file_size)
-            parts = _parts(info.filename, archive)
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _no_links(archive, info.filename, "link" if kind == stat.S_IFLNK else "device")
-            entries.append((info, parts))
-        storage.require_free(folder, limits.bytes, f"Unpacking {archive.name}")
-        bar.reset(total=limits.bytes)
+            entries.append((info, check.entry(info.filename, info.file_size, is_plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))))
+        prepared.require_free(folder, check.bytes, f"Unpacking {archive.name}")
         for info, parts in entries:
-            if info.is_dir():
-                sink.add_folder(parts)
-                continue
             with file.open(info) as source:  # reads no more than the announced size, and checks the sum
-                bar.update(sink.add_file(parts, source))
+                yield parts, None if info.is_dir() else source
 
 
-def _unpack_tar(archive, folder, sink, limits, bar):
+def _tar_entries(archive: Path, folder: Path) -> Iterator[tuple[list[str], IO[bytes] | None]]:
+    check = _Check(archive)
     with tarfile.open(archive) as file:
-        while (info := file.next()) is not None:
-            limits.count(max(0, info.size))
-            parts = _parts(info.name, archive)
-            if info.isdir():
-                sink.add_folder(parts)
-            elif info.isreg():
-                if limits.entries % 1000 == 1 or info.size > 1_000_000:
-                    storage.require_free(folder, info.size, f"Unpacking {archive.name}")
-                with file.extractfile(info) as source:
-                    written = sink.add_file(parts, source)
-                bar.update(written)
-                if written != info.size:
-                    raise EOFError(f"{info.name} is cut short")
-            else:
-                raise _no_links(archive, info.name, "link" if info.issym() or info.islnk() else "device")
+        for info in iter(file.next, None):
+            parts = check.entry(info.name, info.size, is_plain=info.isreg() or info.isdir())
+            prepared.require_free(folder, info.size, f"Unpacking {archive.name}")
+            yield parts, file.extractfile(info)
             file.members = []  # otherwise it remembers every entry
-        _check_end(file, limits)
-
-
-def _check_end(file, limits):
-    # tarfile takes a broken header after the first entry for the end of the archive. In a plain .tar a real end is a block of zeros; in a
-    # compressed one, reading to the end of the stream makes gzip, xz and bz2 verify their sums (going back would unpack it all again).
-    stream = file.fileobj
-    if not isinstance(stream, io.BufferedReader):
-        while data := stream.read(1 << 20):
-            limits.count(len(data))
-        return
-    stream.seek(file.offset)
-    block = stream.read(512)
-    if any(block) or not block:
-        raise tarfile.ReadError("it stops, or has an unreadable entry")
+        # tarfile takes a broken header for the end. In a plain .tar, zeros stand at a real end; in a compressed one, reading on makes
+        # gzip, xz and bz2 verify their sums.
+        if isinstance(file.fileobj, io.BufferedReader):
+            file.fileobj.seek(file.offset)
+            if file.fileobj.read(512) != bytes(512):
+                raise tarfile.ReadError("it stops, or has an unreadable entry")
+        while file.fileobj.read(1 << 20):
+            pass

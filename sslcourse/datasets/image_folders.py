@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from sslcourse.datasets import archives
-from sslcourse.datasets import prepared as storage
+from sslcourse.datasets import prepared
+from sslcourse.datasets.archives import Piece, Tree
 from sslcourse.errors import CourseError
 
 SPLIT_NAMES = {
@@ -32,162 +33,159 @@ BATCH = 64  # files a thread takes at once
 
 @dataclass
 class FolderImages:
-    """What `read` found. `parts` has train_images, train_labels and so on, as `storage.write` takes them."""
+    """What `read` found. `parts` has train_images, train_labels and so on, as `prepared.write` takes them."""
 
-    class_names: list
-    size: int
+    class_names: list[str]
     parts: dict
-    skipped: list = field(default_factory=list)  # (path relative to the folder, reason)
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (path relative to the folder, reason)
 
-    def skipped_sentence(self):
+    def skipped_sentence(self, what: str = "skipped") -> str:
         """The files that were left out, the first ten by name; '' if there are none."""
-        return _sentence(self.skipped, "skipped") if self.skipped else ""
+        if not self.skipped:
+            return ""
+        names = "; ".join(f"{path} ({reason})" for path, reason in self.skipped[:NAMED])
+        more = f"; and {len(self.skipped) - NAMED:,} more" if len(self.skipped) > NAMED else ""
+        return f"{len(self.skipped):,} file{'s' if len(self.skipped) > 1 else ''} {what}: {names}{more}."
 
 
-def read(folder, size=None, *, strict=False, limit=None, workspace=None, threads=None, progress=True):
-    """Read a folder of images, or an archive of one (`archives.spool`). -> FolderImages
+def tree(folder: Path) -> Tree:
+    """A folder on disk as `read` takes it."""
+    return {path.name: tree(path) if path.is_dir() else Piece(path) for path in folder.iterdir()}
+
+
+def read(
+    tree: Tree, work: Path, size: int | None = None, *, label: str, strict: bool = False, limit: int | None = None, progress: bool = True
+) -> FolderImages:
+    """Read image files by folders: `tree` of a folder, or `archives.spool`. label: what messages call it.
+
+    The decoded images lie in the folder `work`, memory-mapped.
 
     Layouts: train/<class>/..., test/<class>/..., if you like validation/<class>/... (or val, valid) and unlabeled/...; or only <class>/...
-    Without a test folder a stratified 20 % of the training images becomes the test set (`storage.set_aside`, seed 0). One wrapping folder,
+    Without a test folder a stratified 20 % of the training images becomes the test set (`prepared.set_aside`, seed 0). One wrapping folder,
     or several, is looked through. Hidden files and __MACOSX are ignored. Classes and files are taken in sorted order.
 
     Each image becomes RGB (transparent parts white), is turned upright as its EXIF data says, and its short side is resized to `size`
     (bicubic, antialiased) before the centre is cut out: uint8 (N, 3, size, size). size: pixels, 8..512; None takes the images' own size if
     they are all square, equal, and at most 128, else 96.
     strict: refuse unreadable and non-image files instead of skipping them. limit: at most that many files a class (and split).
-    workspace: a folder for the decoded images, which are then memory-mapped; None keeps them in memory.
-    threads: None is one a core, 8 at most.
 
     CourseError for a layout without images, with a single class, an empty class, or a class in test or validation that train lacks.
     """
-    folder = folder if isinstance(folder, archives.Member) else Path(folder)
-    if not folder.is_dir():
-        raise CourseError(f"There is no folder {folder}. Check the path.")
-    top = _unwrap(folder)
-    layout = _layout(top)
+    layout = _layout(*_unwrap("", tree), label)
     class_names = sorted(layout["train"])
     if len(class_names) == 1:
-        raise CourseError(f"{top} has images of one class only, {class_names[0]!r}. A classifier needs at least two class folders.")
-    files = {}
+        raise CourseError(f"{label} has images of one class only, {class_names[0]!r}. A classifier needs at least two class folders.")
+    files = {}  # split -> [((path, file), label)]
     for split, classes in layout.items():
         if split == "unlabeled":
-            files[split] = [(path, -1) for path in classes[:limit]]
+            files[split] = [(file, -1) for file in classes[:limit]]
             continue
         for name in sorted(classes):
             if name not in class_names:
-                raise CourseError(f"{split}/{name} in {top} has no counterpart in train. Every class needs train/<class>; rename one.")
+                raise CourseError(f"{split}/{name} in {label} has no counterpart in train. Every class needs train/<class>; rename one.")
             if not classes[name]:
-                raise CourseError(f"The folder of class {name!r} ({split}) in {top} is empty. Put images there, or remove it.")
-        files[split] = [(path, class_names.index(name)) for name in sorted(classes) for path in classes[name][:limit]]
-    if size is None:
-        size = _common_size([path for split in files.values() for path, _ in split])
-    found = FolderImages(class_names, size, {})
+                raise CourseError(f"The folder of class {name!r} ({split}) in {label} is empty. Put images there, or remove it.")
+        files[split] = [(file, class_names.index(name)) for name in sorted(classes) for file in classes[name][:limit]]
+    size = size or _common_size([file for split in files.values() for (_, file), _ in split])
+    found = FolderImages(class_names, {})
     with tqdm(total=sum(map(len, files.values())), desc="Reading images", unit=" images", disable=not progress) as bar:
         for split, pairs in files.items():
-            _read_split(found, folder, split, pairs, workspace, threads or min(8, os.cpu_count() or 1), bar)
+            _read_split(found, split, pairs, size, work, bar)
     if strict and found.skipped:
-        raise CourseError(_sentence(found.skipped, "cannot be read, and --strict refuses that") + " Remove them, or leave out --strict.")
-    _check_classes(found, files)
+        told = found.skipped_sentence("cannot be read, and --strict refuses that")
+        raise CourseError(f"{told} Remove them, or leave out --strict.")
+    for split in files.keys() - {"unlabeled"}:
+        for label in sorted({label for _, label in files[split]} - set(found.parts[f"{split}_labels"].tolist())):
+            raise CourseError(f"Class {class_names[label]!r} has no readable image in {split}. {found.skipped_sentence()}")
     if "test_images" not in found.parts:
         images, labels = found.parts["train_images"], found.parts["train_labels"]
-        kept, aside = storage.set_aside(labels, TEST_FRACTION, TEST_SEED, class_names)
+        kept, aside = prepared.set_aside(labels, TEST_FRACTION, TEST_SEED, class_names)
         for split, rows in (("train", kept), ("test", aside)):
-            found.parts[f"{split}_images"], found.parts[f"{split}_labels"] = storage.Rows(images, rows), labels[rows]
+            found.parts |= {f"{split}_images": prepared.Rows(images, rows), f"{split}_labels": labels[rows]}
     return found
 
 
 # --- Which file is what ---
 
 
-def _entries(folder):
-    entries = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in IGNORED)
-    return sorted(entries, key=lambda path: path.name)
+def _entries(tree: Tree) -> list[tuple[str, Tree | Piece]]:
+    return sorted((name, inner) for name, inner in tree.items() if not name.startswith(".") and name.lower() not in IGNORED)
 
 
-def _folders(folder):
-    return [path for path in _entries(folder) if path.is_dir()]
+def _folders(tree: Tree) -> dict[str, Tree]:
+    return {name: inner for name, inner in _entries(tree) if isinstance(inner, dict)}
 
 
-def _files(folder):
-    # All files below, hidden ones left out, in a fixed order.
-    found = []
-    for path in _entries(folder):
-        if path.is_dir():
-            found += _files(path)
-        else:
-            found.append(path)
-    return found
+def _files(path: str, tree: Tree) -> list[tuple[str, Piece]]:
+    # All files below, with their paths, in a fixed order.
+    files = []
+    for name, inner in _entries(tree):
+        files += _files(f"{path}{name}/", inner) if isinstance(inner, dict) else [(path + name, inner)]
+    return files
 
 
-def _split_of(folder):
-    # Which split a folder's name says it is, or None. A class may well be called "train": then its images lie in it directly.
+def _split_of(name: str, tree: Tree) -> str | None:
+    # Which split a folder's name says it is. A class may well be called "train": then its images lie in it directly.
     for split, names in SPLIT_NAMES.items():
-        if folder.name.lower() in names and (split == "unlabeled" or _folders(folder)):
+        if name.lower() in names and (split == "unlabeled" or _folders(tree)):
             return split
     return None
 
 
-def _unwrap(folder):
-    while True:
-        inner = _folders(folder)
-        if len(inner) != 1 or _split_of(inner[0]) or not _folders(inner[0]):
-            return folder
-        folder = inner[0]
+def _unwrap(path: str, tree: Tree) -> tuple[str, Tree]:
+    folders = _folders(tree)
+    if len(folders) == 1:
+        ((name, inner),) = folders.items()
+        if not _split_of(name, inner) and _folders(inner):
+            return _unwrap(f"{path}{name}/", inner)
+    return path, tree
 
 
-def _layout(top):
-    # -> {"train": {class: [files]}, ..., "unlabeled": [files]}
-    folders = _folders(top)
-    splits = {}
-    for path in folders:
-        split = _split_of(path)
-        if split in splits:
-            raise CourseError(f"{top} has both {splits[split].name!r} and {path.name!r} for {split}. Keep one of them.")
-        if split:
-            splits[split] = path
-    if "train" not in splits and ("test" in splits or "validation" in splits):
-        raise CourseError(f"{top} has a test or validation folder but no train/<class>/ with images. Add one.")
-    if "train" not in splits:
-        splits = {split: path for split, path in splits.items() if split == "unlabeled"}
-        classes = [path for path in folders if path not in splits.values()]
+def _layout(path: str, tree: Tree, label: str) -> dict:
+    # {"train": {class: files}, ..., "unlabeled": files}
+    folders, splits = _folders(tree), {}  # split -> the name of its folder
+    for name, inner in folders.items():
+        if split := _split_of(name, inner):
+            if split in splits:
+                raise CourseError(f"{label} has both {splits[split]!r} and {name!r} for {split}. Keep one of them.")
+            splits[split] = name
+
+    def classes(within: str, names: dict[str, Tree]) -> dict[str, list]:
+        return {name: _files(f"{within}{name}/", inner) for name, inner in names.items()}
+
+    if "train" in splits:
+        layout = {split: classes(f"{path}{name}/", _folders(folders[name])) for split, name in splits.items() if split != "unlabeled"}
+    elif splits.keys() - {"unlabeled"}:
+        raise CourseError(f"{label} has a test or validation folder but no train/<class>/ with images. Add one.")
     else:
-        classes = _folders(splits["train"])
-    layout = {"train": {path.name: _files(path) for path in classes}}
+        layout = {"train": classes(path, {name: inner for name, inner in folders.items() if name not in splits.values()})}
     if not any(layout["train"].values()):
-        raise CourseError(f"{top} has no images in class folders. It needs train/<class>/*.jpg, test/<class>/*.jpg, or only <class>/*.jpg.")
-    for split in ("validation", "test"):
-        if split in splits:
-            layout[split] = {path.name: _files(path) for path in _folders(splits[split])}
-    if "unlabeled" in splits:
-        layout["unlabeled"] = _files(splits["unlabeled"])
-        if not layout["unlabeled"]:
-            del layout["unlabeled"]
-    return layout
+        raise CourseError(f"{label} has no images in class folders. It needs train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg.")
+    if "unlabeled" in splits and (unlabeled := _files(f"{path}{splits['unlabeled']}/", folders[splits["unlabeled"]])):
+        layout["unlabeled"] = unlabeled
+    return {split: layout[split] for split in SPLIT_NAMES if split in layout}
 
 
 # --- Decoding ---
 
 
-def _common_size(paths):
+def _common_size(files: Sequence[Piece]) -> int:
     sizes = set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for path in paths[:: max(1, len(paths) // 64)]:
+        for file in files[:: max(1, len(files) // 64)]:
             try:
-                with path.open("rb") as file, Image.open(file) as image:
+                with file.open() as stream, Image.open(stream) as image:
                     sizes.add(image.size)
             except Exception:
                 continue  # reported when all files are read
-    if len(sizes) == 1:
-        width, height = sizes.pop()
-        if width == height and 8 <= width <= LARGEST_NATIVE:
-            return width
-    return DEFAULT_SIZE
+    width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
+    return width if width == height and 8 <= width <= LARGEST_NATIVE else DEFAULT_SIZE
 
 
-def decode(path, size):
+def decode(file: Piece, size: int) -> np.ndarray:
     """One image file -> uint8 (3, size, size), as described at `read`. Raises what PIL raises; ValueError for over 120 million pixels."""
-    with path.open("rb") as file, Image.open(file) as image:
+    with file.open() as stream, Image.open(stream) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}×{image.height} pixels are too many")
         image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size, which saves most of the time
@@ -198,7 +196,7 @@ def decode(path, size):
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def _rgb(image):
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16 bits a pixel and more: PIL would cut them off at 255
         values = np.asarray(image, np.float64)
         values = values / 257 if values.max(initial=0) > 255 else values
@@ -209,56 +207,35 @@ def _rgb(image):
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _read_split(found, folder, split, pairs, workspace, threads, bar):
-    shape = (len(pairs), 3, found.size, found.size)
-    if workspace is None:
-        images = np.empty(shape, np.uint8)
-    else:
-        storage.require_free(workspace, int(np.prod(shape, dtype=np.int64)), f"Reading {folder.name}")
-        images = np.lib.format.open_memmap(Path(workspace) / f"decoded-{split}.npy", mode="w+", dtype=np.uint8, shape=shape)
+def _read_split(found: FolderImages, split: str, pairs: list, size: int, work: Path, bar: tqdm) -> None:
+    shape = (len(pairs), 3, size, size)
+    prepared.require_free(work, int(np.prod(shape, dtype=np.int64)), "Reading images")
+    images = np.lib.format.open_memmap(work / f"decoded-{split}.npy", mode="w+", dtype=np.uint8, shape=shape)
 
-    def work(start):
+    def read_batch(start: int) -> tuple[int, list[tuple[int, str]]]:
         failures = []
         for row in range(start, min(start + BATCH, len(pairs))):
             try:
-                images[row] = decode(pairs[row][0], found.size)
+                images[row] = decode(pairs[row][0][1], size)
             except Exception as error:  # a damaged file can make a decoder raise nearly anything
                 reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
                 failures.append((row, reason))
         return min(BATCH, len(pairs) - start), failures
 
-    bad = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+    bad = {}
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # PIL's remarks about odd EXIF data and large files: what cannot be read is reported anyway
         try:
-            for count, failures in pool.map(work, range(0, len(pairs), BATCH)):
-                bad += failures
+            for count, failures in pool.map(read_batch, range(0, len(pairs), BATCH)):
+                bad.update(failures)
                 bar.update(count)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    found.skipped += [(_shown(pairs[row][0], folder), reason) for row, reason in bad]
-    good = np.delete(np.arange(len(pairs)), [row for row, _ in bad])
-    kept = images if len(good) == len(pairs) else storage.Rows(images, good)
+    found.skipped += [(pairs[row][0][0], reason) for row, reason in bad.items()]
+    good = np.array([row for row in range(len(pairs)) if row not in bad], np.int64)
+    kept = prepared.Rows(images, good) if bad else images
     if split != "unlabeled":
-        found.parts[f"{split}_images"] = kept
-        found.parts[f"{split}_labels"] = np.array([label for _, label in pairs], np.int64)[good]
+        found.parts |= {f"{split}_images": kept, f"{split}_labels": np.array([label for _, label in pairs], np.int64)[good]}
     elif len(good):
         found.parts["unlabeled"] = kept
-
-
-def _check_classes(found, files):
-    for split in files.keys() - {"unlabeled"}:
-        expected = {label for _, label in files[split]}
-        for label in sorted(expected - set(found.parts[f"{split}_labels"].tolist())):
-            raise CourseError(f"Class {found.class_names[label]!r} has no readable image in {split}. " + found.skipped_sentence())
-
-
-def _shown(path, folder):
-    return str(path) if isinstance(path, archives.Member) else path.relative_to(folder).as_posix()
-
-
-def _sentence(skipped, what):
-    names = "; ".join(f"{path} ({reason})" for path, reason in skipped[:NAMED])
-    more = f"; and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
-    return f"{len(skipped):,} file{'s' if len(skipped) > 1 else ''} {what}: {names}{more}."

@@ -1,24 +1,18 @@
 """Named data sets: `load("toybox")` gives an ImageSet, uint8 tensors with labels and class names."""
 
 import difflib
-import hashlib
-import json
+import os
 import re
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from sslcourse.datasets import prepared as storage
-from sslcourse.datasets import toybox
+from sslcourse.datasets import prepared, toybox
 from sslcourse.errors import CourseError
-
-TOYBOX_SIZE = 32
-TOYBOX_OPTIONS = {"shortcut": False, "upright": True, "seed": 0, "unlabeled": 6000, "train": 5000, "validation": 1000, "test": 2000}
-TOYBOX_SPLITS = ("unlabeled", "train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -30,22 +24,21 @@ class DatasetInfo:
     images: int
     size: int
     download_bytes: int
-    needs_network: bool
     how: str
     prepared: bool = False
 
+    @property
+    def needs_network(self) -> bool:
+        return self.download_bytes > 0
 
-def _info(name, classes, images, size, download_bytes):
-    return DatasetInfo(name, classes, images, size, download_bytes, True, f"python data_setup.py {name}")
 
-
-# The first three things a person asks of a data set, known before it is there. Where they come from is in prepare.SOURCES.
+# What a person asks of a data set first, known before it is there. Where they come from is in sources.SOURCES.
 KNOWN = {
-    "toybox": DatasetInfo("toybox", 10, 14_000, TOYBOX_SIZE, 0, False, "nothing to do: drawn on first use"),
-    "stl10": _info("stl10", 10, 113_000, 96, 2_640_397_119),
-    "cifar10": _info("cifar10", 10, 60_000, 32, 170_498_071),
-    "flowers": _info("flowers", 5, 3_670, 96, 228_813_984),
-    "cats-vs-dogs": _info("cats-vs-dogs", 2, 25_000, 96, 825_000_000),
+    "toybox": DatasetInfo("toybox", 10, 14_000, toybox.SIZE, 0, "nothing to do: drawn on first use"),
+    "stl10": DatasetInfo("stl10", 10, 113_000, 96, 2_640_397_119, "python data_setup.py stl10"),
+    "cifar10": DatasetInfo("cifar10", 10, 60_000, 32, 170_498_071, "python data_setup.py cifar10"),
+    "flowers": DatasetInfo("flowers", 5, 3_670, 96, 228_813_984, "python data_setup.py flowers"),
+    "cats-vs-dogs": DatasetInfo("cats-vs-dogs", 2, 25_000, 96, 825_000_000, "python data_setup.py cats-vs-dogs"),
 }
 
 
@@ -62,19 +55,19 @@ class ImageSet:
     """
 
     name: str
-    class_names: list
-    mean: tuple
-    std: tuple
-    train_images: torch.Tensor
-    train_labels: torch.Tensor
-    validation_images: torch.Tensor
-    validation_labels: torch.Tensor
-    test_images: torch.Tensor
-    test_labels: torch.Tensor
-    unlabeled: torch.Tensor = None
-    folds: torch.Tensor = None
+    class_names: list[str]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    train_images: Tensor
+    train_labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    unlabeled: Tensor | None = None
+    folds: Tensor | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.class_names = [str(name) for name in self.class_names]
         self.mean, self.std = tuple(map(float, self.mean)), tuple(map(float, self.std))
         if len(self.mean) != 3 or len(self.std) != 3:
@@ -82,50 +75,39 @@ class ImageSet:
         if self.unlabeled is None:
             self.unlabeled = self.train_images
         for part in ("train_images", "validation_images", "test_images", "unlabeled"):
-            self._check_images(part)
-        for split in storage.SPLITS:
-            self._check_labels(split)
-
-    def _check_images(self, part):
-        images = getattr(self, part)
-        if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8:
-            raise TypeError(f"{part} must be a uint8 tensor, not {getattr(images, 'dtype', type(images).__name__)}.")
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-            raise ValueError(f"{part} must have shape (N, 3, H, H), not {tuple(images.shape)}.")
-        if images.shape[-1] != self.size:
-            raise ValueError(f"{part} has images of {images.shape[-1]} pixels, and train_images of {self.size}: all parts need one size.")
-
-    def _check_labels(self, split):
-        labels, images = getattr(self, f"{split}_labels"), getattr(self, f"{split}_images")
-        if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64:
-            raise TypeError(f"{split}_labels must be an int64 tensor, not {getattr(labels, 'dtype', type(labels).__name__)}.")
-        if labels.shape != (len(images),):
-            raise ValueError(f"{split}_labels has shape {tuple(labels.shape)} for {len(images)} images: one label an image is needed.")
-        if len(labels) and int(labels.min()) < 0:
-            raise ValueError(f"{split}_labels contains {int(labels.min())}: unlabelled images belong in .unlabeled.")
-        if len(labels) and int(labels.max()) >= self.num_classes:
-            raise ValueError(f"{split}_labels contains {int(labels.max())}, and there are {self.num_classes} classes, counted from 0.")
+            images = getattr(self, part)
+            if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+                raise TypeError(f"{part} must be a uint8 tensor, not {getattr(images, 'dtype', type(images).__name__)}.")
+            if images.ndim != 4 or images.shape[1:] != (3, self.size, self.size):
+                raise ValueError(f"{part} must have shape (N, 3, H, H), with one H for all parts, not {tuple(images.shape)}.")
+        for split in prepared.SPLITS:
+            labels, images = getattr(self, f"{split}_labels"), getattr(self, f"{split}_images")
+            if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+                raise TypeError(f"{split}_labels must be an int64 tensor, not {getattr(labels, 'dtype', type(labels).__name__)}.")
+            if labels.shape != (len(images),):
+                raise ValueError(f"{split}_labels has shape {tuple(labels.shape)} for {len(images)} images: one label an image is needed.")
+            if len(labels) and int(labels.min()) < 0:
+                raise ValueError(f"{split}_labels contains {int(labels.min())}: unlabelled images belong in .unlabeled.")
+            if len(labels) and int(labels.max()) >= self.num_classes:
+                raise ValueError(f"{split}_labels contains {int(labels.max())}, and there are {self.num_classes} classes, counted from 0.")
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Height and width of every image, in pixels."""
         return self.train_images.shape[-1]
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         return len(self.class_names)
 
-    def to(self, device):
+    def to(self, device: str | torch.device) -> "ImageSet":
         """The same ImageSet with every tensor on `device`. Images that two parts share are moved once and stay shared."""
-        moved = {part: getattr(self, part).to(device) for part in self._tensors() if part != "unlabeled"}
         shared = self.unlabeled is self.train_images
-        moved["unlabeled"] = moved["train_images"] if shared else self.unlabeled.to(device)
-        return replace(self, **moved)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and not (shared and name == "unlabeled")}
+        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return replace(self, **{"unlabeled": None, **moved})
 
-    def _tensors(self):
-        return [name for name, value in vars(self).items() if isinstance(value, torch.Tensor)]
-
-    def few_labels(self, per_class=10, seed=0):
+    def few_labels(self, per_class: int = 10, seed: int = 0) -> "ImageSet":
         """The same ImageSet with `per_class` labelled training images of each class; unlabeled, validation and test stay as they are.
 
         The choice depends only on `seed` and the labels, and it is nested: the images for 10 a class are among those for 20 a class.
@@ -134,7 +116,7 @@ class ImageSet:
         rows = few_rows(self.train_labels, self.class_names, per_class, seed).to(self.train_labels.device)
         return replace(self, train_images=self.train_images[rows], train_labels=self.train_labels[rows], folds=None)
 
-    def subset(self, *, unlabeled=None, train=None, validation=None, test=None, seed=0):
+    def subset(self, *, unlabeled=None, train=None, validation=None, test=None, seed: int = 0) -> "ImageSet":
         """The same ImageSet with at most so many images in a part, drawn at random; rows keep their order. None keeps all, 0 keeps none.
 
         For quick looks and short experiments: `images.subset(validation=500, test=0)`. The choice depends only on `seed` and the number of
@@ -146,39 +128,35 @@ class ImageSet:
                 continue
             if isinstance(most, bool) or not isinstance(most, int) or most < 0:
                 raise ValueError(f"{part} is {most!r}; it must be a whole number of at least 0, or None to keep all images.")
-            images = self.unlabeled if part == "unlabeled" else getattr(self, f"{part}_images")
+            fields = ["unlabeled"] if part == "unlabeled" else [f"{part}_images", f"{part}_labels"]
+            images = getattr(self, fields[0])
             rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].sort().values.to(images.device)
-            if part == "unlabeled":
-                chosen["unlabeled"] = images[rows]
-            else:
-                chosen |= {f"{part}_images": images[rows], f"{part}_labels": getattr(self, f"{part}_labels")[rows]}
+            chosen |= {name: getattr(self, name)[rows] for name in fields}
         folds = self.folds if train is None and validation is None else None  # they are row numbers of these two
         return replace(self, folds=folds, **chosen)
 
-    def __repr__(self):
-        counts = [("unlabeled", self.unlabeled), *((split, getattr(self, f"{split}_images")) for split in storage.SPLITS)]
+    def __repr__(self) -> str:
+        counts = [("unlabeled", self.unlabeled), *((split, getattr(self, f"{split}_images")) for split in prepared.SPLITS)]
         numbers = " · ".join(f"{len(images):,} {part}" for part, images in counts)
         shared = " (unlabeled is train)" if self.unlabeled is self.train_images else ""
         return f"{self.name}: {self.num_classes} classes, {self.size}×{self.size} · {numbers}{shared} · {self.train_images.device}"
 
 
-def few_rows(labels, class_names, per_class, seed=0):
-    """-> sorted int64 indices (classes · per_class,) of `per_class` random rows of each class; see `ImageSet.few_labels`."""
+def few_rows(labels: Tensor, class_names: Sequence[str], per_class: int, seed: int = 0) -> Tensor:
+    """Sorted int64 indices (classes · per_class,) of `per_class` random rows of each class; see `ImageSet.few_labels`."""
     if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
         raise ValueError(f"per_class is {per_class!r}; it must be a whole number of at least 1.")
-    labels = labels.cpu().numpy()
-    order = np.random.default_rng(seed).permutation(len(labels))  # one order for all, cut per class: this is what nests
-    chosen = []
-    for label, name in enumerate(class_names):
-        rows = order[labels[order] == label]
+    by_class = prepared.shuffled_by_class(labels.cpu(), len(class_names), seed)  # cut from one order, so they nest
+    for name, rows in zip(class_names, by_class, strict=True):
         if len(rows) < per_class:
             raise ValueError(f"Class {name!r} has {len(rows)} training images, fewer than per_class={per_class}.")
-        chosen.append(rows[:per_class])
-    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+    return torch.from_numpy(np.sort(np.concatenate([rows[:per_class] for rows in by_class])))
 
 
-def load(name="toybox", data_dir="data", size=None, device="cpu", **options):
-    """-> ImageSet, by name, from `data_dir`.
+def load(
+    name: str = "toybox", data_dir: str | os.PathLike = "data", size: int | None = None, device: str | torch.device = "cpu", **options
+) -> ImageSet:
+    """An ImageSet, by name, from `data_dir`.
 
     name: one of `available()`. `toybox` is drawn on first use and kept in `data_dir`; where that cannot be written it stays in memory,
     with a warning. The others have to be prepared once: `python data_setup.py stl10`.
@@ -190,32 +168,50 @@ def load(name="toybox", data_dir="data", size=None, device="cpu", **options):
     prepared, or its folder is damaged; ValueError or TypeError for a wrong size or option.
     """
     check_size(size)
-    name = known_spelling(name)
+    name, data_dir = known_spelling(name), Path(data_dir)
     if name == "toybox":
-        _, about, parts = draw_toybox(data_dir, size, **options)
-        return _image_set(about, parts).to(device)
-    if options:
+        _, about, parts = toybox.load(data_dir, size, **options)
+    elif options:
         raise ValueError(f"{', '.join(f'{key}=' for key in options)} can be used with toybox only, not with {name!r}.")
-    folder = Path(data_dir) / name
-    if not folder.exists():
-        raise _not_there(name, data_dir)
-    if not (folder / "about.json").exists() and not any(folder.glob("*.npy")):
+    else:
+        about, parts = _prepared(name, data_dir)
+        if size not in (None, about["size"]):
+            about, parts = _resized(data_dir / f"{name}-{size}", about, parts, size)
+    tensors = {part: torch.from_numpy(array) for part, array in parts.items()}
+    images = ImageSet(name=about["name"], class_names=about["class_names"], mean=about["mean"], std=about["std"], **tensors)
+    return images.to(device)
+
+
+def _prepared(name: str, data_dir: Path) -> tuple[dict, dict]:
+    folder = data_dir / name
+    if folder.exists():
+        if (folder / "about.json").exists() or any(folder.glob("*.npy")):
+            return prepared.read(folder)
         raise CourseError(
             f"{folder} exists but is not a prepared data set. If these are your images: "
             f"python data_setup.py --from {folder} --name another-name --data-dir {data_dir}"
         )
-    about, parts = storage.read(folder)
-    if size not in (None, about["size"]):
-        about, parts = _resized(folder, about, parts, size)
-    return _image_set(about, parts).to(device)
+    if name in KNOWN:
+        raise CourseError(
+            f"The data set {name!r} is not prepared in {data_dir}. Run: python data_setup.py {name} --data-dir {data_dir} "
+            f"(in Colab: !python -m sslcourse data {name} --data-dir {data_dir}). 'toybox' works at once, without a download."
+        )
+    names = [info.name for info in available(data_dir)]
+    close = difflib.get_close_matches(name, names, n=1)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    raise CourseError(
+        f"There is no data set {name!r} in {data_dir}.{guess} Available: {', '.join(names)}. "
+        f"Your own images: python data_setup.py --from photos.zip --name {name} --data-dir {data_dir}"
+    )
 
 
-def _image_set(about, parts):
-    tensors = {part: torch.from_numpy(array) for part, array in parts.items()}
-    return ImageSet(name=about["name"], class_names=about["class_names"], mean=about["mean"], std=about["std"], **tensors)
+def _resized(folder: Path, about: dict, parts: dict, size: int) -> tuple[dict, dict]:
+    views = {part: prepared.Resized(array, size) if array.ndim == 4 else array for part, array in parts.items()}
+    facts = dict(name=about["name"], class_names=about["class_names"], source=f"{about['source']}, resized from {about['size']}")
+    return prepared.made_once(folder, lambda: views, options={"resized_from": about["id"]}, progress=True, **facts)[1:]
 
 
-def check_size(size):
+def check_size(size: int | None) -> None:
     """TypeError or ValueError unless `size` is None or a whole number of pixels, 8..512."""
     if size is None:
         return
@@ -225,157 +221,38 @@ def check_size(size):
         raise ValueError(f"size is {size}; it must be between 8 and 512 pixels.")
 
 
-def known_spelling(name):
+def known_spelling(name: str) -> str:
     """The name as it is stored: `STL10` is `stl10`; own names stay as they are. CourseError for what cannot be a name."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise CourseError(f"{name!r} cannot name a data set: use letters, digits, '-', '_' and '.', and begin with a letter or digit.")
     return name.lower() if name.lower() in KNOWN else name
 
 
-def _not_there(name, data_dir):
-    if name in KNOWN:
-        return CourseError(
-            f"The data set {name!r} is not prepared in {data_dir}. Run: python data_setup.py {name} --data-dir {data_dir} "
-            f"(in Colab: !python -m sslcourse data {name} --data-dir {data_dir}). 'toybox' works at once, without a download."
-        )
-    names = [info.name for info in available(data_dir)]
-    close = difflib.get_close_matches(name, names, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    return CourseError(
-        f"There is no data set {name!r} in {data_dir}.{guess} Available: {', '.join(names)}. "
-        f"Your own images: python data_setup.py --from photos.zip --name {name} --data-dir {data_dir}"
-    )
-
-
-# --- Copies that are made once and kept ---
-
-
-def _kept(folder, options):
-    # The stored copy, if it is there, whole, and made with these very options; else None.
-    if not (folder / "about.json").exists():
-        return None
-    try:
-        about, parts = storage.read(folder)
-    except CourseError as error:
-        warnings.warn(f"{error} It can be made again from here, so that is done now.", stacklevel=4)
-        return None
-    return (about, parts) if about["options"] == options else None
-
-
-def _keep(folder, parts, must, progress=True, **facts):
-    # Write and read back; where the disk cannot take it, stay in memory.
-    try:
-        storage.write(folder, parts, progress=progress, **facts)
-        return storage.read(folder)
-    except (OSError, CourseError) as error:
-        if must:
-            raise
-        warnings.warn(f"{folder} cannot be kept ({error}), so {facts['name']} stays in memory and is made anew next time.", stacklevel=4)
-        parts = {part: array[0 : len(array)] for part, array in storage.complete(parts, facts["class_names"]).items()}
-        return storage.describe(parts, **facts), parts
-
-
-def _resized(folder, about, parts, size):
-    target, options = folder.with_name(f"{folder.name}-{size}"), {"resized_from": about["id"]}
-    kept = _kept(target, options)
-    if kept:
-        return kept
-    views = {part: storage.Resized(array, size) if array.ndim == 4 else array for part, array in parts.items()}
-    facts = dict(name=about["name"], class_names=about["class_names"], source=f"{about['source']}, resized from {about['size']}")
-    return _keep(target, views, must=False, options=options, **facts)
-
-
-def draw_toybox(data_dir="data", size=None, *, force=False, must_keep=False, **options):
-    """Draw toybox, or find it drawn. -> (drawn now: bool, about, parts).
-
-    force: draw it even if it is there. must_keep: an error, instead of a warning, where `data_dir` cannot be written.
-    The other options are those of `load`. Split k of seed s is drawn with seed 4 s + k, so no two splits share a drawing.
-    """
-    check_size(size)
-    unknown = options.keys() - TOYBOX_OPTIONS.keys()
-    if unknown:
-        raise ValueError(f"toybox has no option {', '.join(sorted(unknown))}; it has {', '.join(TOYBOX_OPTIONS)}.")
-    options = {**TOYBOX_OPTIONS, **options}
-    for key in ("seed", *TOYBOX_SPLITS):
-        least = 0 if key == "seed" else 10
-        if isinstance(options[key], bool) or not isinstance(options[key], int) or options[key] < least:
-            raise ValueError(f"{key}={options[key]!r}: toybox needs a whole number of at least {least}.")
-    size = size or TOYBOX_SIZE
-    folder = Path(data_dir) / _toybox_folder(size, options)
-    options.update(shortcut=bool(options["shortcut"]), upright=bool(options["upright"]))
-    settings = {**options, "size": size, "version": toybox.VERSION}
-    kept = None if force else _kept(folder, settings)
-    if kept:
-        return False, *kept
-    parts = {}
-    with tqdm(total=sum(options[split] for split in TOYBOX_SPLITS), desc="Drawing toybox", unit=" images") as bar:
-        for index, split in enumerate(TOYBOX_SPLITS):
-            before = bar.n
-            images, labels = toybox.make(
-                options[split],
-                seed=4 * options["seed"] + index,
-                size=size,
-                shortcut=settings["shortcut"],
-                upright=settings["upright"],
-                progress=lambda done, total, before=before: bar.update(before + done - bar.n),
-            )
-            bar.update(before + options[split] - bar.n)
-            if split == "unlabeled":
-                parts["unlabeled"] = images
-            else:
-                parts[f"{split}_images"], parts[f"{split}_labels"] = images, labels
-    facts = dict(name="toybox", class_names=list(toybox.CLASS_NAMES), source=f"drawn by sslcourse.toybox version {toybox.VERSION}")
-    return True, *_keep(folder, parts, must_keep, progress=False, options=settings, **facts)
-
-
-def _toybox_folder(size, options):
-    # The plain one is `toybox`; another size or other options get folders of their own, so that they do not push each other out.
-    changed = {key: value for key, value in options.items() if value != TOYBOX_OPTIONS[key]}
-    mark = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
-    return "toybox" + (f"-{size}" if size != TOYBOX_SIZE else "") + (f"-{mark}" if changed else "")
-
-
-# --- What there is ---
-
-
 class Available(list):
     """A list of DatasetInfo that prints as a table."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         rows = [("name", "classes", "images", "size", "download", "prepared", "how to get it")]
         for info in self:
-            download = storage.human(info.download_bytes) if info.download_bytes else "none"
+            download = prepared.human(info.download_bytes) if info.download_bytes else "none"
             pixels = f"{info.size}×{info.size}"
             rows.append((info.name, str(info.classes), f"{info.images:,}", pixels, download, "yes" if info.prepared else "no", info.how))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        right = {1, 2, 3, 4}
-        lines = [
-            "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-            for row in rows
-        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        sides = "<>>>><<"
+        lines = ["  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([*lines, "Your own images: python data_setup.py --from photos.zip --name my-photos"])
 
 
-def available(data_dir="data"):
-    """-> list of DatasetInfo (print it for a table): the known data sets, then your own that are prepared in `data_dir`."""
+def available(data_dir: str | os.PathLike = "data") -> Available:
+    """A list of DatasetInfo (print it for a table): the known data sets, then your own that are prepared in `data_dir`."""
     found = {}
     for path in sorted(Path(data_dir).glob("*/about.json")):
         try:
-            about = storage.read_about(path.parent)
+            about = prepared.read_about(path.parent)
         except CourseError:
             continue  # a damaged folder is reported when somebody asks for it by name
         if about["name"] == path.parent.name:  # resized copies bear the name of what they were made from
-            found[about["name"]] = about
-    rows = Available()
-    for name, info in KNOWN.items():
-        rows.append(replace(info, prepared=name in found, **_measured(found.pop(name, None))))
-    for name, about in found.items():
-        rows.append(DatasetInfo(name=name, download_bytes=0, needs_network=False, how="your own", prepared=True, **_measured(about)))
-    return rows
-
-
-def _measured(about):
-    if about is None:
-        return {}
-    counts = sum(count for part, count in about["counts"].items() if part == "unlabeled" or part.endswith("_images"))
-    return {"classes": len(about["class_names"]), "images": counts, "size": about["size"]}
+            images = sum(count for part, count in about["counts"].items() if part == "unlabeled" or part.endswith("_images"))
+            known = KNOWN.get(about["name"], DatasetInfo(about["name"], 0, 0, 0, 0, "your own"))
+            found[known.name] = replace(known, prepared=True, classes=len(about["class_names"]), images=images, size=about["size"])
+    return Available({**KNOWN, **found}.values())

@@ -4,17 +4,19 @@ Parts are `train_images`, `train_labels`, the same for `validation` and `test`, 
 (N, 3, H, W), labels int64 (N,). The files are memory-mapped when they are read, so that opening 100,000 images takes no time and no memory.
 """
 
-import errno
 import json
 import os
 import shutil
 import time
 import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -26,7 +28,7 @@ SPLITS = ("train", "validation", "test")
 VALIDATION_FRACTION = 0.1
 VALIDATION_SEED = 0
 STATISTICS_SAMPLE = 10_000
-BETWEEN_RENAMES = 10  # looks, 0.02 s apart, at a folder that another process may be replacing
+ABOUT = {"name": str, "size": int, "class_names": list, "counts": dict, "mean": list, "std": list, "source": str, "options": dict}
 
 
 # --- Views: things with a shape that give images by slice, so that a data set larger than memory can be copied ---
@@ -40,24 +42,24 @@ class Rows:
         self.source, self.rows = (source.source, source.rows[rows]) if isinstance(source, Rows) else (source, rows)
         self.shape, self.dtype = (len(rows), *source.shape[1:]), source.dtype
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, piece):
+    def __getitem__(self, piece) -> np.ndarray:
         return self.source[self.rows[piece]]
 
 
 class Resized:
     """Images (N, 3, H, W) uint8 seen at another size: bilinear with antialiasing, rounded to the nearest uint8 when sliced."""
 
-    def __init__(self, source, size):
+    def __init__(self, source, size: int):
         self.source, self.size = source, size
         self.shape, self.dtype = (len(source), 3, size, size), np.dtype(np.uint8)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, piece):
+    def __getitem__(self, piece) -> np.ndarray:
         pixels = torch.from_numpy(np.array(self.source[piece])).float()
         if len(pixels) == 0:
             return np.empty((0, *self.shape[1:]), np.uint8)
@@ -65,29 +67,33 @@ class Resized:
         return pixels.round_().clamp_(0, 255).to(torch.uint8).numpy()
 
 
-def chunks(view):
-    """Yield (start, stop, piece) over an array or a view, as many rows at a time as make about CHUNK values."""
+Parts = Mapping[str, np.ndarray | Rows | Resized]
+
+
+def chunks(view) -> Iterator[np.ndarray]:
+    """Yield an array or a view piece by piece, as many rows at a time as make about CHUNK values."""
     rows = max(1, CHUNK // max(1, int(np.prod(view.shape[1:]))))
     for start in range(0, len(view), rows):
-        stop = min(start + rows, len(view))
-        yield start, stop, view[start:stop]
+        yield view[start : start + rows]
 
 
-def set_aside(labels, fraction, seed, class_names):
-    """Split row numbers by class: -> (kept, aside), both int64 and in rising order.
-
-    The rows are permuted once by `numpy.random.default_rng(seed).permutation(N)`. Of each class, the first round(fraction * n) in that
-    order, at least one, are set aside. CourseError when a class has fewer than two images.
-    """
+def shuffled_by_class(labels, classes: int, seed: int) -> list[np.ndarray]:
+    """The row numbers of each class, shuffled: all N rows are permuted once by `numpy.random.default_rng(seed).permutation(N)`."""
     labels = np.asarray(labels)
     order = np.random.default_rng(seed).permutation(len(labels))
+    return [order[labels[order] == label] for label in range(classes)]
+
+
+def set_aside(labels, fraction: float, seed: int, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Split row numbers by class: -> (kept, aside), both int64 and in rising order.
+
+    Of each class, the first round(fraction * n) rows of `shuffled_by_class`, at least one, are set aside. CourseError when a class has
+    fewer than two images.
+    """
     kept, aside = [], []
-    for label, name in enumerate(class_names):
-        rows = order[labels[order] == label]
+    for name, rows in zip(class_names, shuffled_by_class(labels, len(class_names), seed), strict=True):
         if len(rows) < 2:
-            raise CourseError(
-                f"Class {name!r} has {len(rows)} usable training image(s), too few to set one aside. Add images to it, or remove the class."
-            )
+            raise CourseError(f"Class {name!r} has {len(rows)} usable training image(s), too few to set one aside. Add some, or remove it.")
         count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         aside.append(rows[:count])
         kept.append(rows[count:])
@@ -97,7 +103,7 @@ def set_aside(labels, fraction, seed, class_names):
 # --- Disk ---
 
 
-def human(count):
+def human(count: float) -> str:
     """Bytes as a person says them: 2640397119 -> '2.6 GB'."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
@@ -105,7 +111,7 @@ def human(count):
     return f"{int(count)} bytes"
 
 
-def require_free(folder, needed, what):
+def require_free(folder: Path, needed: int, what: str) -> None:
     """CourseError if the disk that holds `folder` (which need not exist yet) has fewer than `needed` bytes free."""
     folder = Path(folder).absolute()
     while not folder.exists():
@@ -118,81 +124,43 @@ def require_free(folder, needed, what):
 
 
 @contextmanager
-def fresh_folder(target):
-    """A new, empty folder beside `target` to work in. It is gone afterwards, whatever happens, unless it was renamed.
-
-    Folders of this kind that a killed process left behind more than a day ago are removed too.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".{target.name}-*.partial"):
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time prepare `folder`: others wait here. The lock ends with the process, however that ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with FileLock(lock):
         try:
-            if time.time() - stale.stat().st_mtime > 86_400:
-                shutil.rmtree(stale, ignore_errors=True)
-        except OSError:  # another process has just removed or renamed it
-            continue
-    folder = target.parent / f".{target.name}-{uuid.uuid4().hex[:12]}.partial"
-    folder.mkdir()
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                lock.unlink()
+
+
+@contextmanager
+def work_folder(folder: Path, what: str) -> Iterator[Path]:
+    """An empty hidden folder beside `folder`, to be used inside `alone`. It is gone afterwards, whatever happens, unless it was renamed."""
+    work = folder.with_name(f".{folder.name}.{what}")
+    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    work.mkdir(parents=True)
     try:
-        yield folder
+        yield work
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put_in_place(folder, target, seen):
-    # -> whether it was this folder that was put there.
-    # A rename onto a folder that is not empty fails on every system, so two processes cannot mix their files.
-    for _ in range(10):
-        try:
-            os.rename(folder, target)
-            return True
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.ENOTDIR) or not target.exists():
-                raise
-        _refuse_foreign(target)
-        if _identity(target) != seen:
-            return False  # another process has finished the same thing meanwhile: its folder stays, somebody may be reading it
-        old = target.parent / f".{target.name}-{uuid.uuid4().hex[:12]}.partial"
-        try:
-            os.rename(target, old)
-        except FileNotFoundError:
-            continue
-        shutil.rmtree(old, ignore_errors=True)
-    raise CourseError(f"Another program keeps writing {target}. Stop it and try again.")
-
-
-def _identity(folder):
-    try:
-        return (folder / "about.json").read_bytes()
-    except OSError:
-        return None
-
-
-def _refuse_foreign(folder):
-    # Only a folder that this module wrote may ever be replaced: a person's own photos are never deleted.
-    for _ in range(BETWEEN_RENAMES):
-        with suppress(FileNotFoundError):
-            if not folder.exists() or (folder / "about.json").exists() or (folder.is_dir() and not any(folder.iterdir())):
-                return
-        time.sleep(0.02)  # it may have gone while it was looked at: another process is replacing it
-    raise CourseError(
-        f"{folder} exists and is not a prepared data set, so nothing was written there. Choose another --name or --data-dir, "
-        "or delete it yourself if it is the rest of a broken data set."
-    )
+        shutil.rmtree(work, ignore_errors=True)
 
 
 # --- Write ---
 
 
-def complete(parts, class_names):
+def complete(parts: Parts, class_names: Sequence[str]) -> dict:
     """The same parts with a validation split: where it is missing, a stratified 10 % of train is set aside (`set_aside`, seed 0).
 
     If there are `folds` (row numbers of the whole train set), they are renumbered: row r below len(train) is train_images[r], and above it
     is validation_images[r - len(train)].
     """
+    parts = dict(parts)
     if "validation_images" in parts:
-        return dict(parts)
-    parts, images, labels = dict(parts), parts["train_images"], np.asarray(parts["train_labels"])
+        return parts
+    images, labels = parts["train_images"], np.asarray(parts["train_labels"])
     kept, aside = set_aside(labels, VALIDATION_FRACTION, VALIDATION_SEED, class_names)
     for split, rows in (("train", kept), ("validation", aside)):
         parts[f"{split}_images"], parts[f"{split}_labels"] = Rows(images, rows), labels[rows]
@@ -203,8 +171,8 @@ def complete(parts, class_names):
     return parts
 
 
-def describe(parts, *, name, class_names, source, options=None):
-    """What about.json says of these (complete) parts: a dict with counts, mean and std per channel (in 0..1), where it came from, and when.
+def describe(parts: Parts, *, name: str, class_names: Sequence[str], source: str, options: Mapping) -> dict:
+    """What about.json says of these (complete) parts: counts, mean and std per channel (in 0..1), where it came from, and when.
 
     Mean and std are taken over the training images and at most 10,000 evenly spaced unlabelled ones.
     """
@@ -214,7 +182,7 @@ def describe(parts, *, name, class_names, source, options=None):
         count = len(parts["unlabeled"])
         sample.append(Rows(parts["unlabeled"], np.linspace(0, count - 1, min(count, STATISTICS_SAMPLE)).astype(np.int64)))
     for view in sample:
-        for _, _, piece in chunks(view):
+        for piece in chunks(view):
             values = piece.astype(np.float32) / 255
             total += values.sum(axis=(0, 2, 3), dtype=np.float64)
             squares += np.square(values).sum(axis=(0, 2, 3), dtype=np.float64)
@@ -231,44 +199,36 @@ def describe(parts, *, name, class_names, source, options=None):
         "std": [round(float(value), 6) for value in np.sqrt(np.maximum(squares / pixels - mean**2, 0))],
         "source": source,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "options": options or {},
+        "options": dict(options),
     }
 
 
-def write(folder, parts, *, name, class_names, source, options=None, progress=True):
-    """Write a prepared data set into `folder`, all or nothing. -> what about.json says.
+def write(folder: Path, parts: Parts, *, class_names: Sequence[str], progress: bool = True, **facts) -> None:
+    """Write a prepared data set into `folder`, all or nothing; one that was there before is replaced. To be used inside `alone`.
 
-    The files are written into a temporary folder beside it, which is renamed into place at the end and so replaces the prepared data set
-    that was there before; if another process finished one meanwhile, that one stays. CourseError if the folder is something else than a
-    prepared data set (it is never touched), or if the disk is too full, before anything is written.
+    facts: name, source and options, as `describe` takes them. CourseError if the folder is something else than a prepared data set (it is
+    never touched), or if the disk is too full.
     """
-    folder = Path(folder)
-    _refuse_foreign(folder)
-    seen = _identity(folder)
+    if folder.exists() and not (folder / "about.json").exists() and (folder.is_file() or any(folder.iterdir())):
+        raise CourseError(
+            f"{folder} exists and is not a prepared data set, so nothing was written there. Choose another --name or --data-dir, "
+            "or delete it yourself if it is the rest of a broken data set."
+        )
     parts = complete(parts, class_names)
     needed = sum(int(np.prod(array.shape, dtype=np.int64)) * array.dtype.itemsize for array in parts.values())
-    require_free(folder, needed, f"Preparing {name}")
-    with fresh_folder(folder) as work:
-        try:
-            _write_parts(work, parts, name, progress)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise CourseError(f"The disk became full while {name} was written. Free some space, or choose another --data-dir.") from None
+    require_free(folder, needed, f"Preparing {facts['name']}")
+    with work_folder(folder, "partial") as work, work_folder(folder, "replaced") as replaced:
+        _write_parts(work, parts, facts["name"], progress)
         stored = {part: np.load(work / f"{part}.npy", mmap_mode="r") for part in parts}
-        about = describe(stored, name=name, class_names=class_names, source=source, options=options)
+        about = describe(stored, class_names=class_names, **facts)
         del stored  # an open map would keep a folder from being renamed on some systems
         (work / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        if _put_in_place(work, folder, seen):
-            return about
-    for _ in range(BETWEEN_RENAMES):
-        with suppress(CourseError):
-            return read_about(folder)
-        time.sleep(0.02)  # yet another process is replacing it
-    return read_about(folder)
+        if folder.exists():
+            os.rename(folder, replaced / folder.name)
+        os.rename(work, folder)
 
 
-def _write_parts(work, parts, name, progress):
+def _write_parts(work: Path, parts: Parts, name: str, progress: bool) -> None:
     total = sum(len(array) for part, array in parts.items() if _is_image(part))
     with tqdm(total=total, desc=f"Writing {name}", unit=" images", disable=not progress) as bar:
         for part, array in parts.items():
@@ -279,72 +239,97 @@ def _write_parts(work, parts, name, progress):
             with open(work / f"{part}.npy", "wb") as file:
                 header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, array.shape))}
                 np.lib.format.write_array_header_1_0(file, header)
-                for start, stop, piece in chunks(array):
+                for piece in chunks(array):
                     file.write(np.ascontiguousarray(piece).data)
-                    bar.update(stop - start)
+                    bar.update(len(piece))
+
+
+def made_once(
+    folder: Path, make: Callable[[], Parts], *, options: Mapping, force=False, must_keep=False, progress=False, **facts
+) -> tuple[bool, dict, dict]:
+    """What is in `folder`, if it is whole and was made with these very `options`; else what `make` gives, kept there from now on.
+
+    facts: name, class_names and source, as `write` takes them. force: make it even if it is there. must_keep: an error, instead of a
+    warning and images that stay in memory, where the disk cannot take it. -> (made now, about, parts)
+    """
+
+    def found() -> tuple[bool, dict, dict] | None:
+        if force or not (folder / "about.json").exists():
+            return None
+        try:
+            about, parts = read(folder)
+        except CourseError as error:
+            warnings.warn(f"{error} It can be made again from here, so that is done now.", stacklevel=5)
+            return None
+        return (False, about, parts) if about["options"] == options else None
+
+    if kept := found():
+        return kept
+    parts = None
+    try:
+        with alone(folder):
+            if kept := found():  # another process made it while this one waited
+                return kept
+            parts = make()
+            write(folder, parts, options=options, progress=progress, **facts)
+            return True, *read(folder)
+    except (OSError, CourseError) as error:
+        if must_keep:
+            raise
+        warnings.warn(f"{folder} cannot be kept ({error}), so {facts['name']} stays in memory and is made anew next time.", stacklevel=4)
+    parts = complete(parts or make(), facts["class_names"])
+    parts = {part: array[0 : len(array)] for part, array in parts.items()}
+    return True, describe(parts, options=options, **facts), parts
 
 
 # --- Read ---
 
 
-def read(folder):
+def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """-> (about, parts): the images as memory maps (copy on write, so nothing changes the files), labels in memory.
 
     CourseError that names the file if a part is missing, cut short, or not what about.json says.
     """
-    folder = Path(folder)
     about = read_about(folder)
     parts = {}
     for part, count in about["counts"].items():
-        array = _load_part(folder, part)
-        image_shape = (count, 3, about["size"], about["size"])
+        path = folder / f"{part}.npy"
+        try:
+            array = np.load(path, mmap_mode="c", allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError) as error:
+            raise _damaged(path, str(error)) from None
         if _is_image(part):
-            good = array.dtype == np.uint8 and array.shape == image_shape
+            good = array.dtype == np.uint8 and array.shape == (count, 3, about["size"], about["size"])
         else:
             good = array.dtype == np.int64 and len(array) == count and array.ndim == (2 if part == "folds" else 1)
             array = np.array(array)
-        if good and part.endswith("_labels"):
-            good = array.size == 0 or (0 <= array.min() and array.max() < len(about["class_names"]))
+        if good and part.endswith("_labels") and count:
+            good = 0 <= array.min() and array.max() < len(about["class_names"])
         if not good:
-            raise _damaged(folder / f"{part}.npy", f"it holds {array.dtype} {array.shape}, which is not what about.json says")
+            raise _damaged(path, f"it holds {array.dtype} {array.shape}, which is not what about.json says")
         parts[part] = array
     return about, parts
 
 
-def read_about(folder):
+def read_about(folder: Path) -> dict:
     """The content of about.json, checked. CourseError if it is missing or damaged."""
-    path = Path(folder) / "about.json"
+    path = folder / "about.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _damaged(path, "it is missing") from None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from None
-    kinds = {"name": str, "size": int, "class_names": list, "counts": dict, "mean": list, "std": list, "source": str, "options": dict}
-    if not isinstance(about, dict) or any(not isinstance(about.get(key), kind) for key, kind in kinds.items()):
-        raise _damaged(path, "it lacks something that every prepared data set has")
-    if about.get("format") != FORMAT:
-        raise _damaged(path, f"it has format {about.get('format')!r} and this version of sslcourse reads format {FORMAT}")
-    missing = {f"{split}_{what}" for split in SPLITS for what in ("images", "labels")} - about["counts"].keys()
-    if missing or not all(isinstance(count, int) for count in about["counts"].values()):
-        raise _damaged(path, f"its counts lack {', '.join(sorted(missing)) or 'a whole number'}")
+        if about["format"] != FORMAT:
+            raise ValueError(f"it has format {about['format']!r} and this version of sslcourse reads format {FORMAT}")
+        lacks = [key for key, kind in ABOUT.items() if not isinstance(about[key], kind)]
+        lacks += [part for split in SPLITS for part in (f"{split}_images", f"{split}_labels") if part not in about["counts"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+    if lacks:
+        raise _damaged(path, f"it lacks {', '.join(lacks)}")
     return about
 
 
-def _is_image(part):
+def _is_image(part: str) -> bool:
     return part == "unlabeled" or part.endswith("_images")
 
 
-def _load_part(folder, part):
-    path = folder / f"{part}.npy"
-    try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
-    except FileNotFoundError:
-        raise _damaged(path, "it is missing") from None
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise _damaged(path, str(error)) from None
-
-
-def _damaged(path, reason):
-    folder = path.parent
-    return CourseError(f"{path} is damaged ({reason}). Delete the folder {folder} and prepare the data set again.")
+def _damaged(path: Path, reason: str) -> CourseError:
+    return CourseError(f"{path} is damaged ({reason}). Delete the folder {path.parent} and prepare the data set again.")

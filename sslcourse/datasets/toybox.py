@@ -1,7 +1,7 @@
 """Toybox: ten classes of simple drawn objects, made by code from a seed. The course's embedded data set.
 
-It needs no network, comes in any size, and is drawn so that every method of the course has something to learn within minutes on two
-CPU cores. Three properties do that, and each is a choice that can be undone to see what it is for:
+It is drawn so that every method of the course has something to learn within minutes on two CPU cores. Three properties do that, and each
+is a choice that can be undone to see what it is for:
 
 * Objects stand upright, so that telling a rotation is a real task (`upright=False` takes that away).
 * Backgrounds are plain and nearly grey, and the colours of an object share one hue. Two images can then be told apart only by shape,
@@ -11,30 +11,28 @@ CPU cores. Three properties do that, and each is a choice that can be undone to 
 
 Image `i` of a draw depends on `(seed, i)` alone: a longer draw begins with the shorter one.
 
-How hard it is was tuned once, with a ResNet-9 of width 16 at 32 pixels, bf16, 4,000 unlabelled and 100 labelled images and 2,000 for the
-test; pretraining is followed by a linear probe on 100 labels, mean of five draws of them where nothing else is said:
-
-* as it is now: untrained 23 %; supervised, 400 steps with flips and shifts, 51, 56 and 60 % (three seeds); rotation 66 % (10 epochs, batch
-  64); SimCLR 68 % (10 epochs, batch 128, temperature 0.2); Barlow Twins 70 % (15 epochs, batch 128, lambda 0.02; with batch 256 and
-  lambda 0.005 it had 56 % after 20); BYOL 66 % (20 epochs of 6,000 images, batch 64, predictor at five times the learning rate, momentum
-  from 0.98, batch normalisation without affine on the projector's output; 48 % was the best without that normalisation).
-* milder poses (tilt 0.14, shear 0.12, scale from 0.55): supervised 65, 68 and 74 %, rotation 73 % on one draw of labels: too little room.
-* stronger tilt, and bars of the background's colour in front of 70 % of the objects: supervised 33 to 37 %, SimCLR 48 % on one draw.
-* a long tail of noise and haze: supervised 28 to 32 %; a weaker tail: 45 to 47 % with 100 labels, yet 98 % with 5,000 like without it.
-* large objects in the middle, hardly turned: supervised 95 and 96 %, far above BYOL's probe (69 %, 10 epochs): nothing to gain.
+The poses were tuned once, with a ResNet-9 of width 16 at 32 pixels: milder ones left supervised training on 100 labels too little to gain,
+stronger ones or more noise left every method too little to learn.
 """
 
 import colorsys
+import hashlib
+import json
 import math
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
+
+from sslcourse.datasets import prepared
 
 CLASS_NAMES = ("airplane", "bird", "car", "cat", "fish", "house", "sailboat", "tree", "mushroom", "truck")
-VERSION = 1  # part of every cache's name: raise it when a drawing changes
+VERSION = 1  # raise it when a drawing changes: what older versions kept is then drawn again
+SIZE = 32
+SPLITS = ("unlabeled", "train", "validation", "test")
+OPTIONS = {"shortcut": False, "upright": True, "seed": 0, "unlabeled": 6000, "train": 5000, "validation": 1000, "test": 2000}
 
 SUPERSAMPLING = 3  # drawn this many times larger, then averaged down: smooth edges
 
@@ -193,7 +191,7 @@ def _colours(rng: np.random.Generator, background: float, shortcut: bool) -> lis
     return [tuple(int(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, shade)) for shade in shades]
 
 
-def draw(class_index: int, rng: np.random.Generator, size: int = 32, shortcut: bool = False, upright: bool = True) -> np.ndarray:
+def draw(class_index: int, rng: np.random.Generator, size: int = SIZE, shortcut: bool = False, upright: bool = True) -> np.ndarray:
     """One image of a class: uint8, (size, size, 3)."""
     width = size * SUPERSAMPLING
     field = _cluttered_background(rng, width) if shortcut else _plain_background(rng, width)
@@ -213,48 +211,54 @@ def draw(class_index: int, rng: np.random.Generator, size: int = 32, shortcut: b
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def _draw_range(bounds: tuple[int, int], seed: int, size: int, shortcut: bool, upright: bool) -> np.ndarray:
-    first, last = bounds
-    images = np.empty((last - first, 3, size, size), np.uint8)
-    for row, index in enumerate(range(first, last)):
-        rng = np.random.default_rng((seed, index))
-        images[row] = draw(index % len(CLASS_NAMES), rng, size, shortcut, upright).transpose(2, 0, 1)
-    return images
-
-
 def make(
-    n: int,
-    seed: int = 0,
-    size: int = 32,
-    shortcut: bool = False,
-    upright: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-    processes: int = 1,
+    n: int, seed: int = 0, size: int = SIZE, shortcut: bool = False, upright: bool = True, progress: Callable[[int], object] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw n images, the classes in turn, so that any stretch of them is balanced.
+    """Draw n images, the classes in turn, so that any stretch of them is balanced: uint8 (n, 3, size, size) and labels int64 (n,).
 
-    n: how many; at least 1. seed: a non-negative int. size: pixels a side, 8 to 512.
-    shortcut, upright: see the head of this file. progress: called with (images done, n). processes: worker processes to draw with.
-    Returns images uint8 (n, 3, size, size) and labels int64 (n,).
-    Raises ValueError when a number is out of its range.
+    size: pixels a side. shortcut, upright: see the head of this file. progress: called with 1 after each image.
     """
-    if n < 1:
-        raise ValueError(f"n is the number of images to draw and must be at least 1, not {n}.")
-    if not 8 <= size <= 512:
-        raise ValueError(f"size is in pixels a side and must lie between 8 and 512, not {size}.")
-    if seed < 0:
-        raise ValueError(f"seed must be a non-negative whole number, not {seed}.")
-    chunk = 250
-    ranges = [(first, min(first + chunk, n)) for first in range(0, n, chunk)]
-    work = partial(_draw_range, seed=seed, size=size, shortcut=shortcut, upright=upright)
     images = np.empty((n, 3, size, size), np.uint8)
-    pool = ProcessPoolExecutor(processes) if processes > 1 and len(ranges) > 1 else None
-    try:
-        for (first, last), drawn in zip(ranges, pool.map(work, ranges) if pool else map(work, ranges), strict=True):
-            images[first:last] = drawn
-            if progress:
-                progress(last, n)
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+    for index in range(n):
+        rng = np.random.default_rng((seed, index))
+        images[index] = draw(index % len(CLASS_NAMES), rng, size, shortcut, upright).transpose(2, 0, 1)
+        if progress:
+            progress(1)
     return images, np.arange(n) % len(CLASS_NAMES)
+
+
+def load(data_dir: Path, size: int | None = None, *, force: bool = False, must_keep: bool = False, **options) -> tuple[bool, dict, dict]:
+    """Find toybox drawn in `data_dir`, or draw it and keep it there. -> (drawn now, about, parts), as `prepared.made_once` gives them.
+
+    options: those of OPTIONS. Split k of seed s is drawn with seed 4 s + k, so no two splits share a drawing. ValueError for a wrong one.
+    """
+    unknown = options.keys() - OPTIONS.keys()
+    if unknown:
+        raise ValueError(f"toybox has no option {', '.join(sorted(unknown))}; it has {', '.join(OPTIONS)}.")
+    options = {**OPTIONS, **options}
+    for key in ("seed", *SPLITS):
+        least = 0 if key == "seed" else 10
+        if isinstance(options[key], bool) or not isinstance(options[key], int) or options[key] < least:
+            raise ValueError(f"{key}={options[key]!r}: toybox needs a whole number of at least {least}.")
+    size = size or SIZE
+    folder = data_dir / _folder_name(size, options)
+    how = {key: bool(options[key]) for key in ("shortcut", "upright")}
+
+    def drawn() -> dict[str, np.ndarray]:
+        parts = {}
+        with tqdm(total=sum(options[split] for split in SPLITS), desc="Drawing toybox", unit=" images") as bar:
+            for index, split in enumerate(SPLITS):
+                images, labels = make(options[split], seed=4 * options["seed"] + index, size=size, progress=bar.update, **how)
+                parts |= {"unlabeled": images} if split == "unlabeled" else {f"{split}_images": images, f"{split}_labels": labels}
+        return parts
+
+    facts = dict(name="toybox", class_names=CLASS_NAMES, source=f"drawn by sslcourse.toybox version {VERSION}")
+    settings = {**options, **how, "size": size, "version": VERSION}
+    return prepared.made_once(folder, drawn, options=settings, force=force, must_keep=must_keep, **facts)
+
+
+def _folder_name(size: int, options: Mapping) -> str:
+    # The plain one is `toybox`; another size or other options get folders of their own, so that they do not push each other out.
+    changed = {key: value for key, value in options.items() if value != OPTIONS[key]}
+    mark = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+    return "toybox" + (f"-{size}" if size != SIZE else "") + (f"-{mark}" if changed else "")

@@ -1,6 +1,5 @@
 """Named data sets: the ImageSet, toybox on first use, prepared folders and what happens when they are damaged."""
 
-import errno
 import json
 import multiprocessing
 import shutil
@@ -11,50 +10,49 @@ import pytest
 import torch
 
 from sslcourse import datasets
-from sslcourse.datasets import prepared as storage
+from sslcourse.datasets import prepared, toybox
 from sslcourse.errors import CourseError
 
 SMALL = {"unlabeled": 30, "train": 40, "validation": 20, "test": 20}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def drawn(monkeypatch):
-    """A stand-in for the drawing, quick and recognisable: pixel 0 holds the seed, pixel 1 the number of the image."""
+    """A stand-in for the drawing, quick and recognisable: pixel 0 holds the seed. Gives the list of what was drawn."""
     calls = []
 
-    def make(n, seed=0, size=32, shortcut=False, upright=True, progress=None):
-        calls.append((n, seed, size, shortcut, upright))
+    def make(n, seed, size, progress, **how):
+        calls.append((n, seed, size, how))
         images = np.zeros((n, 3, size, size), np.uint8)
         images[:, :, 0, 0], images[:, :, 0, 1] = seed, np.arange(n)[:, None] % 256
-        if progress:
-            progress(n, n)
-        return images, np.arange(n, dtype=np.int64) % 10
+        return images, np.arange(n) % 10
 
-    stand_in = SimpleNamespace(CLASS_NAMES=tuple("abcdefghij"), VERSION=1, make=make)
-    monkeypatch.setattr(datasets, "toybox", stand_in)
-    stand_in.calls = calls
-    return stand_in
+    monkeypatch.setattr(toybox, "make", make)
+    return calls
 
 
 def image_set(**changes):
     images = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 8, 8).contiguous()
-    labels = torch.arange(20) % 2
     values = dict(name="x", class_names=["cat", "dog"], mean=(0.5,) * 3, std=(0.2,) * 3)
-    for split in storage.SPLITS:
-        values.update({f"{split}_images": images, f"{split}_labels": labels})
+    for split in prepared.SPLITS:
+        values |= {f"{split}_images": images, f"{split}_labels": torch.arange(20) % 2}
     return datasets.ImageSet(**{**values, **changes})
 
 
-def write(folder, count=40, size=8, unlabeled=True, **options):
+def rows(images):
+    return images.train_images[:, 0, 0, 0].tolist()
+
+
+def write(folder, count=40, size=8, unlabeled=True, **more):
     """A prepared data set with two classes of random images."""
-    rng = np.random.default_rng(1)
-    parts = {}
+    rng, parts = np.random.default_rng(1), {}
     for split in ("train", "test"):
         parts[f"{split}_images"] = rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8)
         parts[f"{split}_labels"] = np.arange(count) % 2
     if unlabeled:
         parts["unlabeled"] = rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8)
-    storage.write(folder, {**parts, **options}, name=folder.name, class_names=["cat", "dog"], source="test", progress=False)
+    facts = dict(name=folder.name, class_names=["cat", "dog"], source="test", options={})
+    prepared.write(folder, {**parts, **more}, progress=False, **facts)
     return parts
 
 
@@ -65,21 +63,19 @@ def test_an_image_set_knows_its_size_and_prints_as_a_line():
     images = image_set()
     assert (images.size, images.num_classes) == (8, 2)
     assert repr(images) == "x: 2 classes, 8×8 · 20 unlabeled · 20 train · 20 validation · 20 test (unlabeled is train) · cpu"
-    assert images.unlabeled is images.train_images
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    other = images.to(device)
-    assert other.unlabeled is other.train_images and other.test_labels.device.type == device and other.mean == images.mean
+    other = images.to("cuda" if torch.cuda.is_available() else "cpu")
+    assert other.unlabeled is other.train_images and other.mean == images.mean
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [
-        ({"train_images": torch.zeros(20, 3, 8, 8)}, TypeError, "train_images must be a uint8 tensor, not torch.float32"),
+        ({"train_images": torch.zeros(20, 3, 8, 8)}, TypeError, "train_images .* not torch.float32"),
         ({"test_images": torch.zeros(20, 8, 8, 3, dtype=torch.uint8)}, ValueError, "test_images must have shape"),
-        ({"unlabeled": torch.zeros(4, 3, 9, 9, dtype=torch.uint8)}, ValueError, "unlabeled has images of 9 pixels"),
+        ({"unlabeled": torch.zeros(4, 3, 9, 9, dtype=torch.uint8)}, ValueError, "unlabeled must have shape"),
         ({"train_labels": torch.zeros(20)}, TypeError, "int64"),
         ({"test_labels": torch.zeros(19, dtype=torch.int64)}, ValueError, "one label an image"),
-        ({"train_labels": torch.full((20,), -1)}, ValueError, "train_labels contains -1: unlabelled images belong in .unlabeled"),
+        ({"train_labels": torch.full((20,), -1)}, ValueError, "unlabelled images belong in .unlabeled"),
         ({"validation_labels": torch.full((20,), 2)}, ValueError, "contains 2, and there are 2 classes"),
         ({"mean": (0.5,)}, ValueError, "3 values"),
     ],
@@ -92,44 +88,31 @@ def test_wrong_tensors_are_refused(changes, error, match):
 def test_few_labels_is_stratified_nested_and_repeatable():
     images = image_set()
     few = images.few_labels(3, seed=1)
-    assert torch.bincount(few.train_labels).tolist() == [3, 3]
-    assert (few.train_images[:, 0, 0, 0] % 2 == few.train_labels).all()  # labels stay with their images
-    rows = set(few.train_images[:, 0, 0, 0].tolist())
-    assert rows == set(images.few_labels(3, seed=1).train_images[:, 0, 0, 0].tolist())
-    assert rows < set(images.few_labels(6, seed=1).train_images[:, 0, 0, 0].tolist())
-    assert any(rows != set(images.few_labels(3, seed=seed).train_images[:, 0, 0, 0].tolist()) for seed in (2, 3, 4))
+    assert torch.bincount(few.train_labels).tolist() == [3, 3] and [row % 2 for row in rows(few)] == few.train_labels.tolist()
+    assert rows(few) == rows(images.few_labels(3, seed=1)) == sorted(rows(few))
+    assert set(rows(few)) < set(rows(images.few_labels(6, seed=1)))
+    assert len({tuple(rows(images.few_labels(3, seed=seed))) for seed in range(4)}) > 1
     assert few.unlabeled is images.train_images and few.test_images is images.test_images and len(few.validation_images) == 20
+    order = np.random.default_rng(1).permutation(20)  # the draw itself, on which stored results depend
+    assert rows(few) == sorted([*order[order % 2 == 0][:3], *order[order % 2 == 1][:3]])
 
 
-@pytest.mark.parametrize("per_class", [0, -1, 2.5, True])
-def test_few_labels_needs_a_whole_number(per_class):
+@pytest.mark.parametrize("per_class", [0, -1, 2.5, True, 11])
+def test_few_labels_needs_a_whole_number_that_every_class_has(per_class):
     with pytest.raises(ValueError, match="per_class"):
         image_set().few_labels(per_class)
 
 
-def test_few_labels_names_the_class_that_is_too_small():
-    labels = torch.tensor([0] * 17 + [1] * 3)
-    with pytest.raises(ValueError, match="Class 'dog' has 3 training images, fewer than per_class=4"):
-        image_set(train_labels=labels).few_labels(4)
-
-
 def test_a_subset_keeps_images_with_their_labels_in_order():
-    images = image_set()
+    images = image_set(folds=torch.zeros(10, 5, dtype=torch.int64))
     less = images.subset(unlabeled=3, train=4, validation=0, seed=1)
     assert (len(less.unlabeled), len(less.train_images), len(less.validation_images)) == (3, 4, 0)
     assert less.test_images is images.test_images  # None: as it was
-    rows = [(images.train_images == one).flatten(1).all(1).nonzero().item() for one in less.train_images]
-    assert rows == sorted(rows) and torch.equal(less.train_labels, images.train_labels[rows])
-    assert torch.equal(less.train_images, images.subset(train=4, seed=1).train_images)
-    draws = {tuple(images.subset(train=4, seed=seed).train_images[:, 0, 0, 0].tolist()) for seed in range(5)}
-    assert len(draws) > 1
-    assert torch.equal(images.subset(train=10**6).train_images, images.train_images)  # at most
-
-
-def test_folds_are_row_numbers_and_do_not_outlive_a_subset():
-    images = image_set(folds=torch.zeros(10, 5, dtype=torch.int64))
-    assert images.subset(unlabeled=3, test=2).folds is images.folds
-    assert images.subset(train=3).folds is None and images.subset(validation=1).folds is None
+    assert rows(less) == sorted(rows(less)) and torch.equal(less.train_labels, images.train_labels[rows(less)])
+    assert rows(less) == rows(images.subset(train=4, seed=1))
+    assert len({tuple(rows(images.subset(train=4, seed=seed))) for seed in range(5)}) > 1
+    assert rows(images.subset(train=10**6)) == rows(images)  # at most
+    assert less.folds is None and images.subset(unlabeled=3, test=2).folds is images.folds  # row numbers of train and validation
 
 
 @pytest.mark.parametrize("most", [-1, 2.0, True, "3"])
@@ -142,33 +125,26 @@ def test_a_subset_needs_whole_numbers(most):
 
 
 def test_toybox_is_drawn_once_and_then_read(tmp_path, drawn):
-    images = datasets.load("toybox", tmp_path, **SMALL)
-    assert [len(part) for part in (images.unlabeled, images.train_images, images.validation_images, images.test_images)] == [30, 40, 20, 20]
-    seeds = [int(p[0, 0, 0, 0]) for p in (images.unlabeled, images.train_images, images.validation_images, images.test_images)]
-    assert len(set(seeds)) == 4  # no drawing in two splits
-    again = datasets.load("toybox", tmp_path, **SMALL)
-    assert len(drawn.calls) == 4 and torch.equal(again.train_images, images.train_images) and again.class_names == list("abcdefghij")
-
-
-def test_toybox_defaults(tmp_path, drawn):
     images = datasets.load(data_dir=tmp_path)
-    assert [call[0] for call in drawn.calls] == [6000, 5000, 1000, 2000]
+    assert [call[0] for call in drawn] == [6000, 5000, 1000, 2000]
     assert images.size == 32 and torch.bincount(images.train_labels).tolist() == [500] * 10
+    parts = (images.unlabeled, images.train_images, images.validation_images, images.test_images)
+    assert [int(part[0, 0, 0, 0]) for part in parts] == [0, 1, 2, 3]  # no drawing in two splits
+    again = datasets.load("toybox", tmp_path)
+    assert len(drawn) == 4 and torch.equal(again.train_images, images.train_images) and again.class_names == list(toybox.CLASS_NAMES)
     assert [path.name for path in tmp_path.iterdir()] == ["toybox"]
 
 
-def test_other_options_sizes_and_versions_are_kept_apart(tmp_path, drawn):
-    datasets.load("toybox", tmp_path, **SMALL)
-    assert datasets.load("toybox", tmp_path, size=16, **SMALL).size == 16
-    datasets.load("toybox", tmp_path, shortcut=True, upright=False, seed=3, **SMALL)
-    assert drawn.calls[4][2] == 16 and drawn.calls[8] == (30, 12, 32, True, False)
-    datasets.load("toybox", tmp_path, **SMALL)
-    assert len(drawn.calls) == 12
-    drawn.VERSION = 2
-    datasets.load("toybox", tmp_path, **SMALL)
-    assert len(drawn.calls) == 16
-    datasets.load("toybox", tmp_path, **SMALL)
-    assert len(drawn.calls) == 16
+def test_other_options_sizes_and_versions_are_kept_apart(tmp_path, drawn, monkeypatch):
+    for _ in range(2):
+        datasets.load("toybox", tmp_path, **SMALL)
+        assert datasets.load("toybox", tmp_path, size=16, **SMALL).size == 16
+        datasets.load("toybox", tmp_path, shortcut=True, upright=False, seed=3, **SMALL)
+    assert len(drawn) == 12 and drawn[4][2] == 16 and drawn[8] == (30, 12, 32, {"shortcut": True, "upright": False})
+    monkeypatch.setattr(toybox, "VERSION", 2)
+    for _ in range(2):
+        datasets.load("toybox", tmp_path, **SMALL)
+        assert len(drawn) == 16
 
 
 def test_toybox_without_a_writable_folder(tmp_path, drawn):
@@ -188,58 +164,29 @@ def test_a_damaged_toybox_is_drawn_again(tmp_path, drawn):
 
 
 @pytest.mark.parametrize(
-    ("options", "match"),
-    [({"trian": 5}, "no option trian"), ({"train": 5}, "train=5"), ({"seed": -1}, "seed=-1"), ({"test": 2.0}, "test=2.0")],
+    ("options", "match"), [({"trian": 5}, "trian"), ({"train": 5}, "train=5"), ({"seed": -1}, "seed=-1"), ({"test": 2.0}, "test=2.0")]
 )
 def test_wrong_toybox_options(tmp_path, options, match):
     with pytest.raises(ValueError, match=match):
         datasets.load("toybox", tmp_path, **options)
 
 
-def _prepare(folder, barrier):
+def _load_together(folder, barrier, made):
     barrier.wait()
-    write(folder)
+    datasets.load("toybox", folder, size=8, **SMALL)
+    made.put(json.loads(next(folder.glob("*/about.json")).read_text())["id"])
 
 
-def test_two_processes_at_once_leave_one_whole_folder(tmp_path):
+def test_processes_that_start_at_once_draw_it_once(tmp_path):
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(3)
-    processes = [context.Process(target=_prepare, args=(tmp_path / "mine", barrier)) for _ in range(3)]
+    barrier, made = context.Barrier(3), context.SimpleQueue()
+    processes = [context.Process(target=_load_together, args=(tmp_path, barrier, made)) for _ in range(3)]
     for process in processes:
         process.start()
+    ids = {made.get() for _ in processes}
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    assert len(datasets.load("mine", tmp_path).test_images) == 40
-
-
-def test_a_folder_replaced_right_after_it_was_written_is_no_error(tmp_path, monkeypatch):
-    in_place = storage._put_in_place
-
-    def and_then_gone(folder, target, seen):
-        done = in_place(folder, target, seen)
-        target.rename(tmp_path / "taken away by another process")
-        return done
-
-    monkeypatch.setattr(storage, "_put_in_place", and_then_gone)
-    write(tmp_path / "mine")  # what it wrote is known without reading it back
-
-
-def test_what_another_process_finished_meanwhile_stays(tmp_path, monkeypatch):
-    write(tmp_path / "mine")
-    describe, inner = storage.describe, []
-
-    def overtaken(*arguments, **options):
-        if not inner:
-            inner.append(None)
-            write(tmp_path / "mine", count=60)
-            inner[0] = storage.read_about(tmp_path / "mine")["id"]
-        return describe(*arguments, **options)
-
-    monkeypatch.setattr(storage, "describe", overtaken)
-    write(tmp_path / "mine")
-    assert storage.read_about(tmp_path / "mine")["id"] == inner[0] and [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert len(ids) == 1 and [process.exitcode for process in processes] == [0, 0, 0] and len(list(tmp_path.iterdir())) == 1
 
 
 # --- Prepared folders ---
@@ -253,6 +200,8 @@ def test_what_was_written_is_read_mapped_from_disk(tmp_path):
     assert np.allclose(images.mean, expected.mean((0, 2, 3)), atol=1e-5) and np.allclose(images.std, expected.std((0, 2, 3)), atol=1e-5)
     images.test_images[0] = 0  # copy on write: the file stays as it is
     assert np.array_equal(datasets.load("mine", tmp_path).test_images.numpy(), parts["test_images"])
+    write(tmp_path / "mine", count=60)  # replaces it
+    assert len(datasets.load("mine", tmp_path).test_images) == 60 and [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_missing_validation_split_is_cut_from_train(tmp_path):
@@ -260,9 +209,7 @@ def test_a_missing_validation_split_is_cut_from_train(tmp_path):
     images = datasets.load("mine", tmp_path)
     assert torch.bincount(images.validation_labels).tolist() == [2, 2] and torch.bincount(images.train_labels).tolist() == [18, 18]
     both = torch.cat([images.train_images, images.validation_images]).numpy()
-    assert {image.tobytes() for image in both} == {image.tobytes() for image in parts["train_images"]}
-    # the folds still mean the same images
-    assert np.array_equal(both[images.folds.numpy().reshape(-1)], parts["train_images"])
+    assert np.array_equal(both[images.folds.numpy().reshape(-1)], parts["train_images"])  # the folds still mean the same images
     write(tmp_path / "twin")
     assert torch.equal(datasets.load("twin", tmp_path).validation_images, images.validation_images)
 
@@ -275,17 +222,15 @@ def test_without_unlabeled_images_it_is_the_training_images(tmp_path):
 
 def test_another_size_is_made_once_and_follows_its_source(tmp_path, monkeypatch):
     write(tmp_path / "mine", size=16)
-    small = datasets.load("mine", tmp_path, size=8)
-    full = datasets.load("mine", tmp_path)
+    small, full = datasets.load("mine", tmp_path, size=8), datasets.load("mine", tmp_path)
     expected = torch.nn.functional.interpolate(full.test_images.float(), size=(8, 8), mode="bilinear", antialias=True).round().byte()
     assert torch.equal(small.test_images, expected) and torch.equal(small.train_labels, full.train_labels)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine-8"]
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write", lambda *_, **__: pytest.fail("made twice"))
+        patch.setattr(prepared, "write", lambda *_, **__: pytest.fail("made twice"))
         assert torch.equal(datasets.load("mine", tmp_path, size=8).test_images, small.test_images)
     write(tmp_path / "mine", count=60, size=16)
     assert len(datasets.load("mine", tmp_path, size=8).test_images) == 60
-    assert datasets.load("mine", tmp_path, size=20).size == 20
 
 
 @pytest.mark.parametrize(("size", "error"), [(7, ValueError), (513, ValueError), (32.0, TypeError), ("32", TypeError), (True, TypeError)])
@@ -320,41 +265,27 @@ def test_damage_is_named_with_the_way_out(tmp_path, kind):
     write(tmp_path / "mine")
     damage, match = DAMAGE[kind]
     damage(tmp_path / "mine")
-    with pytest.raises(CourseError, match=f"{match}.*Delete the folder .*mine"):
+    with pytest.raises(CourseError, match=f"{match}.*Delete the folder"):
         datasets.load("mine", tmp_path)
 
 
-def test_nothing_is_written_over_a_folder_of_somebody_else(tmp_path):
+def test_nothing_is_written_over_a_folder_of_somebody_else_or_on_a_full_disk(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.jpg").write_bytes(b"precious")
-    with pytest.raises(CourseError, match="is not a prepared data set, so nothing was written"):
+    with pytest.raises(CourseError, match="is not a prepared data set"):
         write(tmp_path / "mine")
-    assert (tmp_path / "mine" / "photo.jpg").read_bytes() == b"precious" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(CourseError, match="--from"):
         datasets.load("mine", tmp_path)
-
-
-def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(CourseError, match="needs .* free, and .* has 1.0 kB"):
-        write(tmp_path / "mine")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_disk_that_becomes_full_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
-    with pytest.raises(CourseError, match="became full while mine was written"):
-        write(tmp_path / "mine")
-    assert list(tmp_path.iterdir()) == []
+        write(tmp_path / "other")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "photo.jpg"]
 
 
 def test_names(tmp_path):
-    with pytest.raises(CourseError, match="'stl10' is not prepared.*python data_setup.py stl10 .*!python -m sslcourse data stl10.*toybox"):
+    with pytest.raises(CourseError, match="'stl10' is not prepared.*python data_setup.py stl10 .*!python -m sslcourse data stl10"):
         datasets.load("STL10", tmp_path)
-    with pytest.raises(CourseError, match="Did you mean 'cifar10'.*toybox, stl10.*--from"):
+    with pytest.raises(CourseError, match="Did you mean 'cifar10'"):
         datasets.load("cifar100", tmp_path)
     for name in ("", "../x", "a/b", ".hidden", None, "x" * 100):
         with pytest.raises(CourseError, match="cannot name a data set"):
@@ -369,10 +300,10 @@ def test_available_lists_known_and_own_data_sets(tmp_path):
     datasets.load("mine", tmp_path, size=8)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "about.json").write_text("{")
-    rows = datasets.available(tmp_path)
-    assert [row.name for row in rows] == ["toybox", "stl10", "cifar10", "flowers", "cats-vs-dogs", "mine"]
-    assert [row.prepared for row in rows] == [False] * 5 + [True]
-    assert (rows[-1].classes, rows[-1].images, rows[-1].size) == (2, 120, 16) and not rows[0].needs_network
-    lines = str(rows).splitlines()
+    infos = datasets.available(tmp_path)
+    assert [info.name for info in infos] == ["toybox", "stl10", "cifar10", "flowers", "cats-vs-dogs", "mine"]
+    assert [info.prepared for info in infos] == [False] * 5 + [True] and [info.needs_network for info in infos[:2]] == [False, True]
+    assert (infos[-1].classes, infos[-1].images, infos[-1].size) == (2, 120, 16)
+    lines = str(infos).splitlines()
     assert len(lines) == 8 and "2.6 GB" in lines[2] and "python data_setup.py stl10" in lines[2]
     assert datasets.available(tmp_path / "missing")[0].images == 14_000

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from sslcourse import datasets
-from sslcourse.datasets import sources as prepare
+from sslcourse.datasets import sources
 from sslcourse.errors import CourseError
 
 
@@ -50,7 +50,7 @@ def _run(args):
     name = args.own_name if args.own_name is not None else args.name
     if args.source is not None and name is None:
         raise CourseError(f"Give the images a name: --from {args.source} --name my-photos")
-    report = prepare.prepare(
+    report = sources.prepare(
         name if name is not None else "toybox",
         args.data_dir,
         source=args.source,
