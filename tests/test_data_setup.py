@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from sslcourse import datasets
-from sslcourse.course.commands import data as data_command
-from sslcourse.datasets import sources as prepare
+from sslcourse.datasets import sources, toybox
 
 SCRIPT = Path(__file__).parents[1] / "data_setup.py"
 
@@ -18,8 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "data_setup.py"
 def call(tmp_path, monkeypatch, capsys):
     """Run data_setup.py in an empty folder, with a small toybox. -> (exit status, stdout, stderr without the progress bars)"""
     monkeypatch.chdir(tmp_path)
-    small = {"unlabeled": 20, "train": 20, "validation": 20, "test": 20}
-    monkeypatch.setattr(datasets, "TOYBOX_OPTIONS", {**datasets.TOYBOX_OPTIONS, **small})
+    monkeypatch.setattr(toybox, "OPTIONS", {**toybox.OPTIONS, "unlabeled": 20, "train": 20, "validation": 20, "test": 20})
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["data_setup.py", *map(str, arguments)])
@@ -34,17 +32,16 @@ def call(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def photos(tmp_path):
     for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(8):
-            path = tmp_path / "photos" / name / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (20, 20), (30 * number, 0, 0)).save(path)
+            Image.new("RGB", (20, 20), (30 * number, 0, 0)).save(tmp_path / "photos" / name / f"{number}.png")
     return tmp_path / "photos"
 
 
 def test_alone_it_draws_toybox_and_says_what_else_there_is(call, tmp_path):
     status, out, _ = call()
     assert status == 0 and "toybox is ready: 10 classes" in out and "python data_setup.py stl10" in out and "2.6 GB" in out
-    assert (tmp_path / "data" / "toybox").is_dir() or any((tmp_path / "data").glob("toybox*"))
+    assert (tmp_path / "data" / "toybox").is_dir()
     status, out, _ = call()
     assert status == 0 and "nothing was done" in out
 
@@ -64,43 +61,33 @@ def test_own_photos(call, tmp_path, photos):
     status, out, _ = call("my-photos", "--from", photos, "--data-dir", tmp_path / "d", "--force")
     assert status == 0 and "1 file skipped: cat/x.jpg (not an image)." in out
     status, _, err = call("strict", "--from", photos, "--strict")
-    assert status == 1 and "--strict refuses that: cat/x.jpg" in err
+    assert status == 1 and "cat/x.jpg" in err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "word"),
     [
-        (["mnist"], "There is no data set 'mnist' to download"),
-        (["--from", "nowhere.zip", "--name", "x"], "There is no file or folder nowhere.zip"),
-        (["--from", "nowhere.zip"], "Give the images a name"),
-        (["--name", "x"], "--name is for your own images: add --from"),
-        (["a", "--from", "nowhere.zip", "--name", "b"], "Two names are given"),
-        (["--from", "photos", "--name", "a/b"], "'a/b' cannot name a data set"),
-        (["--from", "photos", "--name", ""], "'' cannot name a data set"),
-        (["--from", "photos", "--name", "toybox"], "'toybox' is taken"),
-        (["--size", "4"], "size is 4"),
-        (["--data-dir", "file"], "cannot be made"),
+        ("mnist", "'mnist'"),
+        ("--from nowhere.zip --name x", "nowhere.zip"),
+        ("--from nowhere.zip", "--name"),
+        ("--name x", "--from"),
+        ("a --from nowhere.zip --name b", "Two names"),
+        ("--from photos --name a/b", "'a/b'"),
+        ("--from photos --name toybox", "'toybox' is taken"),
+        ("--size 4", "size is 4"),
+        ("--data-dir file", "--data-dir"),
     ],
 )
-def test_what_a_person_can_put_right_gets_one_sentence(call, tmp_path, photos, arguments, sentence):
+def test_what_a_person_can_put_right_gets_one_sentence(call, tmp_path, photos, arguments, word):
     (tmp_path / "file").write_text("x")
-    status, out, err = call(*arguments)
-    assert status == 1 and out == "" and sentence in err and len(err.strip().splitlines()) == 1
+    status, out, err = call(*arguments.split())
+    assert status == 1 and out == "" and word in err and len(err.strip().splitlines()) == 1
 
 
 def test_an_interruption_ends_with_130_and_a_sentence(call, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "prepare", interrupted)
+    monkeypatch.setattr(sources, "prepare", interrupted)
     status, _, err = call("stl10")
     assert status == 130 and "continues where it stopped" in err
-
-
-def test_the_same_arguments_serve_the_other_command():
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    data_command.add_arguments(parser)
-    arguments = parser.parse_args(["--list", "--data-dir", "nowhere"])
-    assert data_command.run(arguments) == 0

@@ -8,7 +8,7 @@ from sslcourse.datasets import sources
 from sslcourse.errors import CourseError
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to an argparse parser."""
     parser.add_argument("name", nargs="?", help=f"which data set: {', '.join(datasets.KNOWN)} (default: toybox)")
     parser.add_argument("--from", dest="source", metavar="PATH", help="your own images: a folder, a .zip, or a .tar of any kind")
@@ -22,8 +22,8 @@ def add_arguments(parser):
     parser.add_argument("--list", action="store_true", help="only say what there is")
 
 
-def run(args):
-    """Do what the parsed arguments say. -> exit status: 0, 1 after a sentence on stderr, 130 after Ctrl-C."""
+def run(args: argparse.Namespace) -> int:
+    """Do what the parsed arguments say. The exit status: 0, 1 after a sentence on stderr, 130 after Ctrl-C."""
     try:
         return _run(args)
     except (CourseError, ValueError) as error:
@@ -39,7 +39,7 @@ def run(args):
         return 130
 
 
-def _run(args):
+def _run(args: argparse.Namespace) -> int:
     if args.list:
         print(datasets.available(args.data_dir))
         return 0
@@ -70,7 +70,7 @@ def _run(args):
     return 0
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """`python data_setup.py`: parse, run, and return the exit status."""
     parser = argparse.ArgumentParser(prog="data_setup.py", description="Get a data set ready for the course. Alone, it draws toybox.")
     add_arguments(parser)
