@@ -21,10 +21,9 @@ RANDOM = "random initialisation"
 
 
 def taking_part(folder: Path | str, *, dataset: str, tier: str, device="cpu") -> dict[str, models.Network]:
-    """The networks that lessons 1 to 6 kept in a folder, filled from the committed ones: name -> Network, in the order of lessons.
+    """Networks of a data set that lessons 1 to 6 kept in a folder at this tier, filled from the committed ones, in the order of lessons.
 
-    Networks of this data set, and one's own of this tier. Where there is not one pretrained encoder among them, encoders of any data set
-    come in their place: what they show is transfer.
+    Where there is not one pretrained encoder among them, encoders of any data set come in their place: what they show is transfer.
     """
     own, committed = models.read_networks(folder, device), models.reference_networks(device)
     found = models.fill_networks(own, committed, dataset=dataset, tier=tier)
@@ -98,8 +97,7 @@ def by_labels(records: Iterable[Mapping]) -> results.Table:
 
 
 def _top1(record: Mapping) -> str:
-    top1 = record["metrics"]["top1"]
-    return results.percent(top1["value"], top1["standard_error"])
+    return results.percent(record["metrics"]["top1"]["value"], record["metrics"]["top1"]["standard_error"])
 
 
 def single_runs(record: Mapping) -> dict[int, float]:
@@ -170,7 +168,7 @@ def final_table(records: Iterable[Mapping]) -> results.Table:
     """What the original projects reported, what we have for the same task, and what was published; what is open stays open.
 
     The column `gain` is ours less the reported number of the same kind (the first one where none is), with the standard errors of both
-    added as squares: that of ours over seeds, that of the reported from the number of its test images. What its seed brought is unknown.
+    added as squares: that of ours over seeds, that of the reported from the number of its test images.
     Where a task is open, what we have with as many labels on a stand-in for its data set (`STAND_INS`) is shown as such, without a gain.
     """
     records, rows = list(records), []

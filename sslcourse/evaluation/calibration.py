@@ -69,8 +69,7 @@ def fit_temperature(logits, labels=None) -> float:
     """The temperature T for which softmax(logits / T) gives these labels the highest likelihood (temperature scaling, section 4.2).
 
     logits: an evaluation.Result of the validation images, or float (N, C) with labels (N,). Above 1 the classifier was too sure of itself.
-    Dividing by T changes no prediction, only how sure it is. T is looked for between 0.05 and 20: where every answer is right, each smaller
-    T is better still, and 0.05 comes back.
+    T is looked for between 0.05 and 20: where every answer is right, each smaller T is better still, and 0.05 comes back.
     """
     logits, labels = _checked(logits, labels)
 

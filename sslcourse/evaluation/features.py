@@ -51,14 +51,9 @@ def predict(
 
 
 def features(
-    encoder: nn.Module,
-    images: Tensor,
-    *,
-    block: int | None = None,
-    size: int | None = None,
-    transform: nn.Module | None = None,
+    encoder: nn.Module, images: Tensor, *, block: int | None = None, size: int | None = None, transform: nn.Module | None = None,
     precision: str = "auto",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """What an encoder makes of images, in evaluation mode, before any head: uint8 (N, 3, H, W) -> float32 (N, D) on the CPU.
 
     block: None takes the encoder's own output, D = feature_dim. A number takes the feature map after that block, counted from 1 (-1 is the

@@ -46,7 +46,6 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval for the mean of a few runs: mean ± t · deviation / sqrt(runs), with Student's t of runs − 1 degrees (Student 1908).
 
-    Three runs need 4.30 standard errors where many would need 1.96: the deviation itself is known that badly.
     values: one a run, taken to be independent and roughly normal. One run gives (NaN, NaN): it says nothing about its own luck.
     """
     mean, error = mean_and_error(_finite(values))
@@ -69,8 +68,7 @@ def paired_runs(first: Sequence[float], second: Sequence[float]) -> PairedRuns:
 
     What a seed brings to both methods, such as the labels that it draws, drops out of the difference.
     first, second: one value a run, in the order of the same seeds.
-    One run, or differences that are all the same, give no estimate of luck: p_value and interval are NaN then. (Differences agree to the
-    last digit where two rows are one measurement, or few images make few possible values, not where a method is sure.)
+    One run, or differences that are all the same, give no estimate of luck: p_value and interval are NaN then.
     """
     first, second = _finite(first), _finite(second)
     if len(first) != len(second):
@@ -114,8 +112,7 @@ class McNemar:
 def mcnemar(first_right, second_right) -> McNemar:
     """Two classifiers on the same test images: McNemar's test (McNemar 1947) in its exact form, two-sided.
 
-    Images that both have right, or both wrong, say nothing about the difference. Of the others, if neither classifier were better, each
-    would be as likely to be right as a coin is to fall heads: p_value is the binomial probability of a split at least as uneven.
+    p_value is the binomial probability, for a fair coin, of splitting the images that only one has right at least as unevenly.
     It speaks of these two trained networks, not of their methods: another seed is another network; see `paired_runs`.
     first_right, second_right: bool (N), the same images in the same order. No image in dispute gives p_value 1.
     """
@@ -133,8 +130,7 @@ def mcnemar(first_right, second_right) -> McNemar:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values of several comparisons at once (Holm 1979), in the order given.
 
-    The k-th smallest of m is multiplied by m − k + 1, never falls below a smaller one's, and stops at 1. Calling those at or below 0.05
-    different errs in at most one family of comparisons in twenty, whatever depends on what.
+    The k-th smallest of m is multiplied by m − k + 1, never falls below a smaller one's, and stops at 1.
     A NaN, a comparison without a test, stays NaN and is not counted.
     """
     p = np.asarray(p_values, float)

@@ -36,19 +36,10 @@ def _whole_ticks(axis, x: np.ndarray) -> None:
 
 
 def lines(
-    x: Sequence[float] | Mapping[str, Sequence[float]],
-    series: Mapping[str, Sequence[float]],
-    *,
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    errors: Mapping[str, Sequence[float]] | None = None,
-    chance: float | None = None,
-    chance_name: str = "guessing",
-    log_x: bool = False,
-    ylim: tuple[float, float] | None = None,
-    ax=None,
-) -> None:
+    x: Sequence[float] | Mapping[str, Sequence[float]], series: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str,
+    errors: Mapping[str, Sequence[float]] | None = None, chance: float | None = None, chance_name: str = "guessing", log_x: bool = False,
+    ylim: tuple[float, float] | None = None, ax=None,
+) -> None:  # fmt: skip
     """One line a series over the same x, with error bars where given and a dotted line at the chance level.
 
     x may be a mapping from the names of the series to the x of each. A line has a gap where a value is not finite, and the alternative

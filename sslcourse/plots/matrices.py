@@ -11,17 +11,9 @@ from sslcourse.plots.style import heading, show
 
 
 def matrix(
-    values,
-    *,
-    title: str,
-    row_names: Sequence[str] | None = None,
-    column_names: Sequence[str] | None = None,
-    xlabel: str = "",
-    ylabel: str = "",
-    colour_label: str = "",
-    limits: tuple[float, float] | None = None,
-    numbers: bool | None = None,
-) -> None:
+    values, *, title: str, row_names: Sequence[str] | None = None, column_names: Sequence[str] | None = None, xlabel: str = "",
+    ylabel: str = "", colour_label: str = "", limits: tuple[float, float] | None = None, numbers: bool | None = None,
+) -> None:  # fmt: skip
     """A matrix as colours: red and blue about zero if it has both signs, else light to dark. Cells that are not finite are hatched.
 
     values: (rows, columns). limits: the values at the ends of the colours. numbers: write them into the cells (None: up to 12 × 12).

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import warnings
@@ -30,31 +31,16 @@ _LARGEST_FILE = 1_000_000  # bytes; a record has a few kilobytes
 
 
 def record(
-    lesson: int,
-    name: str,
-    *,
-    method: str,
-    dataset: str,
-    labels: int | None,
-    metrics: Mapping,
-    seed: int | Sequence[int],
-    tier: str,
-    device,
-    seconds: float,
-    image_size: int | None = None,
-    network: str | None = None,
-    settings: Mapping | None = None,
-    notes: str | None = None,
-    source: str = "ours",
-    differs: str = "",
-) -> dict:
+    lesson: int, name: str, *, method: str, dataset: str, labels: int | None, metrics: Mapping, seed: int | Sequence[int], tier: str,
+    device, seconds: float, image_size: int | None = None, network: str | None = None, settings: Mapping | None = None,
+    notes: str | None = None, source: str = "ours", differs: str = "",
+) -> dict:  # fmt: skip
     """Make one result record.
 
     lesson: 1–7. name: a short identifier within the lesson; it names the file. method: what a reader sees in the table.
     labels: how many labelled images were used, None for all of them.
-    metrics: name -> number, or name -> {"value", "standard_error", "n", "runs", "values", "unit"}; `over_runs` makes one. Accuracies are
-    fractions (0.873, not 87.3); anything else says unit="number". n is the number of test images, runs the number of repetitions behind
-    the value, and values those repetitions one by one.
+    metrics: name -> number, or name -> {"value", "standard_error", "n", "runs", "values", "unit"}, see `metrics`; `over_runs` makes one.
+    Accuracies are fractions (0.873, not 87.3); anything else says unit="number".
     seed: the seed, or all the seeds that the value averages over. device: a torch.device or its name. seconds: wall-clock time.
 
     Raises ValueError, which names the field, for values that are not finite, accuracies outside 0–1, values that are not the runs of their
@@ -62,28 +48,12 @@ def record(
     """
     seeds = [int(s) for s in seed] if isinstance(seed, Sequence) and not isinstance(seed, str) else [int(seed)]
     result = {
-        "kind": "sslcourse result",
-        "schema": 1,
-        "lesson": lesson,
-        "name": name,
-        "method": method,
-        "source": source,
-        "differs": differs,
-        "dataset": dataset,
-        "image_size": plain(image_size),
-        "network": network,
-        "labels": plain(labels),
+        "kind": "sslcourse result", "schema": 1, "lesson": lesson, "name": name, "method": method, "source": source, "differs": differs,
+        "dataset": dataset, "image_size": plain(image_size), "network": network, "labels": plain(labels), "seeds": seeds, "tier": tier,
         "metrics": {str(key): metric(value, runs=len(seeds) or 1) for key, value in metrics.items()},
-        "seeds": seeds,
-        "tier": tier,
-        "device": device_name(device),
-        "seconds": round(float(seconds), 3),
-        "settings": dict(settings or {}),
-        "notes": notes,
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
+        "device": device_name(device), "seconds": round(float(seconds), 3), "settings": dict(settings or {}), "notes": notes,
+        "versions": versions(), "git_commit": git_commit(), "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }  # fmt: skip
     check(result)
     try:
         return json.loads(json.dumps(result, allow_nan=False))  # what is written is what is in memory: tuples become lists, and so on
@@ -122,14 +92,11 @@ def device_name(device) -> str:
         return str(device)
     if device.type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        try:
-            lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        except OSError:
-            lines = []
-        named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name") and ":" in line]
-        return (named and named[0]) or platform.processor() or platform.machine() or "cpu"
-    return str(device)
+    if device.type != "cpu":
+        return str(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(\S.*?)\s*$", cpuinfo.read_text(errors="replace") if cpuinfo.exists() else "", re.MULTILINE)
+    return named[1] if named else platform.processor() or platform.machine() or "cpu"
 
 
 def versions() -> dict:
@@ -228,8 +195,7 @@ def fill(own: Iterable[Mapping], committed: Iterable[Mapping]) -> list[dict]:
     """One's own records, then those committed ones whose experiment one's own lack; each a copy with "origin".
 
     own: records of this run, such as `read(lesson.results_dir)`; their origin is "this run". committed: such as `reference()`; their
-    origin is "committed". The same experiment means the same lesson, method, data set and number of labels: settings, seeds and tier may
-    differ.
+    origin is "committed". The same experiment means the same lesson, method, data set and number of labels.
     """
 
     def experiment(found: Mapping) -> tuple:

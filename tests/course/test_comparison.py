@@ -57,14 +57,6 @@ def test_networks_of_the_data_set_take_part_in_the_order_of_lessons(tmp_path, no
     assert "encoder, block 3" in shown and "encoder, its output" in shown and re.search(r"supervised +classifier +toybox +30 ", shown)
 
 
-def test_committed_networks_fill_the_gaps(tmp_path, monkeypatch):
-    committed = {"03": models.Network(encoder(), ABOUT | {"method": "SimCLR", "lesson": 3}, origin="committed")}
-    monkeypatch.setattr(models, "reference_networks", lambda device="cpu": committed)
-    keep(tmp_path, encoder(seed=1), method="rotation", lesson=2)
-    found = comparison.taking_part(tmp_path, dataset="toybox", tier="cpu")
-    assert {name: network.origin for name, network in found.items()} == {"rotation": "this run", "SimCLR": "committed"}
-
-
 def test_encoders_of_another_data_set_come_where_there_is_none(tmp_path, nothing_committed):
     keep(tmp_path, encoder(), method="SimCLR", lesson=3)
     keep(tmp_path, new_model(), method="supervised", lesson=1, labels=30)
@@ -73,10 +65,6 @@ def test_encoders_of_another_data_set_come_where_there_is_none(tmp_path, nothing
     found = comparison.taking_part(tmp_path, dataset="flowers", tier="cpu")
     assert {name: network.dataset for name, network in found.items()} == {"SimCLR": "toybox", "supervised": "flowers"}
     assert found["supervised"].labels == 50
-
-
-def test_no_folder_means_nobody(tmp_path, nothing_committed):
-    assert comparison.taking_part(tmp_path / "none", dataset="toybox", tier="cpu") == {}
 
 
 def test_a_fresh_encoder_is_of_the_first_ones_kind():

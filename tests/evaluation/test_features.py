@@ -46,14 +46,6 @@ def test_predictions_are_what_the_model_says(model, images):
     torch.testing.assert_close(evaluation.predict(model, images, transform=augment.evaluation(24)), expected, **CLOSE)
 
 
-def test_a_model_without_parameters_can_be_evaluated(images):
-    class Brightness(nn.Module):
-        def forward(self, x):
-            return x.mean((2, 3))
-
-    assert evaluation.predict(Brightness(), images).shape == (50, 3)
-
-
 # --- features -------------------------------------------------------------------------------------------------------------------------
 
 

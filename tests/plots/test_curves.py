@@ -4,7 +4,6 @@ import math
 import warnings
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 
 from sslcourse import plots
@@ -123,8 +122,3 @@ def test_a_history_of_something_else_is_refused(shown):
     with pytest.raises(ValueError, match="no column of pretraining"):
         plots.pretraining_curves(history([{"validation_loss": 1.0}]), title="T", num_classes=10)
     assert not shown
-
-
-def test_many_points(shown):
-    plots.lines(range(100), {"a": np.arange(100.0)}, title="T", xlabel="x", ylabel="y")
-    assert "a goes from 0 to 99" in shown[0].alt and shown[0].axes[0].lines[0].get_markevery() == 8

@@ -59,12 +59,6 @@ def test_the_colours_of_a_matrix(shown, values, limits, colours, ends):
     assert picture.get_cmap().name == colours and picture.get_clim() == ends and len(shown[0].axes[0].texts) == 2
 
 
-def test_large_matrices_have_numbers_where_asked(shown):
-    plots.matrix(np.ones((13, 13)), title="T")
-    plots.matrix(np.ones((13, 13)), title="T", numbers=True)
-    assert [len(one.axes[0].texts) for one in shown] == [0, 169]
-
-
 def test_confusion(shown):
     plots.confusion(result([0, 0, 0, 0, 2, 2], labels=(0, 1, 1, 1, 2, 2)), title="Who is who")
     many = 25
@@ -95,17 +89,13 @@ def test_the_difference_of_two_confusions(shown):
 def test_confusions_over_time(shown):
     early, late = np.array([[2, 2, 0], [3, 1, 0], [0, 0, 0]]), torch.tensor([[4, 0, 0], [0, 4, 0], [0, 0, 0]])
     plots.confusions_over_time([early, late], ["step 0", "step 9"], NAMES, title="Learning")
+    plots.confusions_over_time([np.eye(3)] * 5, list("abcde"), NAMES, title="Two rows of panels")
     assert shown[0].alt == (
         "Learning. 2 confusion matrices of 3 classes, averaged over classes: step 0: 38 percent right, most often dog taken for cat, 75 "
         "percent; step 9: 100 percent right."
     )
-
-
-@pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (5, 2, 3), (8, 2, 4)])
-def test_panels_fill_their_rows(shown, n, rows, columns):
-    plots.confusions_over_time([np.eye(3)] * n, [str(i) for i in range(n)], NAMES, title="T")
-    grid = shown[0].axes[0].get_gridspec()
-    assert (grid.nrows, grid.ncols) == (rows, columns) and sum(len(axis.images) for axis in shown[0].axes) == n
+    grid = shown[1].axes[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == (2, 3) and sum(len(axis.images) for axis in shown[1].axes) == 5
 
 
 @pytest.mark.parametrize(

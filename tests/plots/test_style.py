@@ -2,7 +2,6 @@
 
 import io
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -39,10 +38,3 @@ def test_a_title_cannot_break_out_of_its_attribute(shown):
     title = "a \"quoted\" <b>title</b> & 'more'"
     plots.bars({"x": 1.0}, title=title, ylabel="y")
     assert shown[0].alt.startswith(title)
-
-
-def test_the_style_can_be_set():
-    with matplotlib.rc_context():
-        plots.use_style()
-        assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == list(plots.COLOURS)
-    assert len(set(plots.COLOURS)) == len(set(plots.MARKERS)) == 8

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 
 import pytest
 import torch
@@ -190,13 +189,6 @@ def test_write_refuses_what_is_not_a_record_and_a_failed_write_leaves_the_old_fi
     with pytest.raises(OSError):
         results.write(make(notes="newer"), tmp_path)
     assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
-
-
-def test_git_commit_never_fails(monkeypatch):
-    records.git_commit.cache_clear()
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(subprocess.TimeoutExpired("git", 10)))
-    assert records.git_commit() is None
-    records.git_commit.cache_clear()
 
 
 def test_costs_are_kept_by_lesson_and_tier(tmp_path, monkeypatch):
