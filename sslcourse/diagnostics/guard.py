@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from sslcourse.devices import random_states, random_states_kept, set_random_states
 from sslcourse.diagnostics.causes import STANDING
@@ -17,7 +19,7 @@ from sslcourse.diagnostics.search import find_nonfinite
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically
 
-FORMAT = 1
+FORMAT = 1  # of bad_batch.pt
 PATIENCE = 25  # bad gradients in a row that a GradScaler may have: from 65536 it halves its scale 16 times until it is 1
 
 
@@ -59,28 +61,18 @@ class NonFiniteGuard:
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
 
     def check(
-        self,
-        step: int,
-        loss: Tensor,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batch,
-        *,
-        forward: Callable | None = None,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> None:
+        self, step: int, loss: Tensor, model: nn.Module, optimizer: Optimizer, batch, *,
+        forward: Callable | None = None, scaler: GradScaler | None = None,
+    ) -> None:  # fmt: skip
         """Call it after backward, before clipping and the optimizer's step.
 
-        loss: as forward(batch) gave it, before a scaler's factor. forward: as in `find_nonfinite`, where the loss is not simply
-        model(*batch). scaler: in fp16 a GradScaler leaves out steps with bad gradients by itself while it looks for its scale; 25 of them
-        in a row are let pass.
-        Raises NonFiniteError.
+        loss: as forward(batch) gave it, before a scaler's factor. forward: as in `find_nonfinite`. scaler: in fp16 a GradScaler leaves out
+        steps with bad gradients by itself while it looks for its scale; 25 of them in a row are let pass. Raises NonFiniteError.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
         good = finite(loss, *gradients)
         self._bad_in_a_row = 0 if good else self._bad_in_a_row + 1
-        scaled = scaler is not None and scaler.is_enabled() and self._bad_in_a_row <= PATIENCE and finite(loss)
-        if good or scaled:
+        if good or (scaler is not None and scaler.is_enabled() and self._bad_in_a_row <= PATIENCE and finite(loss)):
             self._stepped = True
             return
         with torch.no_grad():
@@ -90,13 +82,11 @@ class NonFiniteGuard:
             set_random_states(self._random)
             finding = find_nonfinite(model, batch, forward=forward)
         evidence = {"loss": loss.item(), "batch": batch, "report": str(finding), "model": dict(model.state_dict()), "random": self._random}
+        evidence = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), evidence)
         self._stop(step, "before the optimizer's step", finding, evidence)
 
-    def check_state(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Call it after the optimizer's step and before writing a checkpoint: are weights, statistics and the optimizer's state finite?
-
-        Raises NonFiniteError; then the weights are bad already, and the checkpoint before is the last good one.
-        """
+    def check_state(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
+        """Call it before writing a checkpoint. Raises NonFiniteError where weights, statistics or the optimizer's state are not finite."""
         state = [value for entries in optimizer.state.values() for value in entries.values()]
         if not finite(*model.parameters(), *model.buffers(), *state):
             finding = find_nonfinite(model, optimizer=optimizer)
@@ -113,7 +103,7 @@ class NonFiniteGuard:
                 write_atomically(self.folder / "nonfinite.txt", (message + "\n").encode())
                 if evidence is not None:
                     content, file = io.BytesIO(), self.folder / "bad_batch.pt"
-                    torch.save({"format": FORMAT, "step": step, **tree_map(_to_cpu, evidence)}, content)
+                    torch.save({"format": FORMAT, "step": step, **evidence}, content)
                     write_atomically(file, content.getvalue())
                     message += f"\nThe batch and the weights before the step are in {file}: see load_bad_batch."
             except OSError as error:
@@ -154,7 +144,3 @@ def load_bad_batch(path: str | os.PathLike) -> BadBatch:
         return BadBatch(**state)
     except Exception as error:  # torch raises many kinds for what is not its file; each means the same to the reader
         raise CourseError(f"{path} cannot be read as a batch that NonFiniteGuard saved ({type(error).__name__}). Name its file.") from error
-
-
-def _to_cpu(value):
-    return value.detach().cpu() if isinstance(value, Tensor) else value

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
+from torch.optim import Optimizer
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
 
 from sslcourse.devices import random_states_kept
 from sslcourse.diagnostics.causes import STANDING
@@ -21,9 +22,7 @@ from sslcourse.diagnostics.findings import Finding, describe, finite
 from sslcourse.diagnostics.watch import Watch
 
 
-def find_nonfinite(
-    model: nn.Module, batch=None, *, forward: Callable | None = None, optimizer: torch.optim.Optimizer | None = None
-) -> Finding | None:
+def find_nonfinite(model: nn.Module, batch=None, *, forward: Callable | None = None, optimizer: Optimizer | None = None) -> Finding | None:
     """The first thing that is not finite, in causal order: input, parameter, buffer, optimizer state, output, loss, gradient; or None.
 
     >>> print(find_nonfinite(method, images))  # a method of this course: its forward is the loss
@@ -45,7 +44,7 @@ def find_nonfinite(
     """
     runs = batch is not None or forward is not None
     with as_found(model), torch.inference_mode(False):
-        batch = tree_map(lambda leaf: leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf, batch)
+        batch = tree_map_only(Tensor, lambda tensor: tensor.detach().clone().requires_grad_(tensor.requires_grad), batch)
         watch = Watch(model)
         for kind, name, module, tensor in _stored(model, batch, optimizer):
             if not finite(tensor):
@@ -57,7 +56,7 @@ def find_nonfinite(
         return _repeat(model, batch, forward, watch) if runs else None
 
 
-def _stored(model: nn.Module, batch, optimizer: torch.optim.Optimizer | None) -> Iterator[tuple[str, str, nn.Module | None, Tensor]]:
+def _stored(model: nn.Module, batch, optimizer: Optimizer | None) -> Iterator[tuple[str, str, nn.Module | None, Tensor]]:
     """Kind, name, module and tensor of whatever is there before the passes."""
     for path, leaf in tree_flatten_with_path(batch)[0]:
         yield "input", "batch" + keystr(path), None, leaf

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from test_search import Overflowing, made, plant
-from tiny import METHODS, Malicious, coloured, same_weights, simclr
+from tiny import METHODS, Malicious, coloured, same_weights
 from torch import nn
 
 from sslcourse.diagnostics import NonFiniteError, NonFiniteGuard, find_nonfinite, load_bad_batch
@@ -87,22 +87,17 @@ def test_what_it_saved_repeats_the_failure(tmp_path):
     assert again(*bad.batch) == -math.inf
 
 
-def test_a_loss_of_ones_own(tmp_path):
-    method, images = simclr(), coloured(8, 0)[0]
-    guard = NonFiniteGuard(tmp_path)
+def test_a_loss_outside_of_the_model():
+    model, guard = nn.Linear(3, 3), NonFiniteGuard()
 
     def forward(batch):
-        first, second = (method.project(view) for view in method.two_views(batch[0]))
-        z = torch.cat([first, second]) * 0
-        return (z / z.norm(dim=1, keepdim=True)).sum()
+        return (model(batch[0]) * 0).log().sum()
 
-    guard.before(7, method)
-    loss = forward((images,))
+    loss = forward(good())
     loss.backward()
-    with pytest.raises(NonFiniteError, match="aten.div") as caught:
-        guard.check(7, loss, method, torch.optim.SGD(method.parameters(), lr=0.1), (images,), forward=forward)
-    assert caught.value.finding.kind == "loss" and caught.value.finding.name == "forward"
-    assert load_bad_batch(tmp_path / "bad_batch.pt").batch[0].dtype == torch.uint8
+    with pytest.raises(NonFiniteError, match="aten.log") as caught:
+        guard.check(7, loss, model, torch.optim.SGD(model.parameters()), good(), forward=forward)
+    assert (caught.value.finding.kind, caught.value.finding.name, caught.value.step) == ("loss", "forward", 7)
 
 
 def test_weights_that_the_step_spoils_are_seen_at_the_next_check_or_before_the_checkpoint(tmp_path):

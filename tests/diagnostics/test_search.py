@@ -13,7 +13,7 @@ from sslcourse.diagnostics import find_nonfinite
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:Anomaly Detection", "ignore:.torch.jit.script. is deprecated"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated"),
 ]
 
 CLASSES = 5
@@ -122,9 +122,6 @@ def test_the_culprit_and_not_the_container_that_holds_it():
     assert found.place is None and "resnet.py" in found.line
 
 
-# --- what is called, and how ------------------------------------------------------------------------------------------------------------
-
-
 class Two(nn.Module):
     def __init__(self):
         super().__init__()
@@ -135,14 +132,14 @@ class Two(nn.Module):
         return {"loss": None, "y": (y if extra is None else y + extra,)}
 
 
-@pytest.mark.parametrize(("path", "name"), [(0, "batch[0]"), (1, "batch[1]['x'][0]"), (2, "batch[2]")])
-def test_nested_batches(path, name):
-    batch = [torch.ones(4, 3), {"x": [torch.ones(4, 3), "a text", 3]}, torch.ones(4, 2)]
-    assert find_nonfinite(Two(), batch) is None
-    plant(batch[path] if path != 1 else batch[1]["x"][0])
-    assert find_nonfinite(Two(), tuple(batch)).name == name
-    named = {"first": batch[0], "second": batch[1], "extra": batch[2]}
-    assert find_nonfinite(Two(), named).name.startswith(f"batch['{list(named)[path]}']")
+def test_nested_batches():
+    inputs = {"first": torch.ones(4, 3), "second": {"x": [torch.ones(4, 3), "a text", 3]}, "extra": torch.ones(4, 2)}
+    assert find_nonfinite(Two(), inputs) is None
+    assert find_nonfinite(Two(), list(inputs.values())) is None
+    plant(inputs["extra"])
+    assert find_nonfinite(Two(), tuple(inputs.values())).name == "batch[2]"
+    plant(inputs["second"]["x"][0])
+    assert find_nonfinite(Two(), inputs).name == "batch['second']['x'][0]"
 
 
 def test_an_output_that_is_nested():
@@ -208,41 +205,27 @@ def test_an_error_of_the_model_comes_with_the_place():
     assert any("raised by aten.masked_fill, in 1." in note for note in caught.value.__notes__)
 
 
-# --- one step after another -------------------------------------------------------------------------------------------------------------
-
-
 class Overflowing(nn.Module):
-    """The loss is finite and the gradient infinite for a batch of zeros; with a pow(2) as the last thing before the sum."""
+    """For a batch of zeros the loss is finite and the gradient infinite."""
 
     def __init__(self):
         super().__init__()
         self.layer, self.head = nn.Linear(3, 4, bias=False), nn.Linear(4, 4)
 
     def forward(self, x):
-        z = self.head(self.layer(x).square().sum(1, keepdim=True).sqrt().expand(-1, 4))
-        return z.pow(2).sum()
+        return self.head(self.layer(x).square().sum(1, keepdim=True).sqrt().expand(-1, 4)).pow(2).sum()
 
 
-@pytest.mark.parametrize("clip", [True, False])
-def test_infinite_gradient_then_nan_weights_then_the_loss_is_blamed(clip):
+def test_an_infinite_gradient_and_the_nan_weights_that_a_step_makes_of_it():
     model = made(Overflowing)
     good, bad = torch.ones(4, 3), torch.zeros(4, 3)
     assert find_nonfinite(model, good) is None
     found = find_nonfinite(model, bad)
     assert (found.kind, found.module) == ("gradient", "Overflowing") and found.operation.startswith("SqrtBackward0")
     assert found.place == "between its children, after layer"
-    # what the original project saw instead: this step passes, and at the next one anomaly mode names the loss's own pow
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    loss = model(bad)
-    assert loss.isfinite()
-    loss.backward()
-    if clip:
-        nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
+    model(bad).backward()
     optimizer.step()
-    optimizer.zero_grad()
-    with pytest.warns(UserWarning, match="PowBackward0"), pytest.raises(RuntimeError, match="PowBackward0"):
-        with torch.autograd.detect_anomaly():
-            model(good).backward()
     found = find_nonfinite(model, good)
     assert (found.kind, found.name, found.nan) == ("parameter", "layer.weight", 12)
 
