@@ -128,7 +128,8 @@ def _tar_entries(archive: Path, folder: Path) -> Iterator[tuple[list[str], IO[by
     with tarfile.open(archive) as file:
         for info in iter(file.next, None):
             parts = check.entry(info.name, info.size, is_plain=info.isreg() or info.isdir())
-            prepared.require_free(folder, info.size, f"Unpacking {archive.name}")
+            if check.entries % 1000 == 1 or info.size > 1_000_000:
+                prepared.require_free(folder, info.size, f"Unpacking {archive.name}")
             yield parts, file.extractfile(info)
             file.members = []  # otherwise it remembers every entry
         # tarfile takes a broken header for the end. In a plain .tar, zeros stand at a real end; in a compressed one, reading on makes
