@@ -32,7 +32,7 @@ def everything(model):
 
 
 class Restless(nn.Module):
-    """Changes its parameters, buffers, attributes, mode and the batch in forward, and draws random numbers of every kind."""
+    """Changes its parameters, buffers, gradients, attributes, mode and the batch in forward, and draws random numbers of every kind."""
 
     def __init__(self):
         super().__init__()
@@ -46,6 +46,7 @@ class Restless(nn.Module):
             self.layer.weight.mul_(0.9)
         self.seen = self.seen + random.random() + np.random.rand()
         self.metrics = {"a": 1}
+        self.zero_grad()
         self.new_attribute = torch.ones(1)
         self.norm.eval()
         return self.drop(self.norm(self.layer(x))).square().mean()
@@ -56,10 +57,11 @@ class Restless(nn.Module):
 def test_everything_is_left_as_it_was(kind, fault):
     model = made(kind)
     x = coloured(8, 0)[0] if kind is simclr else torch.ones(4, 3)
-    model(x.clone()).backward()
     model.eval()
     next(model.children()).train()
     outstanding, used = model(x.clone()), x.clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
 
     def bad(batch):
         loss = model(batch)
