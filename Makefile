@@ -18,7 +18,7 @@ help:
 	@echo "make lint           ruff over code and notebooks"
 	@echo "make notebooks      run the lessons at tier cpu and store their outputs"
 	@echo "make site           the lessons as web pages in build/site, to be read without a network"
-	@echo "make slides         the lessons as reveal.js slides in build/slides"
+	@echo "make slides         the lessons as reveal.js slides in build/slides; REVEAL=reveal.js takes a copy of it from there"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,6 @@ site: $(VENV)/.site
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d build/doctrees notebooks build/site
 
 slides: $(VENV)/.site
-	$(BIN)/jupyter nbconvert --to slides --config docs/slides/nbconvert_config.py --output-dir build/slides notebooks/0*.ipynb
+	$(BIN)/jupyter nbconvert --to slides --config docs/slides/nbconvert_config.py --output-dir build/slides $(if $(REVEAL),--reveal-prefix $(REVEAL)) notebooks/0*.ipynb
 
 .PHONY: help setup lab run lint test test-browser test-colab test-nbgrader notebooks site slides
