@@ -69,9 +69,7 @@ def exercise(id: str) -> Callable[[Callable], Callable]:
         status, message = judge(task, function)
         _statuses[id] = status
         _say(task, status, message)
-        chosen = (
-            _with_fallback(task, function) if status == DONE else functools.wraps(task.reference)(lambda *a, **k: task.reference(*a, **k))
-        )
+        chosen = _with_fallback(task, function if status == DONE else None)
         chosen.status, chosen.learner = status, function
         return chosen
 
@@ -93,8 +91,7 @@ def find_exercise(id: str) -> Exercise:
     number = id.split(".")[0]
     tasks = lesson_exercises(int(number))
     if id not in tasks:
-        known = f"its exercises are {', '.join(tasks)}" if tasks else "it has no exercises"
-        raise CourseError(f"There is no exercise {id} in lesson {number}: {known}.")
+        raise CourseError(f"There is no exercise {id} in lesson {number}; it has {', '.join(tasks) or 'no exercises'}.")
     return tasks[id]
 
 
@@ -106,9 +103,7 @@ def report(number: int | None = None):
         number = begun.number
     tasks = lesson_exercises(number) if number else {id: find_exercise(id) for id in _statuses}
     words = {DONE: "✓ done", HINT: "✗ see the hint", OPEN: "· not attempted"}
-    rows = [
-        [task.id, task.title, "★" * task.difficulty, f"{task.minutes} min", words[_statuses.get(id, OPEN)]] for id, task in tasks.items()
-    ]
+    rows = [[id, t.title, "★" * t.difficulty, f"{t.minutes} min", words[_statuses.get(id, OPEN)]] for id, t in tasks.items()]
     return Table(["exercise", "what it asks", "difficulty", "time", "status"], rows)
 
 
@@ -153,9 +148,7 @@ class _Guard:
         given = args if self.task.may_change_inputs else _copied(args)
         try:
             self.last = self.function(*given)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # SystemExit too: an exit() in an answer must not end the lesson
+        except (Exception, SystemExit) as error:  # an exit() in an answer must not end the lesson
             raise Wrong(_explain(error, self.function)) from error
         if not self.task.may_change_inputs:
             inputs = zip(inspect.signature(self.task.reference).parameters, args, given, strict=True)
@@ -188,10 +181,8 @@ def _explain(error: BaseException, function: Callable) -> str:
         if trace.tb_frame.f_code.co_filename == file:
             steps.append(trace.tb_lineno)
         trace = trace.tb_next
-    place = ""
-    if steps:
-        text = linecache.getline(file, steps[-1]).strip()
-        place = f" in line {steps[-1]}" + (f" of the cell: `{text}`" if text else " of the cell")
+    text = linecache.getline(file, steps[-1]).strip() if steps else ""
+    place = (f" in line {steps[-1]} of the cell" if steps else "") + (f": `{text}`" if text else "")
     if isinstance(error, RecursionError):
         return f"The function calls itself without end{place}. Did you mean to call another function of nearly the same name?"
     if isinstance(error, NotImplementedError):
@@ -213,12 +204,11 @@ def _check_signature(task: Exercise, function: Callable) -> None:
     wanted = inspect.signature(task.reference)
     names = list(wanted.parameters)
     try:
-        by_position = list(got.bind(*names).arguments)
         got.bind(**dict.fromkeys(names))
+        fits = list(got.bind(*names).arguments) == names or any(p.kind is p.VAR_POSITIONAL for p in got.parameters.values())
     except TypeError:
-        by_position = None
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in got.parameters.values())
-    if by_position is None or (not variadic and by_position != names):
+        fits = False
+    if not fits:
         raise Wrong(f"The function takes {got}; it has to take {wanted}, with these names and in this order.")
 
 
@@ -233,19 +223,11 @@ def _parse(function: Callable) -> ast.FunctionDef | None:
 
 def _is_untouched(function: Callable) -> bool:
     """Whether the body is still only a docstring, `...`, `pass`, a bare return, or raise NotImplementedError."""
+    filler = re.compile(r"pass|return( None| \.\.\.)?|raise NotImplementedError(\(.*\))?", re.DOTALL)
     tree = _parse(function)
-    return tree is not None and all(_is_filler(statement) for statement in tree.body)
-
-
-def _is_filler(statement: ast.stmt) -> bool:
-    if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Constant)
-    if isinstance(statement, ast.Return):
-        return statement.value is None or (isinstance(statement.value, ast.Constant) and statement.value.value in (None, ...))
-    if isinstance(statement, ast.Raise) and statement.exc is not None:
-        raised = statement.exc.func if isinstance(statement.exc, ast.Call) else statement.exc
-        return isinstance(raised, ast.Name) and raised.id == "NotImplementedError"
-    return isinstance(statement, ast.Pass)
+    return tree is not None and all(
+        isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) or filler.fullmatch(ast.unparse(line)) for line in tree.body
+    )
 
 
 def _with_placeholder(function: Callable, hint: str) -> str:
@@ -256,28 +238,25 @@ def _with_placeholder(function: Callable, hint: str) -> str:
     # x[..., 0] is code, not a placeholder
     inside = {id(child) for node in ast.walk(tree) if isinstance(node, ast.Subscript) for child in ast.walk(node.slice)}
     left = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value is ... and id(node) not in inside]
-    if not left:
-        return hint
-    line = inspect.getsource(function).splitlines()[left[0].lineno - 1].strip()
-    return f"There is still a ... to fill in: `{line}`."
+    line = inspect.getsource(function).splitlines()[left[0].lineno - 1].strip() if left else ""
+    return f"There is still a ... to fill in: `{line}`." if left else hint
 
 
-def _with_fallback(task: Exercise, function: Callable) -> Callable:
-    """The learner's function; should it stop later (on a GPU, on a larger batch), the reference takes over and says so."""
-    stopped = False
+def _with_fallback(task: Exercise, function: Callable | None) -> Callable:
+    """The learner's function, if any; should it stop later (on a GPU, on a larger batch), the reference takes over and says so."""
 
-    @functools.wraps(function)
+    @functools.wraps(function or task.reference)
     def chosen(*args, **kwargs):
-        nonlocal stopped
-        if not stopped:
-            try:
-                return function(*args, **kwargs)
-            except Exception as error:
-                result = task.reference(*args, **kwargs)  # if this raises too, the call was wrong and not the function
-                stopped = True
-                _say(task, HINT, f"{_explain(error, function)} It passed its check, but not here, so the reference takes over.")
-                return result
-        return task.reference(*args, **kwargs)
+        nonlocal function
+        if function is None:
+            return task.reference(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            result = task.reference(*args, **kwargs)  # if this raises too, the call was wrong and not the function
+            _say(task, HINT, f"{_explain(error, function)} It passed its check, but not here, so the reference takes over.")
+            function = None
+            return result
 
     return chosen
 

@@ -209,8 +209,8 @@ def test_the_report_names_every_exercise(capsys):
 @pytest.mark.parametrize(
     ("id", "message"),
     [
-        ("9.7", "no exercise 9.7 in lesson 9: its exercises are 9.1, 9.2, 9.3"),
-        ("88.1", "has no exercises"),
+        ("9.7", "no exercise 9.7 in lesson 9; it has 9.1, 9.2, 9.3"),
+        ("88.1", "no exercises"),
         ("x", "as a text"),
         (9.1, "not 9.1"),
     ],

@@ -1,5 +1,6 @@
 """What the checks of exercises are written with. Each function raises Wrong with a sentence that a learner can use."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from sslcourse.course.exercises import Wrong, describe
 
 _NUMBERS = (Tensor, np.ndarray, np.generic, int, float)
+NO_GRADIENT = "The value is right, but no gradient comes back."
+CUT_OFF = "The value is right, but its gradient is not: a part of the graph is cut off."
 
 
 def two_views(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -29,6 +32,22 @@ def with_weights(model: nn.Module, seed: int) -> nn.Module:
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=generator))
     return model
+
+
+def reject_if(wrong: bool | Tensor, hint: str) -> None:
+    if wrong:
+        raise Wrong(hint)
+
+
+@contextlib.contextmanager
+def hint_for_errors(hint: str, *kinds: type[Exception]):
+    """Give this hint where the answer raises an error of these kinds inside the block; without kinds, where it is rejected at all."""
+    try:
+        yield
+    except Wrong as wrong:
+        if kinds and not isinstance(wrong.__cause__, kinds):
+            raise
+        raise Wrong(hint) from wrong
 
 
 def kind(got, wanted: type | tuple[type, ...] = Tensor, what: str = "the result") -> None:
@@ -55,8 +74,7 @@ def close(got, wanted, hint: str, rtol: float = 1e-4, atol: float = 1e-6, what: 
     shape(got, wanted.shape, what)
     if got.is_floating_point() and wanted.isfinite().all() and not got.isfinite().all():
         raise Wrong(f"Not all of {what} is finite. {hint}")
-    if not near(got, wanted, rtol, atol):
-        raise Wrong(hint)
+    reject_if(not near(got, wanted, rtol, atol), hint)
 
 
 def number(got, what: str) -> float:
@@ -69,20 +87,23 @@ def number(got, what: str) -> float:
 
 def loss(got, rows: int | None = None) -> None:
     """Reject a loss that is no tensor of shape (); one value for each of the rows gets a hint of its own."""
-    if isinstance(got, Real):
-        raise Wrong("The loss comes back as a plain number, and backward() needs the tensor. Leave .item() out.")
-    if isinstance(got, Tensor) and got.shape == (rows,):
-        raise Wrong("This is one value for each row. Take the mean over the rows, so that the loss is one number.")
+    reject_if(isinstance(got, Real), "The loss comes back as a plain number, and backward() needs the tensor. Leave .item() out.")
+    single = isinstance(got, Tensor) and got.shape == (rows,)
+    reject_if(single, "This is one value for each row. Take the mean over the rows, so that the loss is one number.")
     shape(got, (), "the loss")
+
+
+def two(got, hint: str) -> None:
+    """Reject a result that is not two things."""
+    kind(got, (tuple, list))
+    reject_if(len(got) != 2, hint)
 
 
 def pair(got, wanted: Sequence, first: str, second: str) -> None:
     """Reject a result that is not two things, or is two right numbers in the other order."""
-    if not (isinstance(got, (tuple, list)) or isinstance(got, Tensor) and got.dim() == 1) or len(got) != 2:
-        kind(got, (tuple, list))
-        raise Wrong(f"Return two numbers: return {first}, {second}.")
-    if all(isinstance(v, _NUMBERS) and near(v, w) for v, w in zip(got, wanted[::-1], strict=True)):
-        raise Wrong(f"Both values are right, in the other order. Return the {first} first.")
+    two(list(got) if isinstance(got, Tensor) and got.dim() == 1 else got, f"Return two numbers: return {first}, {second}.")
+    swapped = all(isinstance(v, _NUMBERS) and near(v, w) for v, w in zip(got, wanted[::-1], strict=True))
+    reject_if(swapped, f"Both values are right, in the other order. Return the {first} first.")
 
 
 def reject_mistakes(
@@ -110,14 +131,12 @@ def gradients(answer: Callable, reference: Callable, views: Sequence[Tensor], *r
     """Reject a loss answer(*views, *rest) whose gradient in a view is missing (hint blocked) or differs from the reference's (cut)."""
     views = [view.detach().requires_grad_() for view in views]
     value = answer(*views, *rest)
-    if not value.requires_grad:
-        raise Wrong("The value is right, but no gradient comes back. Leave out .detach(), .item(), torch.no_grad() and torch.tensor(...).")
+    reject_if(not value.requires_grad, f"{NO_GRADIENT} Leave out .detach(), .item(), torch.no_grad() and torch.tensor(...).")
     got = torch.autograd.grad(value, views, allow_unused=True)
-    if any(g is None or not g.any() for g in got):
-        raise Wrong(f"No gradient reaches one of the two views: is it detached? {blocked}")
+    stopped = any(g is None or not g.any() for g in got)
+    reject_if(stopped, f"No gradient reaches one of the two views: is it detached? {blocked}")
     for g, wanted in zip(got, torch.autograd.grad(reference(*views, *rest), views), strict=True):
-        hint = f"The value is right, but its gradient is not: a part of the graph is cut off. {cut}"
-        close(g, wanted, hint, what="the gradient", **tolerance)
+        close(g, wanted, f"{CUT_OFF} {cut}", what="the gradient", **tolerance)
 
 
 def stopped_gradient(
@@ -129,23 +148,19 @@ def stopped_gradient(
     """
     pair, learner, fixed = [v.detach().requires_grad_() for v in pair], names[learns], names[1 - learns]
     value = answer(*pair, *rest)
-    if not value.requires_grad:
-        raise Wrong(f"The value is right, but no gradient comes back. Detach {fixed} only: no torch.no_grad(), .item(), torch.tensor(...).")
+    reject_if(not value.requires_grad, f"{NO_GRADIENT} Detach {fixed} only: no torch.no_grad(), .item(), torch.tensor(...).")
     try:
         got = torch.autograd.grad(value, pair, allow_unused=True)
     except RuntimeError as error:
         told = "a tensor that it still needs was changed in place. Make new ones: p = p / length."
         raise Wrong(f"The value is right, but backward() fails: {told}") from error
-    reached = [g is not None and bool(g.any()) for g in got]
-    if reached[1 - learns] and not reached[learns]:
-        raise Wrong(f"The gradient is stopped at the wrong side: {learner} is detached, so nothing would be learned. Detach {fixed}.")
-    if reached[1 - learns]:
-        raise Wrong(f"The value is right, but a gradient reaches {fixed}, so {else_moves}. Stop it there: .detach().")
-    if not reached[learns]:
-        raise Wrong(f"The value is right, but no gradient reaches {learner}, the side that learns. Detach {fixed} only.")
+    learner_moves, fixed_moves = (got[at] is not None and bool(got[at].any()) for at in (learns, 1 - learns))
+    wrong_side = f"The gradient is stopped at the wrong side: {learner} is detached, so nothing would be learned. Detach {fixed}."
+    reject_if(fixed_moves and not learner_moves, wrong_side)
+    reject_if(fixed_moves, f"The value is right, but a gradient reaches {fixed}, so {else_moves}. Stop it there: .detach().")
+    reject_if(not learner_moves, f"The value is right, but no gradient reaches {learner}, the side that learns. Detach {fixed} only.")
     (wanted,) = torch.autograd.grad(reference(*pair, *rest), pair[learns])
-    hint = f"The value is right, but its gradient is not: a part of the graph is cut off. {cut}".strip()
-    close(got[learns], wanted, hint, rtol=1e-3, atol=1e-5, what="the gradient")
+    close(got[learns], wanted, f"{CUT_OFF} {cut}".strip(), rtol=1e-3, atol=1e-5, what="the gradient")
 
 
 def near(got, wanted, rtol: float = 1e-4, atol: float = 1e-5) -> bool:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import reject_mistakes, with_weights
-from sslcourse.course.exercises import Exercise, Wrong
+from sslcourse.course.checks.expect import reject_if, reject_mistakes, with_weights
+from sslcourse.course.exercises import Exercise
 
 
 # --- 1.1 ------------------------------------------------------------------------------------------------------------------------------
@@ -24,27 +24,19 @@ def check_subset(answer) -> None:
     labels = torch.tensor([2, 0, 1, 0, 2, 1, 0, 1, 2, 0, 1, 2] * 25)
     got = answer(labels, 4, 0)
     expect.kind(got, Tensor, "the indices")
-    if got.dtype == torch.bool:
-        raise Wrong("These are True/False flags. Return the positions themselves: flags.nonzero().flatten().")
-    if got.is_floating_point() or got.dim() != 1:
-        raise Wrong(f"Indices are whole numbers in one row, (classes · per_class,); this is {got.dtype} of shape {tuple(got.shape)}.")
-    if len(got) and (got.min() < 0 or got.max() >= len(labels)):
-        raise Wrong("Some of these are not positions in `labels`. Did you return labels, or positions inside a class only?")
-    if len(got) != 12:
-        raise Wrong(f"With three classes and per_class 4 there should be 12 indices; there are {len(got)}. Is per_class for each class?")
-    if len(got.unique()) != len(got):
-        raise Wrong("An image was chosen twice. Draw without putting back: torch.randperm, not torch.randint.")
+    reject_if(got.dtype == torch.bool, "These are True/False flags. Return the positions themselves: flags.nonzero().flatten().")
+    reject_if(got.is_floating_point() or got.dim() != 1, "Indices are whole numbers in one row, of shape (classes · per_class,).")
+    inside = (got >= 0) & (got < len(labels))
+    reject_if(not inside.all(), "Some of these are not positions in `labels`. Are they labels, or positions inside a class?")
+    reject_if(len(got) != 12, f"Three classes and per_class 4 make 12 indices, and there are {len(got)}. Is per_class for each class?")
+    reject_if(len(got.unique()) != len(got), "An image was chosen twice. Draw without putting back: torch.randperm, not torch.randint.")
     counts = torch.bincount(labels[got], minlength=3).tolist()
-    if counts != [4, 4, 4]:
-        raise Wrong(f"The classes have {counts} images where each should have 4. A random draw from all images is not stratified.")
+    reject_if(counts != [4, 4, 4], f"The classes have {counts} images in place of 4 each. A random draw from all images is not stratified.")
     chosen = [set(answer(labels, 4, seed).tolist()) for seed in range(60)]
-    if chosen[0] != set(got.tolist()):
-        raise Wrong("The same seed gave two different subsets. Use a generator made from the seed: torch.Generator().manual_seed(seed).")
-    if chosen[0] == chosen[1] == chosen[2] == chosen[3]:
-        raise Wrong("Every seed gives the same subset. Taking the first images of a class is no random choice: shuffle before you take.")
-    drawn = set().union(*chosen)
-    if sum(map(sum, chosen)) / (60 * 12) < 0.35 * len(labels) or len(drawn) < 0.5 * len(labels):
-        raise Wrong("Over many seeds only a part of the images is ever chosen. Shuffle all images of a class, then take per_class of them.")
+    reject_if(chosen[0] != {*got.tolist()}, "The same seed gave two different subsets. Use torch.Generator().manual_seed(seed).")
+    reject_if(chosen[0] == chosen[1] == chosen[2], "Every seed gives the same subset. The first images of a class are no random choice.")
+    few = len(set().union(*chosen)) < 0.5 * len(labels) or sum(map(sum, chosen)) / (60 * 12) < 0.35 * len(labels)
+    reject_if(few, "Over many seeds only a part of the images is ever chosen. Shuffle all images of a class, then take per_class.")
 
 
 # --- 1.2 ------------------------------------------------------------------------------------------------------------------------------
@@ -74,8 +66,6 @@ SMOOTHING_MISTAKES = {
     "The label gets 1 and every class another s/C on top: the sum is 1 + s. Scale the label's part by 1 − s.":
         smoothed_with(lambda label, s, classes: label + s / classes),
     "The softmax runs over the batch. Classes are dimension 1.": smoothed_with(dim=0),
-    "This is the mean over images and classes. Sum over the classes, then take the mean over the images.":
-        lambda logits, labels, s: smoothed_cross_entropy(logits, labels, s) / logits.shape[1],
 }
 
 
@@ -148,20 +138,13 @@ def check_accuracy(answer) -> None:
     batches = uneven_batches()
     model = small_network().train()
     got = answer(model, batches)
-    if not isinstance(got, (tuple, list)) or len(got) != 2:
-        expect.kind(got, tuple, "the result")
-        raise Wrong("Return two numbers: the accuracy and its standard error.")
-    if int(model[1].num_batches_tracked) > 0:
-        raise Wrong(
-            "The network was in training mode: dropout was on, and batch normalisation used (and learned!) the statistics of the test "
-            "batches. Call model.eval() first."
-        )
-    if not model.training:
-        raise Wrong("The model came in training mode and was left in evaluation mode. Note model.training first and put it back.")
+    expect.two(got, "Return two numbers: the accuracy and its standard error.")
+    training_mode = "The network was in training mode: dropout was on, and batch normalisation learned from test images. Use model.eval()."
+    reject_if(model[1].num_batches_tracked > 0, training_mode)
+    reject_if(not model.training, "The model came in training mode and was left in evaluation mode. Put back the mode it had.")
     model.eval()
     answer(model, batches)
-    if model.training:
-        raise Wrong("The model came in evaluation mode and was left in training mode. Put back the mode it had: model.train(was_training).")
+    reject_if(model.training, "The model came in evaluation mode and was left in training mode: model.train(was_training).")
     accuracy, error = honest_accuracy(model, batches)
     told = f"On this test batch the accuracy is {accuracy:.4f}, not {float(got[0]):.4f}. Is argmax taken over the classes, dimension 1?"
     told_error = f"The standard error here is {error:.4f}, not {float(got[1]):.4f}: sqrt(a · (1 − a) / n) with n images."

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import near, reject_mistakes, with_weights
+from sslcourse.course.checks.expect import near, reject_if, reject_mistakes, with_weights
 from sslcourse.course.exercises import Exercise, Wrong
 
 
@@ -25,33 +25,24 @@ HEIGHT_AND_WIDTH = "Height and width are dimensions 2 and 3 of (N, 3, H, W): tor
 
 
 def check_images(images, n: int, size: int) -> None:
-    if isinstance(images, (list, tuple)):
-        raise Wrong("The images are still in a list. Join them along the batch with torch.cat(the_list).")
+    reject_if(isinstance(images, (list, tuple)), "The images are still in a list. Join them along the batch with torch.cat(the_list).")
     expect.kind(images, Tensor, "the images")
-    if images.dim() == 5:
-        raise Wrong(f"The images have five dimensions, {tuple(images.shape)}. torch.stack makes a new one; torch.cat joins the batches.")
-    if len(images) == 3 * n:
-        raise Wrong("There are 3N images: one of the four rotations is missing. The unturned images belong in as well, with label 0.")
-    if len(images) == n:
-        raise Wrong("There are N images, one rotation for each. Return every image in all four rotations: 4N images.")
-    if tuple(images.shape) != (4 * n, 3, size, size) and images.numel() == 4 * n * 3 * size * size:
-        raise Wrong(f"The result has shape {tuple(images.shape)}: the wrong dimensions were turned. {HEIGHT_AND_WIDTH}")
+    reject_if(images.dim() == 5, "The images have five dimensions: torch.stack makes a new one. Join the batches with torch.cat.")
+    reject_if(len(images) == 3 * n, "There are 3N images: a rotation is missing. The unturned images belong in too, with label 0.")
+    reject_if(len(images) == n, "There are N images, one rotation for each. Return every image in all four rotations: 4N images.")
+    swapped = images.numel() == 4 * n * 3 * size * size and images.shape != (4 * n, 3, size, size)
+    reject_if(swapped, f"The result has shape {tuple(images.shape)}: the wrong dimensions were turned. {HEIGHT_AND_WIDTH}")
     expect.shape(images, (4 * n, 3, size, size), "the images")
 
 
 def check_labels(labels, n: int) -> None:
-    if isinstance(labels, (list, tuple)):
-        raise Wrong("The labels are a list, and a loss needs a tensor: torch.tensor(the_list).")
+    reject_if(isinstance(labels, (list, tuple)), "The labels are a list, and a loss needs a tensor: torch.tensor(the_list).")
     expect.kind(labels, Tensor, "the labels")
-    if tuple(labels.shape) == (4 * n, 4):
-        raise Wrong("The labels are one-hot rows. Return the number of the class alone, shape (4N,).")
+    reject_if(tuple(labels.shape) == (4 * n, 4), "The labels are one-hot rows. Return the number of the class alone, shape (4N,).")
     expect.shape(labels, (4 * n,), "the labels")
-    if labels.max() > 4:
-        raise Wrong("The labels are angles. Cross-entropy wants the number of the class: 0, 1, 2, 3 quarter turns.")
-    if labels.dtype != torch.int64:
-        raise Wrong(f"The labels have the type {labels.dtype}. Class numbers have to be int64: labels.long().")
-    if labels.min() >= 1 and labels.max() == 4:
-        raise Wrong("The labels count from 1 to 4. Classes count from 0: the unturned images have label 0.")
+    reject_if(labels.max() > 4, "The labels are angles. Cross-entropy wants the number of the class: 0, 1, 2, 3 quarter turns.")
+    reject_if(labels.dtype != torch.int64, f"The labels have the type {labels.dtype}. Class numbers have to be int64: labels.long().")
+    reject_if(labels.min() >= 1 and labels.max() == 4, "The labels count from 1. Classes count from 0: the unturned images have label 0.")
 
 
 def recognise(images: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,31 +56,24 @@ def recognise(images: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def check_arrangement(images: Tensor, labels: Tensor, x: Tensor) -> None:
     n = len(x)
     done, source = recognise(images, x)
-    if (done < 0).any():
-        raise Wrong(f"Some images are no turned version of any given image. {HEIGHT_AND_WIDTH}")
-    if ((done == 5) | (done == 7)).any():
-        raise Wrong("A transpose is not a quarter turn: it mirrors the image as well, and letters become unreadable. Use torch.rot90.")
-    if (done > 3).any():
-        raise Wrong("A flip along one axis is not a half turn: the image is mirrored. A half turn flips both axes.")
+    reject_if((done < 0).any(), f"Some images are no turned version of any given image. {HEIGHT_AND_WIDTH}")
+    reject_if(((done == 5) | (done == 7)).any(), "A transpose is not a quarter turn: it mirrors the image as well. Use torch.rot90.")
+    reject_if((done > 3).any(), "A flip along one axis is not a half turn: the image is mirrored. A half turn flips both axes.")
     for i in range(n):
         turns = done[source == i].sort().values.tolist()
-        if turns != [0, 1, 2, 3]:
-            raise Wrong(f"Every image should be there once in each rotation; image {i} is there with the quarter turns {turns}.")
+        reject_if(turns != [0, 1, 2, 3], f"Every image should be there once in each rotation; image {i} has the turns {turns}.")
     images_by_block, images_one_by_one = torch.arange(n).repeat(4), torch.arange(n).repeat_interleave(4)
     turns_by_block, turns_in_turn = torch.arange(4).repeat_interleave(n), torch.arange(4).repeat(n)
-    if torch.equal(source, images_by_block) and torch.equal(labels, turns_in_turn):
-        raise Wrong("The images come in blocks, but the labels run 0, 1, 2, 3, 0, 1, ... Use repeat_interleave(N) for the labels.")
-    if torch.equal(source, images_one_by_one) and torch.equal(labels, turns_by_block):
-        raise Wrong("The labels come in blocks, but the images come image by image. Join four whole batches with torch.cat.")
-    if torch.equal(labels, (4 - done) % 4):
-        raise Wrong("The images are turned clockwise. Positive turns in torch.rot90(x, turns, dims=(2, 3)) are counter-clockwise.")
-    if not torch.equal(labels, done):
-        first = int((labels != done).nonzero()[0])
-        raise Wrong(f"Row {first} is turned by {int(done[first])} quarter turns and its label says {int(labels[first])}.")
-    if torch.equal(source, images_one_by_one):
-        raise Wrong("Labels and images agree, but they come image by image. First come all images unturned, then all turned once.")
-    if not torch.equal(source, images_by_block) or not torch.equal(done, turns_by_block):
-        raise Wrong("Labels and images agree, but their order is another: label 0 first, then 1, 2, 3, and in each the order of x.")
+    in_blocks, one_by_one = torch.equal(source, images_by_block), torch.equal(source, images_one_by_one)
+    labels_in_turn, labels_in_blocks = torch.equal(labels, turns_in_turn), torch.equal(labels, turns_by_block)
+    reject_if(in_blocks and labels_in_turn, "The images come in blocks, but the labels run 0, 1, 2, 3, 0, 1, ... Use repeat_interleave(N).")
+    reject_if(one_by_one and labels_in_blocks, "The labels come in blocks, but the images come image by image. Join whole batches.")
+    reject_if(torch.equal(labels, (4 - done) % 4), "The images are turned clockwise. Positive turns in torch.rot90 are counter-clockwise.")
+    row = int((labels != done).int().argmax())
+    reject_if(labels[row] != done[row], f"Row {row} is turned by {int(done[row])} quarter turns and its label says {int(labels[row])}.")
+    reject_if(one_by_one, "Labels and images agree, but they come image by image. First come all images unturned, then all turned once.")
+    other_order = not in_blocks or not torch.equal(done, turns_by_block)
+    reject_if(other_order, "Labels and images agree, but their order is another: label 0 first, then 1, 2, 3, and in each the order of x.")
 
 
 def check_rotations(answer) -> None:
@@ -101,9 +85,7 @@ def check_rotations(answer) -> None:
             if isinstance(wrong.__cause__, RuntimeError) and any(s in str(wrong.__cause__) for s in ("must match", "equal size")):
                 raise Wrong(f"The turned images no longer fit together: the wrong dimensions were turned. {HEIGHT_AND_WIDTH}") from wrong
             raise
-        if not isinstance(got, (tuple, list)) or len(got) != 2:
-            expect.kind(got, (Tensor, tuple, list))
-            raise Wrong("Return two tensors: return images, labels.")
+        expect.two(got, "Return two tensors: return images, labels.")
         check_images(got[0], n, size)
         check_labels(got[1], n)
         check_arrangement(*got, x)
@@ -175,10 +157,9 @@ STEP_MISTAKES = {
     "The step is divided by a number of batches or rows. loss_fn is a mean already, and each batch takes its own step: p -= lr * p.grad.":
         [steps_of_length(lambda lr, batches: lr / len(batches)), divided_by_rows],
     "There is a single step for all batches. The step belongs inside the loop, once for every batch.": one_step_for_all,
-    "This is not plain SGD: momentum lets old gradients act on. Use p -= lr * p.grad, or no momentum.": steps_by(momentum=0.9),
-    "This is not plain SGD: Adam rescales every gradient. Use p -= lr * p.grad.": [steps_by(torch.optim.Adam), steps_by(torch.optim.AdamW)],
+    "This is not plain SGD: momentum lets old gradients act on, and Adam rescales them. Use p -= lr * p.grad.":
+        [steps_by(momentum=0.9), steps_by(torch.optim.Adam), steps_by(torch.optim.AdamW)],
     "These are the losses after each step. Return the ones that backward() was called on.": losses_after_the_step,
-    "The losses are added up. Store each batch's own loss.": lambda *a: torch.tensor(train_steps(*a)).cumsum(0).tolist(),
 }
 NO_BACKWARD = "No gradient was computed for the model's parameters. Call loss.backward() for every batch, and train the model itself."
 CLEARED = "The gradients are cleared between backward() and the step, so the step has nothing to use. The order is: clear, backward, step."
@@ -212,33 +193,24 @@ def first_run(answer):
     try:
         got = answer(model, three_batches(), F.cross_entropy, 0.3)
     except Wrong as wrong:
-        message = str(wrong.__cause__)
-        hints = [hint for sign, hint in ERRORS.items() if sign in message]
-        if "NoneType" in message:
-            hints = [CLEARED if backwards else NO_BACKWARD]
-        if hints:
-            raise Wrong(hints[0]) from wrong
-        raise
-    if near(parameters_to_vector(model.parameters()), parameters_to_vector(fresh_model().parameters())):
-        left = any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
-        raise Wrong(NO_STEP if left else CLEARED if backwards else NO_BACKWARD)
+        hints = ERRORS | {"NoneType": CLEARED if backwards else NO_BACKWARD}
+        raise Wrong(next((hint for sign, hint in hints.items() if sign in str(wrong.__cause__)), str(wrong))) from wrong
+    left = any(p.grad is not None and p.grad.any() for p in model.parameters())
+    moved = not near(parameters_to_vector(model.parameters()), parameters_to_vector(fresh_model().parameters()))
+    reject_if(not moved, NO_STEP if left else CLEARED if backwards else NO_BACKWARD)
     return got
 
 
 def check_losses(losses) -> None:
-    if isinstance(losses, Real) or (isinstance(losses, Tensor) and losses.dim() == 0):
-        raise Wrong("Only one loss comes back. Collect them in a list, losses.append(loss.item()), and return the list after the loop.")
-    if isinstance(losses, Tensor):
-        raise Wrong("The losses come back as one tensor. Return a list of plain floats: losses.append(loss.item()).")
+    single = isinstance(losses, Real) or isinstance(losses, Tensor) and losses.dim() == 0
+    reject_if(single, "Only one loss comes back. Collect them in a list, losses.append(loss.item()), and return it after the loop.")
+    reject_if(isinstance(losses, Tensor), "The losses come back as one tensor. Return a list of plain floats: losses.append(loss.item()).")
     expect.kind(losses, (list, tuple), "the losses")
-    if any(isinstance(v, Tensor) and v.requires_grad for v in losses):
-        raise Wrong("The losses are tensors that each keep their whole graph alive, and memory grows with every step. Store loss.item().")
-    if any(not isinstance(v, Real) for v in losses):
-        raise Wrong("The losses are not plain floats. Store loss.item() for each batch.")
-    if len(losses) == 1:
-        raise Wrong("There are three batches and one loss. Is `return` inside the loop, or `losses = []`?")
-    if len(losses) != 3:
-        raise Wrong(f"There are three batches and {len(losses)} losses. Go through the batches once and store one loss for each.")
+    graphs = any(isinstance(v, Tensor) and v.requires_grad for v in losses)
+    reject_if(graphs, "The losses are tensors that keep their whole graph alive, and memory grows with every step. Store loss.item().")
+    reject_if(any(not isinstance(v, Real) for v in losses), "The losses are not plain floats. Store loss.item() for each batch.")
+    reject_if(len(losses) == 1, "There are three batches and one loss. Is `return` inside the loop, or `losses = []`?")
+    reject_if(len(losses) != 3, f"There are three batches and {len(losses)} losses. Go through the batches once; store one loss each.")
 
 
 def check_steps(answer) -> None:
@@ -246,34 +218,26 @@ def check_steps(answer) -> None:
         check_losses(first_run(answer))
         reject_mistakes(answer, train_steps, STEP_MISTAKES, lambda f: trained(f, fresh_model()), atol=1e-5)
         wanted = trained(train_steps, fresh_model())
-        if not near(trained(answer, fresh_model()), wanted):
-            raise Wrong("After three batches the parameters are not those of plain SGD. Each time: clear, backward, p -= lr * p.grad.")
+        off = "After three batches the parameters are not those of plain SGD. Each time: clear, backward, p -= lr * p.grad."
+        reject_if(not near(trained(answer, fresh_model()), wanted), off)
 
         def losses_of(train):
             return torch.tensor([float(v) for v in train(fresh_model(), three_batches(), F.cross_entropy, 0.3)])
 
         reject_mistakes(answer, train_steps, STEP_MISTAKES, losses_of, atol=1e-5)
-        if not near(losses_of(answer), losses_of(train_steps)):
-            raise Wrong("The parameters are right and the losses are not. Store loss.item() of each batch as it is.")
+        reject_if(not near(losses_of(answer), losses_of(train_steps)), "The parameters are right, the losses are not. Store loss.item().")
         stale = fresh_model()
         for p in stale.parameters():
             p.grad = torch.full_like(p, 0.7)
-        if not near(trained(answer, stale), wanted):
-            raise Wrong(
-                "Right for a fresh model, but this one came with old gradients and the first step used them. Clear before the first "
-                "backward() too, not only after a step."
-            )
+        used = "Right for a fresh model, but this one came with old gradients, and the first step used them. Clear before every backward()."
+        reject_if(not near(trained(answer, stale), wanted), used)
         idle, wanted_idle = fresh_model(), fresh_model()
         for m in (idle, wanted_idle):
             m[0].bias.requires_grad_(False)
             m.register_parameter("unused", nn.Parameter(torch.ones(2)))
         skip = "Right where every parameter has a gradient, but a frozen or unused one has p.grad None. Skip it: if p.grad is not None."
-        try:
-            moved = trained(answer, idle)
-        except Wrong as wrong:
-            raise Wrong(skip) from wrong
-        if not near(moved, trained(train_steps, wanted_idle)):
-            raise Wrong(skip)
+        with expect.hint_for_errors(skip):
+            reject_if(not near(trained(answer, idle), trained(train_steps, wanted_idle)), skip)
 
 
 # --- 2.3 ------------------------------------------------------------------------------------------------------------------------------
@@ -290,12 +254,8 @@ def exactly(a: float, d: float, z: float) -> float:
 COUNT_MISTAKES = {
     "This is for the error of one accuracy. A difference has both: its variance is 2 · a(1 − a)/n.": lambda a, d, z: exactly(a, d, z) / 2,
     "This is twice too many. The two errors add as squares, and n counts one test set.": lambda a, d, z: exactly(a, d, z) * 2,
-    "z is ignored. The difference has to be z standard errors, and n grows with z squared.": lambda a, d, z: exactly(a, d, 1),
     "z is not squared. Square both sides of difference = z · sqrt(2a(1 − a)/n) first.": lambda a, d, z: exactly(a, d, 1) * z,
     "The difference is not squared: half the difference needs four times the images.": lambda a, d, z: exactly(a, d, z) * d,
-    "Neither z nor the difference is squared. n stands under a root: square both sides.": lambda a, d, z: 2 * a * (1 - a) * z / d,
-    "The deviation sqrt(a(1 − a)) stands where the variance a(1 − a) belongs.": lambda a, d, z: exactly(a, d, z) / math.sqrt(a * (1 - a)),
-    "This is the square root of n. Square once more at the end.": lambda a, d, z: math.sqrt(exactly(a, d, z)),
     "The result is off by a factor of 10 000: percent and fractions are mixed. All accuracies here are fractions, 0.011 and not 1.1.":
         [lambda a, d, z: exactly(a, d, z) * 1e4, lambda a, d, z: exactly(a, d, z) / 1e4],
     "The formula is right, but there is no part of an image. Round up to a whole number with math.ceil.": exactly,
@@ -316,11 +276,9 @@ def check_count(answer) -> None:
         reject_mistakes(answer, images_needed, COUNT_MISTAKES, numbers, 0, atol)
     for n, (a, d, z) in zip(got, cases, strict=True):
         needed = images_needed(a, d, z)
-        if n != needed:
-            wanted = f"For accuracy {a}, difference {d} and z {z} it takes {needed} images, not {n:g}."
-            raise Wrong(f"{wanted} Solve d = z · sqrt(2a(1 − a)/n) for n.")
-    if not isinstance(answer(*cases[0]), Integral):
-        raise Wrong("The number is right, but it is not an int. Return a whole number: math.ceil does, or int(...).")
+        told = f"For accuracy {a}, difference {d} and z {z} it takes {needed} images, not {n:g}."
+        reject_if(n != needed, f"{told} Solve d = z · sqrt(2a(1 − a)/n) for n.")
+    reject_if(not isinstance(answer(*cases[0]), Integral), "The number is right, but it is not an int. math.ceil returns one.")
 
 
 EXERCISES = [

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import reject_mistakes, two_views
-from sslcourse.course.exercises import Exercise, Wrong
+from sslcourse.course.checks.expect import reject_if, reject_mistakes, two_views
+from sslcourse.course.exercises import Exercise
 
 
 # --- 3.1 ------------------------------------------------------------------------------------------------------------------------------
@@ -39,22 +39,10 @@ def other_view_only(z0, z1, temperature):
     return F.cross_entropy(F.normalize(z0) @ F.normalize(z1).T / temperature, torch.arange(len(z0)))
 
 
-def with_the_positive_counted(times):
-    """A wrong NT-Xent: the positive stands `times` times in the denominator."""
-
-    def loss(z0, z1, temperature):
-        positive = F.cosine_similarity(z0, z1).repeat(2) / temperature
-        logsumexp = nt_xent_with(reduce=lambda rows: rows)(z0, z1, temperature) + positive
-        return ((logsumexp.exp() + (times - 1) * positive.exp()).log() - positive).mean()
-
-    return loss
-
-
 NT_XENT_MISTAKES = {
     "The diagonal is not masked: each row finds itself, with similarity 1. Put -inf there before the softmax.": nt_xent_with(diagonal=None),
     "The diagonal is masked with 0, and exp(0) = 1 is still a candidate. Put -inf there, so that exp gives 0.": nt_xent_with(diagonal=0.0),
     "The rows are not normalised: these are dot products. Divide each by its length, F.normalize(z).": nt_xent_with(unit=lambda z: z),
-    "Normalised over the batch. Each row gets length 1 over its features: dim=1.": nt_xent_with(unit=lambda z: F.normalize(z, dim=0)),
     "Only the N rows of one view are anchors. Both views take their turn: take the mean over all 2N rows.":
         [nt_xent_with(reduce=lambda rows: rows.chunk(2)[0].mean()), nt_xent_with(reduce=lambda rows: rows.chunk(2)[1].mean())],
     "The candidates are the N rows of the other view only. An anchor is compared with all 2N − 1 others: join both views first.": [
@@ -63,13 +51,7 @@ NT_XENT_MISTAKES = {
         lambda a, b, t: other_view_only(a, b, t) + other_view_only(b, a, t),
     ],
     "Twice the value: there are 2N anchors, so divide by 2N and not by N.": lambda *a: 2 * my_nt_xent(*a),
-    "This is the sum over the anchors. Take the mean.": nt_xent_with(reduce=torch.sum),
-    "The sign is turned round: the loss is minus the logarithm.": lambda *a: -my_nt_xent(*a),
     "The similarities are multiplied by the temperature. Divide: a low temperature sharpens.": lambda a, b, t: my_nt_xent(a, b, 1 / t),
-    "The temperature is ignored. Divide the similarities by it before the softmax.": lambda a, b, t: my_nt_xent(a, b, 1.0),
-    "The positive is missing from the denominator. It is a candidate too: mask the diagonal only.": with_the_positive_counted(0),
-    "The positive is counted twice in the denominator. It is already among the 2N − 1 others.": with_the_positive_counted(2),
-    "This is the logarithm of the mean. Take the mean of the logarithms.": nt_xent_with(reduce=lambda rows: -rows.neg().exp().mean().log()),
     "The target of row i is wrong. The rows are z0 first, then z1, so the other view of row i is row (i + N) mod 2N.": [
         nt_xent_with(targets=lambda n: torch.arange(2 * n), diagonal=None),
         nt_xent_with(targets=lambda n: torch.arange(2 * n) ^ 1),
@@ -114,26 +96,14 @@ def geometry(align=lambda a, b: (a - b).square().sum(1).mean(), spread=uniform, 
 
 GEOMETRY_MISTAKES = {
     "The rows are not normalised. Both numbers live on the unit sphere: F.normalize(z, dim=1) first.": geometry(unit=lambda z: z),
-    "Normalised over the batch. Each row gets length 1 over its features: dim=1.": geometry(unit=lambda z: F.normalize(z, dim=0)),
     "The alignment takes the distance. It is the squared distance: no square root.": geometry(lambda a, b: (a - b).norm(dim=1).mean()),
-    "The alignment is a sum over the images. Take the mean.": geometry(lambda a, b: (a - b).square().sum()),
     "The alignment is a mean over the features as well, D times too small. Sum over the features.": geometry(F.mse_loss),
-    "The alignment has the wrong sign: squared distances are 0 or more.": geometry(lambda a, b: -(a - b).square().sum(1).mean()),
     "This alignment is the mean cosine similarity. The squared distance is 2 − 2 · cosine.": geometry(lambda a, b: (a * b).sum(1).mean()),
-    "The alignment compares every row with every row. Row i belongs to row i only.":
-        geometry(lambda a, b: torch.cdist(a, b).square().mean()),
-    "The uniformity takes the distances as they are. Square them: exp(−2 · distance²).": geometry(spread=lambda d: uniform(d.sqrt())),
     "Each row is compared with itself too. Take distinct pairs: torch.pdist, or no diagonal.":
         geometry(distances=lambda a, b: torch.cdist(a, a)),
     "The uniformity is a mean of logarithms. Take the mean of exp(...) first.": geometry(spread=lambda d: d.square().mul(-2).mean()),
     "The factor 2 is missing in the uniformity: exp(−2 · distance²).": geometry(spread=lambda d: d.square().neg().exp().mean().log()),
-    "The uniformity has the wrong sign: the logarithm of a mean of numbers below 1 is negative.": geometry(spread=lambda d: -uniform(d)),
-    "The sign in the exponent is wrong: it is exp(−2 · distance²).": geometry(spread=lambda d: d.square().mul(2).exp().mean().log()),
-    "The uniformity sums over the pairs. Take their mean.": geometry(spread=lambda d: d.square().mul(-2).exp().sum().log()),
-    "The logarithm is missing in the uniformity.": geometry(spread=lambda d: uniform(d).exp()),
     "The uniformity is taken over the rows of both views. Take z0 alone.": geometry(distances=lambda a, b: torch.pdist(torch.cat([a, b]))),
-    "This is the uniformity of z1. Here it is defined for z0.": geometry(distances=lambda a, b: torch.pdist(b)),
-    "The uniformity compares z0 with z1. It compares the rows of z0 with each other.": geometry(distances=torch.cdist),
 }
 
 
@@ -159,15 +129,15 @@ def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temp
     return votes.scatter_add(1, bank_labels[nearest.indices], weights).argmax(dim=1)
 
 
-def cosine(bank, queries, dim=1):
-    return F.normalize(queries, dim=dim) @ F.normalize(bank, dim=dim).T
+def cosine(bank, queries):
+    return F.normalize(queries) @ F.normalize(bank).T
 
 
-def vote(similar=cosine, weigh=lambda s, t: (s / t).exp(), count=lambda k, bank: k, largest=True, decide=lambda votes: votes.argmax(1)):
-    """A wrong vote: another similarity, another weight, or another number of neighbours."""
+def vote(similar=cosine, weigh=lambda s, t: (s / t).exp(), largest=True, decide=lambda votes: votes.argmax(1)):
+    """A wrong vote: another similarity, another weight, or the least similar rows."""
 
     def predict(bank, bank_labels, queries, k, temperature):
-        nearest = similar(bank, queries).topk(count(k, bank), dim=1, largest=largest)
+        nearest = similar(bank, queries).topk(k, dim=1, largest=largest)
         votes = nearest.values.new_zeros(len(queries), int(bank_labels.max()) + 1)
         return decide(votes.scatter_add(1, bank_labels[nearest.indices], weigh(nearest.values, temperature)))
 
@@ -181,7 +151,6 @@ VOTE_MISTAKES = {
         vote(lambda bank, queries: queries @ F.normalize(bank).T),
         vote(lambda bank, queries: -torch.cdist(queries, bank)),
     ],
-    "Normalised over the rows. Each row gets length 1 over its features: dim=1.": vote(lambda bank, queries: cosine(bank, queries, dim=0)),
     "Every neighbour has the same vote. Weigh each by exp(similarity / temperature), so that a near one counts for more.": [
         vote(weigh=lambda s, t: torch.ones_like(s)),
         vote(weigh=lambda s, t: 1 + 0.001 * 0.5 ** torch.arange(s.shape[1]).expand_as(s)),  # of equals, the first met wins
@@ -190,13 +159,9 @@ VOTE_MISTAKES = {
     "These are the k least similar rows. Take the largest similarities; of distances, the smallest.": [
         vote(largest=False),
         vote(lambda bank, queries: torch.cdist(F.normalize(queries), F.normalize(bank))),
-        vote(largest=False, weigh=lambda s, t: torch.ones_like(s)),
     ],
-    "The weights have the wrong sign: a near neighbour counts for less.": vote(weigh=lambda s, t: (-s / t).exp()),
     "The temperature is ignored. The weight is exp(similarity / temperature).": vote(weigh=lambda s, t: s.exp()),
     "The similarity is multiplied by the temperature. Divide by it: a low temperature sharpens.": vote(weigh=lambda s, t: (s * t).exp()),
-    "Only the nearest neighbour is asked. The k most similar ones vote.": vote(count=lambda k, bank: 1),
-    "Every row of the bank votes. Keep the k most similar rows only: topk(k, dim=1).": vote(count=lambda k, bank: len(bank)),
 }
 
 
@@ -216,17 +181,12 @@ def bank_and_queries(d: int, temperature: float, k: int, seed: int) -> tuple[Ten
 
 def check_vote_form(got, n: int, classes: int, k: int) -> None:
     expect.kind(got, Tensor, "the prediction")
-    if tuple(got.shape) == (n, classes):
-        raise Wrong("These are the votes of every class. Return the class with the most: .argmax(dim=1).")
-    if tuple(got.shape) == (n, k):
-        raise Wrong("This is one value for each neighbour. Add the weights up for each class, and return the class with the most.")
+    reject_if(tuple(got.shape) == (n, classes), "These are the votes of every class. Return the class with the most: .argmax(dim=1).")
+    reject_if(tuple(got.shape) == (n, k), "This is one value for each neighbour. Add the weights up for each class; the largest wins.")
     expect.shape(got, (n,), "the prediction")
-    if got.is_floating_point():
-        raise Wrong("These are scores, and not classes. max(dim=1) returns values and positions; argmax(dim=1) gives the class.")
-    if got.dtype != torch.int64:
-        raise Wrong(f"Predicted classes have to be int64, and these are {got.dtype}: .long().")
-    if got.min() < 0 or got.max() >= classes:
-        raise Wrong("These are positions in the bank. Look up the neighbours' classes, bank_labels[indices], before the vote.")
+    reject_if(got.is_floating_point(), "These are scores, and not classes. max(dim=1) gives values too; argmax(dim=1) gives the class.")
+    reject_if(got.dtype != torch.int64, f"Predicted classes have to be int64, and these are {got.dtype}: .long().")
+    reject_if(got.min() < 0 or got.max() >= classes, "These are positions in the bank. Look up their classes first: bank_labels[indices].")
 
 
 def check_knn(answer) -> None:
@@ -236,10 +196,8 @@ def check_knn(answer) -> None:
         got = answer(*inputs)
         check_vote_form(got, len(queries), 4, k)
         reject_mistakes(answer, knn_predict, VOTE_MISTAKES, lambda f, inputs=inputs: f(*inputs))
-        differ = int((got.cpu() != knn_predict(*inputs)).sum())
-        if differ:
-            counted = f"{differ} of {len(queries)} predictions differ at k = {k}"
-            raise Wrong(f"{counted}. For one query, list its k neighbours, classes and weights.")
+        n = int((got.cpu() != knn_predict(*inputs)).sum())
+        reject_if(n, f"{n} of {len(queries)} predictions differ at k = {k}. For one query, list its k neighbours, classes and weights.")
     expect.shape(answer(bank, labels, queries[:1], k, temperature), (1,), "the prediction for a single query")
 
 

@@ -1,7 +1,6 @@
 """The exercises of lesson 4: BYOL's loss, the moving average of the target, and two meters of collapse."""
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +8,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import near, reject_mistakes, two_views
-from sslcourse.course.exercises import Exercise, Wrong
+from sslcourse.course.checks.expect import near, reject_if, reject_mistakes, two_views
+from sslcourse.course.exercises import Exercise
 
 
 # --- 4.1 ------------------------------------------------------------------------------------------------------------------------------
@@ -33,10 +32,6 @@ def as_they_are(rows):
     return rows
 
 
-def over_batch(rows):
-    return F.normalize(rows, dim=0)
-
-
 def from_products(p, z):
     return 2 - 2 * (p * z).sum(1).mean()
 
@@ -53,18 +48,11 @@ BYOL_MISTAKES = {
         for measure in (from_products, from_distances)
         for units in ((F.normalize, as_they_are), (as_they_are, F.normalize))
     ],
-    "Normalised over the batch. Each row gets length 1 over its features: dim=1.": of_rows(from_products, over_batch, over_batch),
     "The cosines are taken over the batch. Take one for each row: dim=1.": lambda p, z: 2 - 2 * F.cosine_similarity(p, z, dim=0).mean(),
-    "This is the sum over the rows. Take the mean.": of_cosine(lambda c: (2 - 2 * c).sum()),
     "The squared differences are averaged over the features too, D times too small: sum over dim=1 first.": of_rows(F.mse_loss),
     "This is 1 − cosine, half of the loss. The squared distance is 2 − 2·cosine.": of_cosine(lambda c: 1 - c.mean()),
     "This is minus the cosine: the same force, halved, but the loss here is 2 − 2·cosine.": of_cosine(lambda c: -c.mean()),
-    "This is the cosine itself, which grows when p and z agree. A loss has to fall: 2 − 2·cosine.": of_cosine(lambda c: c.mean()),
-    "The sign is turned round: 2 + 2·cosine is 4 when both agree. It is 2 − 2·cosine.": of_cosine(lambda c: 2 + 2 * c.mean()),
-    "The 2 in front is missing: −2·cosine goes below 0. The loss is 2 − 2·cosine.": of_cosine(lambda c: -2 * c.mean()),
     "This is the distance. The loss is the squared distance: no square root.": of_rows(lambda p, z: (p - z).norm(dim=1).mean()),
-    "Every row of p is compared with every row of z. Row i of p predicts row i of z only.": of_rows(lambda p, z: (2 - 2 * p @ z.T).mean()),
-    "The loss of the other direction is added to it. Whoever calls this function swaps the views.": of_cosine(lambda c: 4 - 4 * c.mean()),
 }
 
 
@@ -104,13 +92,9 @@ EMA_MISTAKES = {
     "Nothing moved. `t = ...` only gives a new tensor the old name; change it in place: t.mul_(...), t.copy_(...).":
         moved_to(lambda t, o, tau: t),
     "The weights are swapped: tau of the target is kept, 1 − tau comes from online.": moved_to(lambda t, o, tau: (1 - tau) * t + tau * o),
-    "The target became the online network, as if tau were 0. Keep tau of the old target and add 1 − tau of online.":
-        moved_to(lambda t, o, tau: o),
     "(1 − tau)·online is added, but the target not multiplied by tau, so the weights grow.": moved_to(lambda t, o, tau: t + (1 - tau) * o),
     "The old target is multiplied by tau, but online is added whole. Multiply it by 1 − tau.": moved_to(lambda t, o, tau: tau * t + o),
     "The target only shrinks: tau·target is there, and (1 − tau)·online is missing.": moved_to(lambda t, o, tau: tau * t),
-    "The target moves away. A step towards online is target + (1 − tau)·(online − target).":
-        moved_to(lambda t, o, tau: t - (1 - tau) * (o - t)),
     "The second product used the target that the first had changed already: online gets (1 − tau)·tau. Compute both from the old values.":
         moved_to(lambda t, o, tau: tau * (t + (1 - tau) * o)),
 }
@@ -159,51 +143,42 @@ def check_ema(answer) -> None:
         reject_mistakes(answer, ema_update, EMA_MISTAKES, lambda f, seed=seed, tau=tau: updated(f, seed, tau), atol=1e-5)
         wanted = {name: tau * old[name] + (1 - tau) * new[name] for name in old}
         check_values(target, old, wanted, tau)
-        if not same(statistics, buffers_of(target)):
-            raise Wrong(
-                "The parameters are right, but the running statistics of batch normalisation changed too. They are buffers: "
-                "go through parameters(), not state_dict()."
-            )
+        buffers = "The running statistics of batch normalisation changed too. They are buffers: go through parameters(), not state_dict()."
+        reject_if(not same(statistics, buffers_of(target)), buffers)
         with torch.no_grad():
             for o in online.parameters():
                 o.add_(1.0)
-        if not all(near(p, wanted[name]) for name, p in target.named_parameters()):
-            raise Wrong("The target shares memory with the online network: when that is trained, the target moves along. Copy the numbers.")
+        now = parameters_of(target)
+        shared = "The target shares memory with the online network: when that is trained, the target moves along. Copy the numbers."
+        reject_if(not all(near(now[name], wanted[name]) for name in wanted), shared)
 
 
 def check_online(online: nn.Module, values: dict, statistics: dict) -> None:
-    if not same(values, parameters_of(online)):
-        raise Wrong("The online network changed. Only the target moves; the online network belongs to the optimizer.")
-    if not same(statistics, buffers_of(online)):
-        raise Wrong("The running statistics of the online network changed. Leave everything of the online network alone.")
-    if not all(p.requires_grad for p in online.parameters()):
-        raise Wrong("The online network can no longer be trained: leave its requires_grad alone.")
+    reject_if(not same(values, parameters_of(online)), "The online network changed. Only the target moves.")
+    reject_if(not same(statistics, buffers_of(online)), "The running statistics of the online network changed. Leave it alone.")
+    frozen = not all(p.requires_grad for p in online.parameters())
+    reject_if(frozen, "The online network can no longer be trained: leave its requires_grad alone.")
 
 
 def check_form(target: nn.Module, online: nn.Module, tensors: list, old: dict, returned) -> None:
     now = list(target.parameters())
     shared = {id(p) for p in online.parameters()}
-    if any(id(p) in shared for p in now):
-        raise Wrong("The target holds the online network's own tensors now, so both are one network. Copy values, not references.")
-    if len(now) != len(tensors) or any(a is not b for a, b in zip(now, tensors, strict=True)):
-        raise Wrong("The target got new parameter tensors. Change the old ones in place, with t.mul_(...).add_(...) or t.copy_(...).")
-    if any(p.grad_fn is not None for p in now):
-        raise Wrong("The update was recorded for backward(), and the graph grows with every step. Do it inside `with torch.no_grad():`.")
-    if any(p.requires_grad for p in now):
-        raise Wrong("The target's parameters require gradients now. It is never trained: leave requires_grad as it was.")
-    if isinstance(returned, nn.Module) and returned is not target and same(old, parameters_of(target)):
-        raise Wrong("The function returns a new network, and the target that it was given did not move. Change the target in place.")
+    reject_if(any(id(p) in shared for p in now), "The target holds the online network's own tensors now. Copy values, not references.")
+    renewed = [*map(id, now)] != [*map(id, tensors)]
+    reject_if(renewed, "The target got new parameter tensors. Change the old ones in place, with t.mul_(...).add_(...) or t.copy_(...).")
+    reject_if(any(p.grad_fn is not None for p in now), "The update was recorded for backward(). Do it inside `with torch.no_grad():`.")
+    reject_if(any(p.requires_grad for p in now), "The target's parameters require gradients now. Leave requires_grad as it was.")
+    elsewhere = isinstance(returned, nn.Module) and returned is not target and same(old, parameters_of(target))
+    reject_if(elsewhere, "The function returns a new network, and the target that it was given did not move. Change the target in place.")
 
 
 def check_values(target: nn.Module, old: dict, wanted: dict, tau: float) -> None:
     got = parameters_of(target)
     off = [name for name in old if not near(got[name], wanted[name])]
     left = [name for name in off if torch.equal(got[name], old[name])]
-    if left and left == off:
-        raise Wrong(f"Some parameters did not move: {', '.join(left)}. Go through all of target.parameters(), whatever their kind or name.")
-    if off:
-        by_hand = "By hand: target 10, online 0, tau 0.9 gives 9; tau = 1 changes nothing, tau = 0 copies."
-        raise Wrong(f"With tau = {tau:g} these parameters are off: {', '.join(off)}. {by_hand}")
+    reject_if(left and left == off, f"Some parameters did not move: {', '.join(left)}. Go through all of target.parameters().")
+    by_hand = "By hand: target 10, online 0, tau 0.9 gives 9; tau = 1 changes nothing, tau = 0 copies."
+    reject_if(off, f"With tau = {tau:g} these parameters are off: {', '.join(off)}. {by_hand}")
 
 
 # --- 4.3 ------------------------------------------------------------------------------------------------------------------------------
@@ -216,8 +191,8 @@ def spread_and_rank(z: Tensor) -> tuple[Tensor, Tensor]:
     return spread, torch.special.entr(share).sum().exp()
 
 
-def deviation(z: Tensor, dim=0, correction=0) -> Tensor:
-    return z.std(dim=dim, correction=correction).mean() * z.shape[1] ** 0.5
+def deviation(z: Tensor, correction=0) -> Tensor:
+    return z.std(dim=0, correction=correction).mean() * z.shape[1] ** 0.5
 
 
 def entropy(share: Tensor) -> Tensor:
@@ -235,25 +210,12 @@ def meters(spread=deviation, rank=lambda values: entropy(part(values)).exp(), un
 
 METER_MISTAKES = {
     "The rows are not normalised. Both meters are about directions: F.normalize(z, dim=1) first.": meters(unit=lambda z: z),
-    "Normalised over the batch. Each row gets length 1 over its features: dim=1.": meters(unit=lambda z: F.normalize(z, dim=0)),
     "The spread divides by N − 1. std(dim=0, correction=0) gives even directions exactly 1.": meters(lambda z: deviation(z, correction=1)),
     "The spread is not compared with its healthy value 1/√D. Multiply by √D.": meters(lambda z: deviation(z) / z.shape[1] ** 0.5),
-    "The spread is multiplied by D. The healthy value is 1/√D, so multiply by √D.": meters(lambda z: deviation(z) * z.shape[1] ** 0.5),
-    "The spread is divided by √D. It is divided by 1/√D: multiply by √D.": meters(lambda z: deviation(z) / z.shape[1]),
-    "The spread is taken over the features of each row. Take it over the images, dim=0.": meters(lambda z: deviation(z, dim=1)),
-    "The deviation is taken over all numbers at once. Take it over the images, dim=0, then the mean.":
-        meters(lambda z: deviation(z, dim=None)),
     "This spread is a variance. Take the standard deviation, std.": meters(lambda z: z.var(dim=0, correction=0).mean() * z.shape[1]),
-    "The deviations are added up over the features. Take their mean.": meters(lambda z: deviation(z) * z.shape[1]),
     "The mean row is taken off. Here it stays: of equal rows only rounding noise would be left.": meters(centre=lambda z: z - z.mean(0)),
     "The singular values are squared before they are divided. Take them as they are.": meters(rank=lambda v: entropy(part(v**2)).exp()),
     "This is the entropy. The effective rank is its exponential, so that D equal values give D.": meters(rank=lambda v: entropy(part(v))),
-    "The sign of the entropy is wrong. The entropy is −Σ s·ln s.": meters(rank=lambda v: (-entropy(part(v))).exp()),
-    "The logarithm has base 2, and the exponential base e. Use one base.": meters(rank=lambda v: (entropy(part(v)) / math.log(2)).exp()),
-    "The singular values are not divided by their sum, so they are no shares.": meters(rank=lambda v: entropy(v).exp()),
-    "The shares come from a softmax. Divide by the sum.": meters(rank=lambda v: entropy(v.softmax(0)).exp()),
-    "This is the ordinary rank, which counts every singular value as one.": meters(rank=lambda v: (v > 1e-6).sum().float()),
-    "This is 1/Σ s², the participation ratio. Here it is exp(−Σ s·ln s).": meters(rank=lambda v: 1 / part(v).square().sum()),
 }
 
 

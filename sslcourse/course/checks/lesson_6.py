@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import reject_mistakes
-from sslcourse.course.exercises import Exercise, Wrong
+from sslcourse.course.checks.expect import reject_if, reject_mistakes
+from sslcourse.course.exercises import Exercise
 
 
 # --- 6.1 ------------------------------------------------------------------------------------------------------------------------------
@@ -29,35 +29,20 @@ def fixmatch_with(rows=each_row, sure=lambda w, s: w.softmax(1).amax(1), reduce=
     return lambda w, s, threshold: reduce(rows(w, s), sure(w, s) >= threshold)
 
 
-def sure_over_the_batch(w, s):
-    return w.softmax(0).amax(1)
-
-
-OVER_BATCH = "The softmax runs over the batch. Each image has its own probabilities, which sum to 1 over the classes: dim=1."
+AT_THRESHOLD = "A probability of exactly the threshold has to pass: >= and not >. With a threshold of 1, > lets nothing through."
 NOT_PROBABILITIES = "Logits are compared with the threshold. Make probabilities first: softmax over the classes."
 FIXMATCH_MISTAKES = {
     "The mean is taken over the passing rows only. Divide by all N: few sure images shall weigh little, and 0 / 0 is NaN.":
         fixmatch_with(reduce=lambda rows, passes: rows[passes].mean()),
-    "This is the sum over the rows. Take the mean.": fixmatch_with(reduce=lambda rows, passes: (rows * passes).sum()),
-    OVER_BATCH: [
-        fixmatch_with(lambda w, s: F.cross_entropy(s, w.softmax(0).argmax(1), reduction="none"), sure_over_the_batch),
-        fixmatch_with(sure=sure_over_the_batch),
-        fixmatch_with(lambda w, s: F.nll_loss(s.log_softmax(0), w.argmax(1), reduction="none")),
-        fixmatch_with(lambda w, s: F.nll_loss(s.log_softmax(0), w.argmax(1), reduction="none"), sure_over_the_batch),
-    ],
     "The threshold is held against the strong view. The weak view decides who passes.":
         fixmatch_with(sure=lambda w, s: s.softmax(1).amax(1)),
-    "The class comes from the strong view. The weak view labels, the strong view learns.": fixmatch_with(lambda w, s: each_row(s, s)),
     "The views have changed places: here the strong one labels and the weak one learns.": lambda w, s, t: my_fixmatch_loss(s, w, t),
-    "The weak view learns from itself. It only labels: the strong view learns.": fixmatch_with(lambda w, s: each_row(w, w)),
     "The labels are soft: all of the weak view's probabilities. A pseudo-label is one class, the most probable.":
         fixmatch_with(lambda w, s: F.cross_entropy(s, w.softmax(1), reduction="none")),
     NOT_PROBABILITIES: fixmatch_with(sure=lambda w, s: w.amax(1)),
     "The threshold has no effect: every row teaches. Rows that are less sure count as 0.": lambda w, s, t: each_row(w, s).mean(),
     "The unsure rows teach: turn the comparison round.": fixmatch_with(reduce=lambda rows, passes: (rows * ~passes).mean()),
     "F.cross_entropy gets a softmax, and has one of its own. Give it logits.": fixmatch_with(lambda w, s: each_row(w, s.softmax(1))),
-    "The logarithm is missing: the loss of a row is −ln p.": fixmatch_with(lambda w, s: -(-each_row(w, s)).exp()),
-    "The sign is turned round: the loss is minus the logarithm.": lambda *a: -my_fixmatch_loss(*a),
 }
 
 
@@ -78,15 +63,13 @@ def check_fixmatch(answer) -> None:
             hint = f"With {n} rows, {c} classes and threshold {t} the value is off. Try four rows by hand, as above."
             expect.close(answer(*views, t), my_fixmatch_loss(*views, t), hint, rtol=5e-4, what="the loss")
         even = torch.zeros(4, 2)
-        if answer(even, even, 0.5) == 0:
-            raise Wrong("A probability of exactly the threshold has to pass: >= and not >. With a threshold of 1, > lets nothing through.")
+        reject_if(answer(even, even, 0.5) == 0, AT_THRESHOLD)
         names, views = ("the weak view", "the strong view"), weak_and_strong(9, 4, 2)
         expect.stopped_gradient(answer, my_fixmatch_loss, views, 0.6, learns=1, names=names, else_moves="the labels would move")
         none = answer(views[0], views[1].requires_grad_(), 1.0)
         hint = "Right where some rows pass, but where none does the loss has to be 0: a sum of zeros, divided by N."
         expect.close(none, 0.0, hint, what="the loss")
-        if not none.requires_grad:
-            raise Wrong("Where no row passes, the 0 has no graph and backward() stops. Multiply by the mask instead of returning a new 0.")
+        reject_if(not none.requires_grad, "Where no row passes, the 0 has no graph and backward() stops. Multiply by the mask.")
 
 
 # --- 6.2 ------------------------------------------------------------------------------------------------------------------------------
@@ -101,29 +84,14 @@ def line(step, start, end, final):
     return final * (step - start) / (end - start)
 
 
-def rise(change):
-    """A wrong ramp: it rises to final as `change` of a line from 0 to 1."""
-    return lambda step, start, end, final: final * change(ramp_weight(step, start, end, 1.0))
-
-
 RAMP_MISTAKES = {  # at step i of a ramp from a to b that ends at f
-    "The weight is final from the first step on. It begins at 0 and rises from start to end.": rise(lambda part: 1.0),
-    "The weight is always 0. It rises from start on.": rise(lambda part: 0.0),
-    "There is no line between start and end: the weight jumps. Divide with / and not //.": rise(lambda part: float(part == 1)),
+    "There is no line between start and end: the weight jumps. Divide with / and not //.": lambda i, a, b, f: f * (i >= b),
     "The weight jumps to final where the ramp starts. It follows a line.": lambda i, a, b, f: f * (i >= a),
     "The line goes on without end. From `end` on the weight stays at final.": lambda *a: max(0.0, line(*a)),
     "Before start the line goes below 0. The weight is 0 there.": lambda i, a, b, f: min(f, line(i, a, b, f)),
-    "The line is cut off at neither side: below start it is 0, above end it is final.": line,
     "The ramp begins at step 0. It begins at start: use step − start.": lambda i, a, b, f: f * min(1.0, i / b),
     "The step counter begins where the ramp does. It counts all steps.": lambda i, a, b, f: ramp_weight(i + a, a, b, f),
-    "From start on this is the line of another ramp.": lambda i, a, b, f: f * min(1.0, i / b) * (i >= a),
-    "Divided by end. The ramp has end − start steps.": lambda i, a, b, f: f * min(1.0, max(0.0, (i - a) / b)),
     "The ramp ends at 1. Multiply it by final.": lambda i, a, b, f: ramp_weight(i, a, b, 1.0),
-    "The weight is cut off at 1. Its largest value is final.": lambda *a: min(1.0, ramp_weight(*a)),
-    "The weight falls from final to 0. It rises.": rise(lambda part: 1 - part),
-    "The rise is not a line: it is squared.": rise(lambda part: part**2),
-    "The rise is that of a root, not of a line.": rise(lambda part: part**0.5),
-    "This is half a cosine wave, which other papers use. Here the rise is a line.": rise(lambda part: (1 - math.cos(math.pi * part)) / 2),
 }
 
 
@@ -139,12 +107,9 @@ def check_ramp(answer) -> None:
         expect.close(answer(step, start, end, final), ramp_weight(step, start, end, final), hint, what="the weight")
     divided = "A ramp may have no length, start == end, and then (step − start) / (end − start) divides by 0. Ask for step >= end first."
     for step, start, wanted in ((0, 0, 3.0), (4, 5, 0.0), (5, 5, 3.0), (6, 5, 3.0)):
-        try:
+        with expect.hint_for_errors(divided, ZeroDivisionError):
             weight = float(answer(step, start, start, 3.0))
-        except Wrong as wrong:
-            raise Wrong(divided if isinstance(wrong.__cause__, ZeroDivisionError) else str(wrong)) from wrong
-        if math.isnan(weight):
-            raise Wrong(divided)
+        reject_if(math.isnan(weight), divided)
         hint = f"With start == end == {start} the weight is 0 before and final from there on: at step {step} {wanted:g}, not {weight:g}."
         expect.close(weight, wanted, hint)
 
@@ -177,16 +142,10 @@ RATE_MISTAKES = {
     "The probability of the true class is held against the threshold, and nobody knows it: take the largest.":
         rates(sureness=lambda logits, labels: logits.softmax(1)[range(len(logits)), labels]),
     NOT_PROBABILITIES: rates(sureness=lambda logits, labels: logits.amax(1)),
-    OVER_BATCH: rates(sureness=sure_over_the_batch),
-    "These are the rows that do not pass: turn the comparison round.": rates(lambda sure, right: 1 - sure.mean()),
-    "The coverage is in percent. Leave it between 0 and 1.": rates(lambda sure, right: 100 * sure.mean()),
     "The precision ignores the threshold. Look at the passing rows only.": rates(precision=lambda sure, right: right.mean()),
     "The right ones that pass are divided by N. Divide by how many pass.": rates(precision=lambda sure, right: (sure * right).mean()),
     "The right ones that pass are divided by all right ones: recall.":
         rates(precision=lambda sure, right: (sure * right).sum() / right.sum()),
-    "This is the part of the passing rows that is wrong.": rates(precision=lambda sure, right: 1 - (sure * right).sum() / sure.sum()),
-    "The precision is a number of rows. Divide by how many pass.": rates(precision=lambda sure, right: (sure * right).sum()),
-    "The precision is in percent. Leave it between 0 and 1.": rates(precision=lambda sure, right: 100 * (sure * right).sum() / sure.sum()),
 }
 
 
@@ -204,16 +163,11 @@ def check_rates(answer) -> None:
     for at, (name, hint) in enumerate(hints.items()):
         reject_mistakes(answer, coverage_and_precision, RATE_MISTAKES, lambda f, at=at: f(z, y, t)[at])
         expect.close(got[at], wanted[at], hint, what=name)
-    if float(answer(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), 0.5)[0]) == 0:
-        raise Wrong("A probability of exactly the threshold has to pass: >= and not >.")
+    reject_if(float(answer(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), 0.5)[0]) == 0, AT_THRESHOLD)
     nobody = "Where no row passes there is no precision: return math.nan for it (the coverage is 0)."
-    try:
+    with expect.hint_for_errors(f"{nobody} Here it is divided by 0.", ZeroDivisionError, ValueError):
         coverage, precision = map(float, answer(z, y, 1.0))
-    except Wrong as wrong:
-        by_zero = isinstance(wrong.__cause__, (ZeroDivisionError, ValueError))
-        raise Wrong(f"{nobody} Here it is divided by 0." if by_zero else str(wrong)) from wrong
-    if coverage != 0 or not math.isnan(precision):
-        raise Wrong(f"{nobody} Neither 0 nor 1 would be true, and both would be drawn.")
+    reject_if(coverage != 0 or not math.isnan(precision), f"{nobody} Neither 0 nor 1 would be true, and both would be drawn.")
     z = weak_and_strong(7, 3, 6)[0]
     y = z.argmax(1)
     hint = "Right for 20 rows of 4 classes, but not for 7 of 3: is a number written into the function?"
@@ -253,14 +207,9 @@ def equally_filled(confidence, right, bins):
 CALIBRATION_MISTAKES = {
     "There are ten bins, whatever `bins` says.": lambda c, r, bins: expected_calibration_error(c, r, 10),
     "Every bin has the same weight. A bin counts by its rows: n_b / N.": of_bins(lambda n, c, a, m: (c - a).abs().mean()),
-    "Divided by the number of bins once more. The weights add up to 1.": lambda c, r, bins: expected_calibration_error(c, r, bins) / bins,
     "Opposite gaps cancel. Take the absolute value of each bin's gap.": lambda c, r, bins: (c.double().mean() - r.double().mean()).abs(),
     "The middle of the bin stands for the mean confidence in it.": of_bins(lambda n, c, a, m: (n * (m - a).abs()).sum() / n.sum()),
-    "The gaps are squared. Take their absolute value.": of_bins(lambda n, c, a, m: (n * (c - a) ** 2).sum() / n.sum()),
-    "This is the largest gap. Take the mean, weighted by the rows.": of_bins(lambda n, c, a, m: (c - a).abs().max()),
-    "The gaps are weighted by the rows, but not divided by N.": of_bins(lambda n, c, a, m: (n * (c - a).abs()).sum()),
     "The gap is taken row by row. Average in each bin first.": lambda c, r, bins: (c.double() - r.double()).abs().mean(),
-    "The error is in percent. Leave it between 0 and 1.": lambda c, r, bins: 100 * expected_calibration_error(c, r, bins),
     "The bins have equal numbers of rows. Here they have equal width, 1 / bins.": equally_filled,
 }
 
@@ -269,13 +218,9 @@ def check_calibration(answer) -> None:
     generator = torch.Generator().manual_seed(5)
     c = 0.21 + 0.77 * torch.rand(60, generator=generator) ** 0.7  # the lowest bins stay empty, as with five classes
     right = torch.rand(60, generator=generator) < 1.3 * c - 0.35
-    try:
+    with expect.hint_for_errors("A bin without rows divides by 0. Leave it out.", ZeroDivisionError):
         got = expect.number(answer(c, right, 5), "the error")
-    except Wrong as wrong:
-        by_zero = isinstance(wrong.__cause__, ZeroDivisionError)
-        raise Wrong("A bin without rows divides by 0. Leave it out." if by_zero else str(wrong)) from wrong
-    if math.isnan(got):
-        raise Wrong("A bin without rows has no mean, and NaN spreads to the sum. Leave such a bin out.")
+    reject_if(math.isnan(got), "A bin without rows has no mean, and NaN spreads to the sum. Leave such a bin out.")
     reject_mistakes(answer, expected_calibration_error, CALIBRATION_MISTAKES, lambda f: abs(float(f(c, right, 5))))
     hint = "The error is off. By hand: ten rows with confidence 0.8, seven of them right, in one bin: |0.8 − 0.7| = 0.1."
     expect.close(got, expected_calibration_error(c, right, 5), hint, what="the error")
