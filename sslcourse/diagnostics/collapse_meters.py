@@ -34,12 +34,10 @@ def collapse(z: Tensor) -> Collapse:
 
     std: the standard deviation of each dimension of the l2-normalised rows (over N, not N − 1), averaged over the dimensions; between 0
     and 1/sqrt(D). Chen & He 2021 (SimSiam, arXiv 2011.10566), section 4.1.
-    effective_rank: exp of the entropy of the singular values of the l2-normalised rows, divided by their sum. Roy & Vetterli 2007; as
-    RankMe, Garrido et al. 2023 (arXiv 2210.02885), has it, but of directions, so that a few long rows do not decide. The rows are not
-    centred, as in both papers: what is left of a point when its mean is taken off is rounding noise, and noise has full rank.
+    effective_rank: exp of the entropy of the singular values of the l2-normalised rows, divided by their sum (Roy & Vetterli 2007; RankMe,
+    Garrido et al. 2023, arXiv 2210.02885). Rows are not centred: a point without its mean is rounding noise, and noise has full rank.
 
-    A row of zeros stays zero, as it has no direction; when all are zeros, std and effective rank are 0.
-    Raises TypeError or ValueError when z is not floating-point (N, D) with N >= 2, or not finite.
+    A row of zeros has no direction and stays zero. Raises TypeError or ValueError when z is not floating-point (N, D), or not finite.
     """
     if not isinstance(z, Tensor) or not z.is_floating_point():
         kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
@@ -51,7 +49,7 @@ def collapse(z: Tensor) -> Collapse:
     z = z.double()
     norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)  # (N, 1)
     z = z / norm.where(norm > 0, 1)
-    values = torch.linalg.svdvals(z)  # the smaller of N and D
+    values = torch.linalg.svdvals(z)  # (min(N, D),)
     share = values / values.sum()
     rank = torch.special.entr(share).sum().exp().item() if values.sum() > 0 else 0.0
     return Collapse(z.std(0, correction=0).mean().item(), rank, norm.mean().item(), *z.shape)

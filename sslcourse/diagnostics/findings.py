@@ -1,4 +1,4 @@
-"""What `find_nonfinite` says: a finding, made from a tensor whose numbers are not all finite."""
+"""What `find_nonfinite` says: a finding about a tensor whose numbers are not all finite, and what usually makes such numbers."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-
-from sslcourse.diagnostics.causes import cause_of
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,7 @@ def describe(
     known = [given[given.isfinite()] for given in inputs if given.is_floating_point()]
     known = [given for given in known if given.numel()]
     found = Finding(
-        kind=kind, name=name, module=type(module).__name__ if module is not None else "",
-        shape=tuple(values.shape if tensor.is_nested else tensor.shape), dtype=tensor.dtype,
+        kind=kind, name=name, module=type(module).__name__ if module is not None else "", shape=tuple(values.shape), dtype=tensor.dtype,
         nan=nan, inf=int((~good).sum()) - nan, total=values.numel(), largest=values[good].abs().max().item() if good.any() else math.nan,
         cause="", operation=operation,
         input_range=(min(v.min().item() for v in known), max(v.max().item() for v in known)) if known else None, **more,
@@ -62,8 +59,7 @@ def describe(
 def finite(*values) -> bool:
     """Are all numbers of these tensors finite? What is not a tensor of floating-point or complex numbers counts as finite.
 
-    One norm over all and one wait for the device. NaN and infinity stay in a norm; a norm can also overflow, so only then is each
-    number looked at.
+    One norm over all and one wait for the device: NaN and infinity stay in a norm. A norm can overflow, so then each number is looked at.
     """
     tensors = [v for v in values if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) and not v.is_meta]
     with torch.no_grad():
@@ -78,7 +74,84 @@ def plain(tensor: Tensor) -> Tensor:
     """The numbers of a tensor in a form that can be compared: of sparse, nested and 8-bit ones too."""
     tensor = tensor.detach()
     if tensor.is_nested:
-        return torch.nested.to_padded_tensor(tensor, 0.0)
+        return tensor.values()
     if tensor.is_sparse:
         return tensor._values()
     return tensor.float() if tensor.element_size() == 1 else tensor
+
+
+# --- usual causes, a sentence each ------------------------------------------------------------------------------------------------------
+
+HALF = "float16 ends at 65504: compute this part in float32, or use bfloat16, whose numbers reach 3e38."
+
+STANDING = {  # by the kind of a finding, where no operation is known
+    "input": "The data hold it before the model sees them: look at how they are loaded and normalised (division by a std of 0, log of 0).",
+    "parameter": "An earlier step wrote it: a gradient of inf, clipped (inf·0) or divided by Adam (inf/inf), becomes NaN weights, "
+    "so go back to the last good weights and look at that batch.",
+    "buffer": "A tensor that the model keeps between steps got it from an earlier batch or when it was made.",
+    "statistics": "A batch that was not finite stays in the running statistics for good: training, which uses those of the batch, goes on, "
+    "and evaluation is NaN; call reset_running_stats() and find that batch.",
+    "stored gradient": "An earlier backward pass left it in .grad: call zero_grad() before an optimizer meets it, and look at that batch.",
+    "optimizer state": "An earlier gradient, infinite or with a square too large, is still in it: start it anew, or from a checkpoint.",
+    "parameter after the step": "The gradients are finite, so the update made it: a learning rate too high for these weights, or a "
+    "division by something that is 0 (Adam's eps in float16, the norms of LARS).",
+}
+
+BACKWARD = {  # by the name of a backward node, without "Backward" and the version
+    "Sqrt": "The slope of a square root is infinite at 0: put eps inside the root, (x + eps).sqrt(), since added outside it does not help.",
+    "Pow": "The slope of x**p is infinite at 0 for p below 1, and NaN for a negative x: put eps inside, (x + eps)**p.",
+    "Std StdMean Var VarMean": "The slope of a deviation is infinite where all values are equal: use (var + eps).sqrt(), or batch_norm.",
+    "Log Log2 Log10": "The slope of a logarithm is 1/x, without end at 0: use log_softmax or logsumexp, or clamp x before the logarithm.",
+    "Div Reciprocal Rsqrt": "The slope of a quotient divides by the denominator once more, or squared: a larger eps in it, or F.normalize.",
+    "Norm LinalgVectorNorm Cdist": "The slope of a norm divides by the norm, which was 0 or overflowed: F.normalize, or eps in the root.",
+    "Acos Asin": "The slope of arc cosine and arc sine is infinite at 1 and −1: clamp to ±(1 − 1e-6) before it.",
+}
+
+FORWARD = {  # by words in the name of an aten operation; the first that fits
+    "softmax attention logsumexp": "A row in which everything is masked with -inf has no softmax (0/0): leave one unmasked, or drop it.",
+    "batch_norm layer_norm group_norm": "The variance overflowed, or was 0 with too small an eps: look at eps and at what comes in.",
+    "log": "The logarithm of 0 is -inf, of a negative number NaN: use log_softmax or logsumexp, or clamp before the logarithm.",
+    "exp": "exp overflows above 88.7 in float32 and 11.0 in float16: subtract the largest value first, as logsumexp and log_softmax do.",
+    "sqrt": "The root of a negative number is NaN, and 1/sqrt(0) is inf: a variance as E[x²] − E[x]² falls below 0 by rounding, "
+    "so use var(), and put eps inside the root.",
+    "std var": "A deviation or variance over N − 1 needs at least two rows: use drop_last, or correction=0.",
+    "div reciprocal": "A division by 0, or 0/0 (a constant dimension has std 0, a row of zeros has norm 0): put eps in the denominator, "
+    "/(var + eps).sqrt(), or use F.normalize or batch_norm.",
+    "pow": "A negative number to a broken power is NaN, 0 to a negative one is inf, and large numbers overflow: look at its inputs.",
+    "mean": "The mean of nothing is 0/0: an empty selection, so multiply by the mask and take the mean over all rows.",
+    "acos asin atanh": "Arc functions need numbers between −1 and 1: clamp before them, since cosines pass 1 by rounding.",
+}
+
+
+def cause_of(found: Finding, inputs: Sequence[Tensor]) -> str:
+    """One sentence about a finding. inputs: what its operation was given."""
+    kind, operation = found.kind, found.operation
+    if kind == "buffer" and ("BatchNorm" in found.module or "running_" in found.name):
+        return STANDING["statistics"]
+    if operation is None:
+        return STANDING.get(kind, "No operation is known that made it: a constant, a slope without end (a root at 0), or an overflow.")
+    infinite = any(t.is_floating_point() and not bool(t.isfinite().all()) for t in inputs)
+    half = found.dtype == torch.float16 and found.inf > 0 and not infinite
+    if kind == "gradient":
+        node = operation.partition("Backward")[0]
+        if half and node not in ("Sqrt", "Rsqrt", "Log", "Norm", "Acos"):
+            return f"A gradient overflowed: {HALF}"
+        known = [sentence for nodes, sentence in BACKWARD.items() if node in nodes.split()]
+        passed = "A gradient passed the largest number: a loss or an activation far too large, so look at the scale and at the lr."
+        return known[0] if known else passed
+    name = operation.removeprefix("aten.").strip("_")
+    if any(word in name for word in ("fill", "where", "full", "pad")):
+        return "An infinity that was filled in on purpose reached the loss: what the loss needs is masked."
+    if infinite and not any(word in name for word in ("softmax", "attention", "logsumexp")):
+        return "NaN from an infinity that may be a mask (-inf·0, inf − inf): mask with masked_fill or torch.where, after multiplying."
+    if name in ("div", "true_divide") and len(inputs) > 1 and bool((inputs[1] != 0).all()):
+        return f"The quotient overflowed: {HALF if half else 'the denominator is almost 0, so put a larger eps in it.'}"
+    if name == "to_copy" or (half and name not in ("log", "div", "sqrt", "rsqrt", "reciprocal")):
+        return f"A number beyond what this precision can hold: {HALF if half else 'look at the scale of the input.'}"
+    too_large = name in ("mean", "sum") or (name.startswith("pow") and bool((inputs[0].abs() > 1).any()))
+    if not (too_large and found.inf and not found.nan):
+        for words, sentence in FORWARD.items():
+            if any(word in name for word in words.split()):
+                return sentence
+    largest = max((t.abs().max().item() for t in inputs if t.is_floating_point() and t.numel()), default=math.nan)
+    return f"It passed the largest number, from inputs up to {largest:.2g}: a learning rate too high, or inputs not normalised."

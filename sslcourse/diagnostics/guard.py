@@ -13,22 +13,20 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from sslcourse.devices import random_states, random_states_kept, set_random_states
-from sslcourse.diagnostics.causes import STANDING
-from sslcourse.diagnostics.findings import Finding, finite
+from sslcourse.diagnostics.findings import STANDING, Finding, finite
 from sslcourse.diagnostics.search import find_nonfinite
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically
 
-FORMAT = 1  # of bad_batch.pt
 PATIENCE = 25  # bad gradients in a row that a GradScaler may have: from 65536 it halves its scale 16 times until it is 1
 
 
 class NonFiniteError(CourseError):
-    """Training met a NaN or an infinity. finding: what `find_nonfinite` says, or None. step: when. file: the saved batch, or None."""
+    """Training met a NaN or an infinity. finding: what `find_nonfinite` says, or None. step: when."""
 
-    def __init__(self, message: str, finding: Finding | None = None, step: int = 0, file: Path | None = None):
+    def __init__(self, message: str, finding: Finding | None = None, step: int = 0):
         super().__init__(message)
-        self.finding, self.step, self.file = finding, step, file
+        self.finding, self.step = finding, step
 
 
 class NonFiniteGuard:
@@ -36,16 +34,15 @@ class NonFiniteGuard:
 
     >>> guard = NonFiniteGuard("runs")
     >>> for step, batch in enumerate(batches):
-    ...     guard.before(step, model)              # notes the random state and the buffers
+    ...     guard.before(model)              # notes the random state and the buffers
     ...     loss = model(*batch)
     ...     loss.backward()
     ...     guard.check(step, loss, model, optimizer, batch)  # before clipping: it would turn inf into NaN
     ...     optimizer.step()
     ... guard.check_state(step, model, optimizer)  # before each checkpoint
 
-    folder: where bad_batch.pt (batch, random state, weights and buffers before the step; see `load_bad_batch`) and nonfinite.txt are
-    written when it stops; None writes nothing. Then NonFiniteError is raised, whose message names the culprit (`find_nonfinite`). Weights
-    and buffers are those before the step. A healthy run stays the same, bit for bit; a check makes the device wait once.
+    It raises NonFiniteError, which names the culprit (`find_nonfinite`); weights and buffers are those before the step. folder: where
+    bad_batch.pt (see `load_bad_batch`) and nonfinite.txt are then written; None writes nothing. A check makes the device wait once.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None):
@@ -55,7 +52,7 @@ class NonFiniteGuard:
         self._bad_in_a_row = 0
         self._stepped = False  # on gradients that were seen to be finite
 
-    def before(self, step: int, model: nn.Module) -> None:
+    def before(self, model: nn.Module) -> None:
         """Call it before the forward pass, so that a bad step can be repeated with the same random numbers and statistics."""
         self._random = random_states()
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -66,8 +63,8 @@ class NonFiniteGuard:
     ) -> None:  # fmt: skip
         """Call it after backward, before clipping and the optimizer's step.
 
-        loss: as forward(batch) gave it, before a scaler's factor. forward: as in `find_nonfinite`. scaler: in fp16 a GradScaler leaves out
-        steps with bad gradients by itself while it looks for its scale; 25 of them in a row are let pass. Raises NonFiniteError.
+        loss: before a scaler's factor. forward: as in `find_nonfinite`. scaler: in fp16 a GradScaler leaves out steps with bad gradients by
+        itself while it looks for its scale; PATIENCE of them in a row are let pass. Raises NonFiniteError.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
         good = finite(loss, *gradients)
@@ -89,31 +86,30 @@ class NonFiniteGuard:
         """Call it before writing a checkpoint. Raises NonFiniteError where weights, statistics or the optimizer's state are not finite."""
         state = [value for entries in optimizer.state.values() for value in entries.values()]
         if not finite(*model.parameters(), *model.buffers(), *state):
-            finding = find_nonfinite(model, optimizer=optimizer)
-            if finding is not None:  # None for a buffer that is a mask of -inf
+            if finding := find_nonfinite(model, optimizer=optimizer):  # None for a buffer that is a mask of -inf
                 self._stop(step, "after the optimizer's step", finding)
 
     def _stop(self, step: int, when: str, finding: Finding | None, evidence: dict | None = None) -> None:
         if finding is not None and finding.kind == "parameter" and self._stepped:
             finding = replace(finding, kind="parameter after the step", cause=STANDING["parameter after the step"])
         text = str(finding) if finding is not None else "The step could not be repeated: on the same batch everything was finite."
-        message, file = f"Training stopped at step {step}, {when}. {text}", None
+        message = f"Training stopped at step {step}, {when}. {text}"
         if self.folder is not None:
             try:
                 write_atomically(self.folder / "nonfinite.txt", (message + "\n").encode())
                 if evidence is not None:
                     content, file = io.BytesIO(), self.folder / "bad_batch.pt"
-                    torch.save({"format": FORMAT, "step": step, **evidence}, content)
+                    torch.save({"step": step, **evidence}, content)
                     write_atomically(file, content.getvalue())
                     message += f"\nThe batch and the weights before the step are in {file}: see load_bad_batch."
             except OSError as error:
-                raise NonFiniteError(f"{message}\n{self.folder} could not be written ({error.strerror}).", finding, step) from error
-        raise NonFiniteError(message, finding, step, file)
+                message += f"\n{self.folder} could not be written ({error.strerror})."
+        raise NonFiniteError(message, finding, step)
 
 
 @dataclass(frozen=True)
 class BadBatch:
-    """What `NonFiniteGuard` saved of a step that was not finite."""
+    """What `NonFiniteGuard` saved of a step."""
 
     step: int
     loss: float
@@ -135,12 +131,9 @@ def load_bad_batch(path: str | os.PathLike) -> BadBatch:
     >>> bad.put_back(method)
     >>> print(find_nonfinite(method, bad.batch))
 
-    Raises CourseError when it is not such a file, is damaged, or has another format than this version writes.
+    Raises CourseError when it is not such a file, or is damaged.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state.pop("format") != FORMAT:
-            raise ValueError("another format")
-        return BadBatch(**state)
-    except Exception as error:  # torch raises many kinds for what is not its file; each means the same to the reader
+        return BadBatch(**torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises many kinds for what is not its file
         raise CourseError(f"{path} cannot be read as a batch that NonFiniteGuard saved ({type(error).__name__}). Name its file.") from error

@@ -24,37 +24,27 @@ class LargestTensor(TorchDispatchMode):
 class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
     """While it is entered, counts the bytes that autograd keeps for backward passes, each block of memory once.
 
-    A block counts for as long as anything holds the graph that needs it: a loss that lives on, a list of losses, a running sum. What the
-    parameters of `module` occupy is left out, since they stay in any case.
+    A block counts for as long as anything holds the graph that needs it. What the parameters of `module` occupy is left out.
     """
 
     def __init__(self, module: torch.nn.Module | None = None):
-        super().__init__(self._pack, lambda handle: handle.tensor)
-        parameters = module.parameters() if module is not None else ()
-        self._left_out = {p.untyped_storage().data_ptr() for p in parameters}
-        self._alive: weakref.WeakSet[_Handle] = weakref.WeakSet()
+        super().__init__(self._pack, lambda handle: handle)
+        self._left_out = {p.untyped_storage().data_ptr() for p in (module.parameters() if module is not None else ())}
+        self._alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
 
     def __enter__(self) -> "SavedForBackward":
         super().__enter__()
         return self
 
-    def _pack(self, tensor: Tensor) -> "_Handle":
-        handle = _Handle(tensor.detach())
+    def _pack(self, tensor: Tensor) -> Tensor:
+        handle = tensor.detach()  # of its own, so that it dies with the graph
         self._alive.add(handle)
         return handle
 
     @property
     def bytes(self) -> int:
-        blocks = [handle.tensor.untyped_storage() for handle in self._alive]
-        sizes = {block.data_ptr(): block.nbytes() for block in blocks}
+        sizes = {block.data_ptr(): block.nbytes() for block in (handle.untyped_storage() for handle in self._alive)}
         return sum(size for address, size in sizes.items() if address not in self._left_out)
-
-
-class _Handle:
-    """What autograd holds in place of a saved tensor: it dies with the graph."""
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
 
 
 def graph_size(tensor: Tensor) -> int:

@@ -1,9 +1,7 @@
 """The first thing that is not finite: `find_nonfinite` repeats a forward and a backward pass of any PyTorch module and names the culprit.
 
-What is there before is looked at first. Then both passes are run to their end while every operation is watched. Each NaN and each infinity
-has an origin: the operation that made it from finite numbers, or that made NaN out of a harmless infinity; what is computed from it
-inherits the origin. Only when the end is bad (loss, gradients or buffers are not finite) is its origin reported. So infinities that do no
-harm are no finding: -inf that masks a softmax, the unused branch of a `torch.where`, a logarithm of 0 that is only printed.
+Each NaN and infinity has an origin: the operation that made it from finite numbers, or NaN out of a harmless infinity; what is computed
+from it inherits the origin. Only when the end is bad (loss, gradients, buffers) is it reported, so -inf that masks a softmax is no finding.
 """
 
 import math
@@ -17,9 +15,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
 
 from sslcourse.devices import random_states_kept
-from sslcourse.diagnostics.causes import STANDING
-from sslcourse.diagnostics.findings import Finding, describe, finite
-from sslcourse.diagnostics.watch import Watch
+from sslcourse.diagnostics.findings import STANDING, Finding, describe, finite
+from sslcourse.diagnostics.watch import Origin, Watch
 
 
 def find_nonfinite(model: nn.Module, batch=None, *, forward: Callable | None = None, optimizer: Optimizer | None = None) -> Finding | None:
@@ -30,17 +27,11 @@ def find_nonfinite(model: nn.Module, batch=None, *, forward: Callable | None = N
 
     model: any PyTorch module, in the mode (train or eval) in which it fails. batch: a tensor for model(batch), a tuple or list for
     model(*batch), a dictionary for model(**batch); None looks only at what is stored. forward(batch) takes the place of calling the model:
-    for a loss outside of it, several calls, or autocast. Without a scalar only the forward pass is looked at. optimizer: its state counts
-    as stored, too.
+    for a loss outside of it, or autocast. Without a scalar only the forward pass is looked at. optimizer: its state counts as stored, too.
 
-    It names the innermost module whose operation made the first NaN or infinity, that operation, and the line of code; what forward does
-    outside of every module has the kind "loss". NaN and inf in the batch, in parameters and in the statistics of normalisation are always
-    reported, and NaN in other buffers. Inf in those, and -inf alone in the batch, may be a mask: reported only when the end is bad because
-    of it (without a batch: +inf too).
-
-    The model, the batch and all random states are left as they were, also after an error; the augmentation repeats the random numbers
-    that come next. An error of the model itself comes through, with a note that says in which module. It takes about two training steps,
-    and memory for one more copy of the weights.
+    It names the innermost module whose operation made the first NaN or infinity, that operation, and the line of code; outside of every
+    module the kind is "loss". Inf in a buffer that holds no statistics, and -inf in the batch, may be a mask: found only if the end is bad.
+    The model, the batch and all random states are left as they were. It takes about two training steps, and one more copy of the weights.
     """
     runs = batch is not None or forward is not None
     with as_found(model), torch.inference_mode(False):
@@ -52,7 +43,7 @@ def find_nonfinite(model: nn.Module, batch=None, *, forward: Callable | None = N
                 may_be_mask = kind in ("input", "buffer") and not found.nan and found.cause != STANDING["statistics"]
                 if not may_be_mask or (infinite and (kind == "input" or not runs)):
                     return found
-                watch.note(tensor, found, harmless=not infinite)
+                watch.keep(tensor, Origin(not infinite, len(watch.kept), found, standing=True), watch.origins)
         return _repeat(model, batch, forward, watch) if runs else None
 
 
@@ -75,39 +66,38 @@ def _owner(model: nn.Module, name: str) -> nn.Module:
 
 
 def _repeat(model: nn.Module, batch, forward: Callable | None, watch: Watch) -> Finding | None:
-    """Forward and backward, watched."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with torch.enable_grad():
         with watch:
             if forward is not None:
                 output = forward(batch)
+            elif isinstance(batch, dict):
+                output = model(**batch)
             else:
-                output = model(**batch) if isinstance(batch, dict) else model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+                output = model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
         is_loss = isinstance(output, Tensor) and output.numel() == 1
-        for leaf in tree_leaves(output):
-            if not finite(leaf):
-                origin = watch.origin(leaf)
-                filled_in = origin is not None and origin.harmless and not leaf.isnan().any() and not (leaf == math.inf).any()
-                if is_loss or not filled_in:  # of an output that is no loss, -inf that was put there on purpose is a mask
-                    return origin.finding if origin is not None else describe("output", "", model, leaf)
+        for leaf in (leaf for leaf in tree_leaves(output) if not finite(leaf)):
+            origin = watch.origin(leaf)
+            filled_in = origin is not None and origin.harmless and not leaf.isnan().any() and not (leaf == math.inf).any()
+            if is_loss or not filled_in:  # of an output that is no loss, -inf that was put there on purpose is a mask
+                return origin.finding if origin is not None else describe("output", "", model, leaf)
         if not is_loss:
             return None
         for name, buffer in model.named_buffers():  # statistics that this pass has spoilt
             origin = watch.origin(buffer)
             if not finite(buffer) and (origin is None or not (origin.standing or origin.harmless)):
                 return describe("buffer", name, _owner(model, name), buffer)
-        gradients = {}
+        gradients = [None] * len(trained)
         if output.requires_grad and trained:
             watch.backward = True
             with watch:
-                gradients = dict(zip(trained, torch.autograd.grad(output, list(trained.values()), allow_unused=True), strict=True))
-    if bad := {name: gradient for name, gradient in gradients.items() if not finite(gradient)}:
-        name, gradient = next(iter(bad.items()))
-        found = watch.blame(*bad.values()) or describe("gradient", name, None, gradient)
+                gradients = torch.autograd.grad(output, list(trained.values()), allow_unused=True)
+    if bad := {name: gradient for name, gradient in zip(trained, gradients, strict=True) if not finite(gradient)}:
+        origin = watch.origin(*bad.values())
+        found = origin.finding if origin is not None else describe("gradient", next(iter(bad)), None, next(iter(bad.values())))
         if found.kind == "gradient":
             return found
-        hidden = "The loss does not show it, because something was chosen or masked after it; backward multiplies it by 0."
-        return replace(found, cause=f"{found.cause} {hidden}")
+        return replace(found, cause=f"{found.cause} The loss does not show it: something was masked after it, and backward has 0·inf.")
     for name, parameter in model.named_parameters():
         if not finite(parameter.grad):
             return replace(describe("gradient", name, _owner(model, name), parameter.grad), cause=STANDING["stored gradient"])
@@ -122,12 +112,11 @@ def as_found(model: nn.Module) -> Iterator[None]:
     own = [(dictionary, dict(dictionary)) for dictionary in own]
     tensors = [*model.parameters(), *model.buffers()]
     tensors = [(tensor, tensor.detach().clone(), tensor.grad if tensor.is_leaf else None) for tensor in tensors]
-    with ExitStack() as versions:
+    with ExitStack() as versions, random_states_kept():
         for tensor, _, _ in tensors:  # a graph that someone still holds stays valid
             versions.enter_context(torch.autograd._unsafe_preserve_version_counter(tensor))
         try:
-            with random_states_kept():
-                yield
+            yield
         finally:
             for dictionary, before in own:
                 dictionary.clear()

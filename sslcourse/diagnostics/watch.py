@@ -4,7 +4,6 @@ import linecache
 import math
 import os
 import sys
-from bisect import bisect_right
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +18,7 @@ from sslcourse.diagnostics.findings import Finding, describe, finite, plain
 TORCH = str(Path(torch.__file__).parent) + os.sep
 SEARCH = str(Path(__file__).with_name("search.py"))  # calls the model: beyond it, nobody's line says where in the model
 DIVIDING = {"aten.div", "aten.div_", "aten.reciprocal", "aten.rsqrt"}
-UNINITIALISED = {"aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided", "aten.resize_"}
 OVERWRITING = {"aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_", "aten.bernoulli_", "aten.random_"}
-SOFTMAX = ("softmax", "logsumexp", "attention")  # where -inf is at home
 
 
 class Origin(NamedTuple):
@@ -49,17 +46,14 @@ class Source(NamedTuple):
 
 
 class Watch(TorchDispatchMode):
-    """While it is entered, every NaN and infinity inherits the origin of what it is computed from, or is an origin itself.
-
-    Tensors that are not finite are kept alive, so that none of their addresses is used a second time.
-    """
+    """While it is entered, every NaN and infinity inherits the origin of what it is computed from, or is an origin itself."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.names = {id(module): name for name, module in model.named_modules()}
         self.origins: dict[int, Origin] = {}  # by the address of the storage
         self.swallowed: dict[int, Origin] = {}  # of numbers divided by an infinity: 0 looks healthy, until a logarithm makes -inf of it
-        self.kept: list = []
+        self.kept: list = []  # what is not finite stays alive, so that none of its addresses is used a second time
         self.running: list[list] = []  # modules whose forward is running, each with the name of the child that was last done
         self.sources: dict[int, Source] = {}  # by autograd's sequence number, which the backward node has too
         self.backward = False  # set before a backward pass, in which the source of an operation is that of the forward operation
@@ -86,21 +80,15 @@ class Watch(TorchDispatchMode):
                 self.running[-1][1] = self.names[id(module)]
 
     def _source(self) -> Source:
-        module, child = self.running[-1] if self.running else (None, None)
-        place = f"between its children, after {child}" if child else "before the first of its children"
-        place = place if module is not None and any(True for _ in module.children()) else None
+        (module, child), place = self.running[-1] if self.running else (None, None), None
+        if module is not None and list(module.children()):
+            place = f"between its children, after {child}" if child else "before the first of its children"
         frame = sys._getframe(2)
         while frame is not None and frame.f_code.co_filename.startswith((TORCH, "<frozen", "<string", "<eval_with_key")):
             frame = frame.f_back
         if frame is None or frame.f_code.co_filename == SEARCH:
             return Source(module, place)
         return Source(module, place, frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-
-    def _source_of(self, node) -> Source:
-        """Where the forward operation of a node of the backward graph was called."""
-        numbers = sorted(self.sources)
-        place = bisect_right(numbers, node._sequence_nr()) if node is not None else 0
-        return self.sources[numbers[place - 1]] if place and node._sequence_nr() < 2**62 else Source()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         node, source = torch._C._current_autograd_node(), None
@@ -116,21 +104,16 @@ class Watch(TorchDispatchMode):
                 inputs.append((tensor, _address(tensor)))
             elif operation not in OVERWRITING:
                 inputs.append((tensor.detach().clone(), _address(tensor)))
-        try:
-            made = function(*args, **(kwargs or {}))
-        except Exception as error:
-            place = self.names[id(self.running[-1][0])] or "the model itself" if self.running else "no module"
-            error.add_note(f"find_nonfinite: raised by {operation}, in {place}.")
-            raise
-        bad = [tensor for tensor in [*_tensors(made), *written] if operation not in UNINITIALISED and not finite(tensor)]
-        if bad:
+        made = function(*args, **(kwargs or {}))
+        uninitialised = "empty" in operation or "resize" in operation
+        if bad := [tensor for tensor in [*_tensors(made), *written] if not uninitialised and not finite(tensor)]:
             origin = self._origin(bad[0], operation, inputs, given, node, source)
             for tensor in bad:
-                self._keep(tensor, origin, self.origins)
+                self.keep(tensor, origin, self.origins)
         elif operation in DIVIDING:
             known = [self.origins[address] for tensor, address in inputs if address in self.origins and not finite(tensor)]
             if known and not min(known).harmless:
-                self._keep(made, min(known), self.swallowed)
+                self.keep(made, min(known), self.swallowed)
         return made
 
     def _origin(self, made: Tensor, operation: str, inputs: list, given: dict, node, source: Source | None) -> Origin:
@@ -139,36 +122,32 @@ class Watch(TorchDispatchMode):
         makes_nan, had_nan = _has_nan(made), any(_has_nan(tensor) for tensor, _ in bad)
         origins = self.origins if bad else self.swallowed
         if origin := min((origins[address] for _, address in bad or inputs if address in origins), default=None):
-            mask = not origin.standing or any(word in operation for word in SOFTMAX)  # else -inf in the data
+            mask = not origin.standing or any(word in operation for word in ("softmax", "logsumexp", "attention"))  # else -inf in the data
             if not (origin.harmless and mask and makes_nan and not had_nan):
                 return origin
         scalars = [torch.tensor(x) for x in tree_leaves(given) if isinstance(x, float) and not math.isfinite(x) and not bad]
         harmless = bool(bad or scalars) and not makes_nan and not had_nan  # a constant
-        if source is None:
-            kind, source = "gradient", self._source_of(node)
-            operation = f"{node.name()} ({operation})" if node is not None else operation
-        else:
+        if source is not None:
             kind = "output" if source.module is not None else "loss"
+        else:
+            kind, source = "gradient", Source()
+            if node is not None:  # it came from the last forward operation up to its number
+                operation = f"{node.name()} ({operation})"
+                numbers = [number for number in self.sources if number <= node._sequence_nr() < 2**62]
+                source = self.sources[max(numbers)] if numbers else source
         name, given = self.names.get(id(source.module), source.function), [*(tensor for tensor, _ in inputs), *scalars]
         finding = describe(kind, name, source.module, made, operation, given, line=source.line(), place=source.place)
         return Origin(harmless, len(self.kept), finding)
 
-    def _keep(self, tensor: Tensor, origin: Origin, origins: dict[int, Origin]) -> None:
+    def keep(self, tensor: Tensor, origin: Origin, origins: dict[int, Origin]) -> None:
         if (address := _address(tensor)) is not None:
             origins[address] = origin
             self.kept.append(tensor.untyped_storage())
 
-    def note(self, tensor: Tensor, finding: Finding, harmless: bool) -> None:
-        """Something that was there before the step."""
-        self._keep(tensor, Origin(harmless, len(self.kept), finding, standing=True), self.origins)
-
-    def origin(self, tensor: Tensor) -> Origin | None:
-        return self.origins.get(_address(tensor))
-
-    def blame(self, *tensors: Tensor) -> Finding | None:
-        """The finding about the origin of tensors that are not finite; None where it is not known."""
-        origin = min(filter(None, map(self.origin, tensors)), default=None)
-        return origin.finding if origin is not None else None
+    def origin(self, *tensors: Tensor | None) -> Origin | None:
+        """The origin that is to blame for these tensors; None where none is known."""
+        known = (self.origins.get(_address(tensor)) for tensor in tensors if tensor is not None)
+        return min(filter(None, known), default=None)
 
 
 def _tensors(tree) -> list[Tensor]:

@@ -47,7 +47,7 @@ class Guard(Callback):
         self.guard = guard
 
     def before_step(self, run: Run) -> None:
-        self.guard.before(run.step, run.model)
+        self.guard.before(run.model)
 
     def after_backward(self, run: Run) -> None:
         again = {"forward": lambda batch: run.loss_of(*batch)[0], "scaler": run.scaler}

@@ -83,21 +83,16 @@ def test_each_fault_is_traced_to_the_operation_that_began(fault):
     assert 0 < found.nan + found.inf <= found.total
     layer = Model(loss).layer  # the same outside of the model
     found = find_nonfinite(layer, rows(), forward=lambda x: loss(layer(x)))
-    assert found.kind == ("loss" if kind == "output" else kind)
-    assert found.operation.startswith(operation) and cause in found.cause
+    assert found.kind == ("loss" if kind == "output" else kind) and found.operation.startswith(operation)
 
 
 def test_the_repairs_are_not_reported():
-    repairs = [
-        lambda z: (1 / (constant(z).var(0) + 1e-6).sqrt()).sum(),
+    repairs = [  # further ones are in the clinic
         lambda z: F.batch_norm(constant(z), None, None, training=True).pow(2).sum(),
         lambda z: F.normalize(with_zero_row(z)).sum(),  # its gradient is up to 1e12 there, and finite
-        lambda z: (z * 0).norm(dim=1).sum(),
         lambda z: nt_xent(z, z + 0.1, temperature=0.01),
         lambda z: (z @ z.T).masked_fill(torch.eye(8, dtype=torch.bool), -math.inf).logsumexp(1).mean(),
         lambda z: (z @ z.T + torch.full((8, 8), -math.inf).triu(1)).log_softmax(1).exp().sum(),
-        lambda z: torch.where(z > 0, torch.where(z > 0, z, 1.0).sqrt(), 0.0).sum(),
-        lambda z: (F.cross_entropy(z, z.argmax(1), reduction="none") * (z.softmax(1).amax(1) > 2)).mean(),
     ]
     for loss in repairs:
         assert find_nonfinite(Model(loss), rows()) is None
@@ -151,28 +146,15 @@ def test_causal_attention_with_its_mask_in_a_buffer_or_in_the_batch():
     model, x = Attention(), torch.randn(2, 5, 8)
     assert find_nonfinite(model, x) is None
     assert find_nonfinite(model) is None
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.1)
-    mask = nn.Transformer.generate_square_subsequent_mask(5)
-    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
-    for options in ({"src_mask": mask}, {"src_key_padding_mask": padding}):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    padded = {"src": x, "src_key_padding_mask": torch.tensor([[False] * 5, [False] * 3 + [True] * 2])}
+    for batch in ({"src": x, "mask": nn.Transformer.generate_square_subsequent_mask(5)}, padded):
         for mode in (True, False):
-            assert find_nonfinite(layer.train(mode), {"src": x, **options}) is None
-
-
-def test_the_fast_path_of_transformers_that_nests_tensors():
-    torch.manual_seed(0)
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval().requires_grad_(False)
-    batch = {"src": torch.randn(2, 5, 8), "src_key_padding_mask": torch.tensor([[False] * 5, [False] * 3 + [True] * 2])}
-    assert find_nonfinite(encoder, batch) is None
+            assert find_nonfinite(encoder.train(mode), batch) is None
+    encoder.eval().requires_grad_(False)  # the fast path, which nests tensors
+    assert find_nonfinite(encoder, padded) is None
     encoder.layers[1].linear1.weight.fill_(3e38)
-    assert find_nonfinite(encoder, batch).name.startswith("layers.1")
-
-
-def test_minus_infinity_that_is_no_mask():
-    x = rows()
-    x[2, 1] = -math.inf
-    found = find_nonfinite(nn.Linear(4, 4), x)
-    assert (found.kind, found.name, found.inf) == ("input", "batch", 1)
+    assert find_nonfinite(encoder, padded).name.startswith("layers.1")
 
 
 def test_masked_log_probabilities_as_an_output():

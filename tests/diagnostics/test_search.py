@@ -89,11 +89,11 @@ def test_a_parameter_and_the_statistics_of_batch_normalisation(build, name, modu
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_pixel(value):
-    model, x = made(resnet), images()
+def test_a_number_of_the_batch(value):
+    x = torch.ones(2, 4)
     plant(x, value)
-    found = find_nonfinite(model, x, forward=cross_entropy_of(model))
-    assert (found.kind, found.name, found.nan + found.inf, found.total) == ("input", "batch", 1, x.numel())
+    found = find_nonfinite(nn.Linear(4, 4), x)
+    assert (found.kind, found.name, found.nan + found.inf, found.total) == ("input", "batch", 1, 8)
 
 
 @pytest.mark.parametrize(("build", "path"), [(resnet, "layer3.0.conv2"), (vit, "encoder.layers.encoder_layer_1.mlp.1")])
@@ -114,8 +114,7 @@ def test_an_operation_in_the_middle(build, path):
 
 def test_the_culprit_and_not_the_container_that_holds_it():
     model = made(resnet)
-    with torch.no_grad():
-        model.layer2[1].conv1.weight.fill_(3e38)
+    nn.init.constant_(model.layer2[1].conv1.weight, 3e38)
     found = find_nonfinite(model, images())
     assert (found.kind, found.name, found.module) == ("output", "layer2.1.conv1", "Conv2d")
     assert "convolution" in found.operation and "learning rate" in found.cause
@@ -132,7 +131,7 @@ class Two(nn.Module):
         return {"loss": None, "y": (y if extra is None else y + extra,)}
 
 
-def test_nested_batches():
+def test_nested_batches_and_outputs():
     inputs = {"first": torch.ones(4, 3), "second": {"x": [torch.ones(4, 3), "a text", 3]}, "extra": torch.ones(4, 2)}
     assert find_nonfinite(Two(), inputs) is None
     assert find_nonfinite(Two(), list(inputs.values())) is None
@@ -140,12 +139,8 @@ def test_nested_batches():
     assert find_nonfinite(Two(), tuple(inputs.values())).name == "batch[2]"
     plant(inputs["second"]["x"][0])
     assert find_nonfinite(Two(), inputs).name == "batch['second']['x'][0]"
-
-
-def test_an_output_that_is_nested():
     model = Two()
-    with torch.no_grad():
-        model.b.weight.fill_(10.0)
+    nn.init.constant_(model.b.weight, 10.0)
     found = find_nonfinite(model, (torch.full((4, 3), 1e38), {"x": [torch.full((4, 3), 1e38)]}))
     assert (found.kind, found.name, found.operation) == ("output", "b", "aten.addmm")
 
@@ -177,32 +172,15 @@ def test_frozen_parts_shared_parts_and_callers_without_gradients():
 def test_a_scripted_part():
     model = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.ReLU())), nn.Linear(3, 1))
     assert find_nonfinite(model, torch.ones(1, 3)) is None
-    with torch.no_grad():
-        model[0][0].weight.fill_(3e38)
+    nn.init.constant_(model[0][0].weight, 3e38)
     found = find_nonfinite(model, torch.ones(1, 3))
     assert (found.kind, found.name, found.operation) == ("output", "0", "aten.addmm")  # its inside is not known
 
 
 def test_checkpointed_parts_are_run_again_in_backward():
-    class Saving(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.head = Wrong(nn.Linear(3, 3), lambda y: y + (y - y).sqrt()), nn.Linear(3, 1)
-
-        def forward(self, x):
-            return self.head(checkpoint(self.layer, x, use_reentrant=False)).mean()
-
-    found = find_nonfinite(Saving(), torch.ones(2, 3))
+    layer = Wrong(nn.Linear(3, 3), lambda y: y + (y - y).sqrt())
+    found = find_nonfinite(layer, torch.ones(2, 3), forward=lambda x: checkpoint(layer, x, use_reentrant=False).mean())
     assert found.kind == "gradient" and found.operation.startswith("SqrtBackward0")
-
-
-def test_an_error_of_the_model_comes_with_the_place():
-    def loss(z):
-        return (z @ z.T).half().masked_fill(torch.eye(2) > 0, -9e15).softmax(1).float().sum()
-
-    with pytest.raises(RuntimeError, match="cannot be converted") as caught:
-        find_nonfinite(nn.Sequential(nn.Linear(3, 3), Wrong(nn.Identity(), loss)), torch.ones(2, 3))
-    assert any("raised by aten.masked_fill, in 1." in note for note in caught.value.__notes__)
 
 
 class Overflowing(nn.Module):
@@ -246,20 +224,16 @@ def test_a_gradient_and_a_state_that_are_stored():
 
 
 def test_statistics_that_one_batch_spoils_while_its_loss_is_finite():
-    class Poisoned(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+    model = made(lambda: nn.ModuleList([nn.Linear(3, 3), nn.BatchNorm1d(3)]))
 
-        def forward(self, x):
-            h = self.layer(x)
-            self.norm(torch.cat([h.detach() * 1e30, h.detach()]))  # its variance overflows
-            return h.sum()
+    def loss(x):
+        h = model[0](x)
+        model[1](torch.cat([h.detach() * 1e30, h.detach()]))  # its variance overflows
+        return h.sum()
 
-    model = made(Poisoned)
-    found = find_nonfinite(model, torch.randn(4, 3))
-    assert (found.kind, found.name, found.module) == ("buffer", "norm.running_var", "BatchNorm1d")
-    assert model.norm.running_var.isfinite().all()
+    found = find_nonfinite(model, torch.randn(4, 3), forward=loss)
+    assert (found.kind, found.name, found.module) == ("buffer", "1.running_var", "BatchNorm1d")
+    assert model[1].running_var.isfinite().all()
 
 
 def test_the_step_that_comes_next_is_repeated_with_its_random_numbers():
