@@ -1,10 +1,12 @@
 """The losses, each short enough to read aloud, and what they are when nothing has been learned.
 
-Rows come in as a network makes them, (N, D), row i of both tensors from image i; the loss goes out as a scalar, averaged so that it does
-not grow with N. All but the loss on pseudo-labels are computed in float64, inside autocast too: a similarity divided by a small temperature
-has few digits left in float32, and none in half precision. The scalar is float32, or float64 for float64 rows.
+Rows come in as a network makes them, (N, D), row i of both tensors from image i; a scalar goes out that does not grow with N. With
+gather_distributed the rows of all processes (`training.distributed`) are one batch; each must bring the same N.
 
-All raise TypeError or ValueError for input that cannot be meant. NaN or inf among the rows makes the loss NaN.
+All but the loss on pseudo-labels are computed in float64, inside autocast too: a similarity divided by a small temperature has few digits
+left in float32, and none in half precision. The scalar is float32, or float64 for float64 rows. NaN or inf among the rows makes it NaN;
+input that cannot be meant raises TypeError or ValueError. A row of zeros has no direction: where one is needed that is a ValueError on the
+CPU, and NaN on a GPU, which would have to wait for the answer.
 """
 
 import math
@@ -20,13 +22,9 @@ from sslcourse.devices import gather, rank, sum_over_ranks, world_size
 def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5, gather_distributed: bool = False) -> Tensor:
     """NT-Xent, the loss of SimCLR: among the 2N − 1 other views of a batch, find the one that shows the same image.
 
-    z0, z1: projections (N, D) of the two views of N images, N >= 2, not normalised; the loss sees only their directions.
-    temperature: a cosine similarity is divided by it. Returns a scalar, the mean over the 2N anchors; ln(2N − 1) when all rows are equal.
-    gather_distributed: with several processes (`training.distributed`), the views of all of them are candidates for this one's anchors, and
-    the mean of the processes' losses is the loss of the joint batch; each must bring the same N.
+    z0, z1: projections (N, D), N >= 2, not normalised. temperature: a cosine similarity is divided by it. Returns the mean over the 2N
+    anchors; ln(2N − 1) when all rows are equal. With several processes their mean is the loss of the joint batch.
     Chen et al. 2020 (arXiv 2002.05709), section 2.1, equation 1; the authors' code sums its two halves, so its number is twice this one.
-
-    A row of zeros has no direction: ValueError on the CPU, NaN on a GPU, which would have to wait for the answer.
     """
     _check_pair(z0=z0, z1=z1)
     _check_directions(z0, z1)
@@ -47,9 +45,8 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5, gather_distributed
 def byol_loss(p: Tensor, z: Tensor, stop_gradient: bool = True) -> Tensor:
     """BYOL's loss: 2 − 2·cosine of prediction and target, averaged over the rows; 0 when they agree, 2 at chance, 4 when opposite.
 
-    p: predictions (N, D) of the online network; z: projections (N, D) of the target. z gets no gradient (stop_gradient=False lets it
-    through, to show what that does). Returns a scalar. Grill et al. 2020 (arXiv 2006.07733), section 3.1, equation 2; the authors add
-    up the two directions, so their number is twice the mean over both. Rows of zeros as in `nt_xent`.
+    p: predictions (N, D) of the online network. z: projections (N, D) of the target, which get no gradient unless stop_gradient=False.
+    Grill et al. 2020 (arXiv 2006.07733), section 3.1, equation 2; the authors add up both directions, so their number is twice the mean.
     """
     _check_pair(p=p, z=z)
     _check_directions(p, z)
@@ -62,8 +59,7 @@ def byol_loss(p: Tensor, z: Tensor, stop_gradient: bool = True) -> Tensor:
 def barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float = 5e-3, gather_distributed: bool = False) -> Tensor:
     """Barlow Twins: pull the cross-correlation matrix of the two views to the identity.
 
-    z0, z1: projections (N, D), N >= 2. lambda_param: the weight of what lies beside the diagonal. Returns a scalar, a sum that grows with
-    D; see `chance_loss`. gather_distributed: with several processes, the correlation is that of all their images.
+    z0, z1: projections (N, D), N >= 2. lambda_param: the weight of what lies beside the diagonal. Returns a sum that grows with D.
     Zbontar et al. 2021 (arXiv 2103.03230), equation 1. Constant dimensions and equal rows give finite losses and gradients.
     """
     c = cross_correlation(z0, z1, gather_distributed)
@@ -75,7 +71,6 @@ def cross_correlation(z0: Tensor, z1: Tensor, gather_distributed: bool = False) 
 
     A dimension that is the same for all images has correlation 0; one whose standard deviation is not well above 0.003 comes out with
     correlations that are too small. Zbontar et al. 2021 (arXiv 2103.03230), equation 2.
-    gather_distributed: with several processes, over the images of all of them; each then has the same matrix.
     """
     _check_pair(z0=z0, z1=z1)
     world = world_size() if gather_distributed else 1
@@ -87,10 +82,7 @@ def cross_correlation(z0: Tensor, z1: Tensor, gather_distributed: bool = False) 
 
 
 def distance_from_identity(c: Tensor, lambda_param: float = 5e-3) -> Tensor:
-    """The two terms of Barlow Twins for a correlation matrix c (D, D), as a scalar.
-
-    On the diagonal, views agree (invariance); beside it, dimensions say different things (redundancy reduction).
-    """
+    """Barlow Twins' two terms for a matrix c (D, D): on the diagonal views agree; beside it, dimensions say different things."""
     if not 0 <= lambda_param < math.inf:
         raise ValueError(f"lambda_param must be a number that is not negative, such as 0.005, not {lambda_param}.")
     on_diagonal = c.diagonal()
@@ -101,11 +93,10 @@ def distance_from_identity(c: Tensor, lambda_param: float = 5e-3) -> Tensor:
 def pseudo_label_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float = 0.95) -> Tensor:
     """FixMatch's loss on unlabelled images: what the weak view is sure to show, the strong view shall say too.
 
-    weak_logits, strong_logits: (N, C), row i of both from image i; C classes, at least 2. Where the weak view's largest probability reaches
-    `threshold` (0 to 1), its class is the pseudo-label of the strong view's cross-entropy; no gradient reaches the weak view. Both may be
-    the same tensor, which with threshold=0 is plain pseudo-labelling (Lee 2013). Returns a scalar: the mean over all N rows, those that do
-    not pass among them as 0, so that few sure images weigh little; 0 with a gradient of 0 when none passes.
-    Computed in float32, or float64 for float64 rows. Sohn et al. 2020 (arXiv 2001.07685), equation 4.
+    weak_logits, strong_logits: (N, C), at least 2 classes. Where the weak view's largest probability reaches `threshold` (0 to 1), its
+    class is the pseudo-label of the strong view's cross-entropy; no gradient reaches the weak view. Both may be the same tensor, which with
+    threshold=0 is plain pseudo-labelling (Lee 2013). Returns the mean over all N rows, 0 for those that do not pass, in float32 or the
+    rows' float64. Sohn et al. 2020 (arXiv 2001.07685), equation 4.
     """
     _check_pair(weak_logits=weak_logits, strong_logits=strong_logits)
     if weak_logits.shape[1] < 2:
@@ -123,7 +114,7 @@ def pseudo_label_weight(step: int, start: int, end: int, final: float) -> float:
     """The weight of the pseudo-labels at a step: 0 before `start`, then along a line to `final` at `end`, constant from there on.
 
     Lee 2013 (Pseudo-Label, ICML workshop), section 2.3, equation 16; the paper has start 100, end 600 and final 3, in epochs.
-    start == end switches at once. Raises ValueError when end lies before start, or final is negative or not finite.
+    Raises ValueError when end lies before start, or final is negative or not finite.
     """
     if end < start:
         raise ValueError(f"The ramp has to end after it starts: start is {start} and end {end}.")
@@ -142,7 +133,8 @@ def chance_loss(
 ) -> float:
     """The value of a loss when nothing was learned: where training should start, and where a loss that stays there has learned nothing.
 
-    batch_size: N images, so 2N views. dim: D of the projections. Arguments that the method does not need are ignored.
+    batch_size: N images, so 2N views. dim: D of the projections. Arguments that the method does not need are ignored. Raises ValueError
+    for an unknown method, and for an argument that is missing or too small.
 
     * "supervised": ln(num_classes), each class equally probable. "rotation": ln 4.
     * "simclr": ln(2N − 1), each other view equally probable: all similarities are equal, or small beside the temperature τ. Random
@@ -150,27 +142,24 @@ def chance_loss(
     * "byol": 2, as 2 − 2·cosine of two independent directions.
     * "barlow_twins": D·N/(N − 1) + λ·D(D − 1)/(N − 1). The correlation of two independent normal columns, each normalised over N rows, has
       mean 0 and mean square exactly 1/(N − 1). Columns that depend on each other raise it.
-
-    Raises ValueError for an unknown method, and for an argument that is missing or too small.
     """
 
-    def whole(least: int, **named: int | None) -> int:
-        ((name, value),) = named.items()
+    def whole(name: str, value: int | None, least: int = 2) -> int:
         if not isinstance(value, Integral) or value < least:
             raise ValueError(f"chance_loss({method!r}) needs {name}, a whole number of at least {least}, not {value}.")
         return value
 
     match method:
         case "supervised":
-            return math.log(whole(2, num_classes=num_classes))
+            return math.log(whole("num_classes", num_classes))
         case "rotation":
             return math.log(4)
         case "simclr":
-            return math.log(2 * whole(2, batch_size=batch_size) - 1)
+            return math.log(2 * whole("batch_size", batch_size) - 1)
         case "byol":
             return 2.0
         case "barlow_twins":
-            n, d = whole(2, batch_size=batch_size), whole(1, dim=dim)
+            n, d = whole("batch_size", batch_size), whole("dim", dim, least=1)
             return d * n / (n - 1) + lambda_param * d * (d - 1) / (n - 1)
     raise ValueError(f"chance_loss knows supervised, rotation, simclr, byol and barlow_twins, not {method!r}.")
 
@@ -179,7 +168,7 @@ def chance_loss(
 
 
 def _check_pair(**tensors: Tensor) -> None:
-    """Raise, in a sentence, unless the two named tensors are floating-point (N, D) of one shape on one device, and not empty."""
+    """Raise unless the two named tensors are floating-point (N, D) of one shape on one device, and not empty."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, not a {type(tensor).__name__}; convert it with torch.as_tensor.")
@@ -189,14 +178,12 @@ def _check_pair(**tensors: Tensor) -> None:
             raise ValueError(f"{name} must be (N, D), one row an image; its shape is {tuple(tensor.shape)}.")
     (name, first), (other, second) = tensors.items()
     if first.shape != second.shape:
-        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
-        raise ValueError(f"Row i of {name} and of {other} come from image i, so they need one shape; they have {shapes}.")
+        raise ValueError(f"{name} and {other} need one shape, row i of both from image i; not {tuple(first.shape)}, {tuple(second.shape)}.")
     if first.device != second.device:
         raise ValueError(f"{name} and {other} must be on one device; they are on {first.device} and {second.device}.")
 
 
 def _check_directions(*tensors: Tensor) -> None:
-    """Raise ValueError for rows of zeros, on the CPU."""
     zero = sum(int((z == 0).all(1).sum()) for z in tensors if z.device.type == "cpu")
     if zero:
         raise ValueError(f"The loss compares directions, and a row of zeros has none ({zero} such rows): look at the layer that made it.")
@@ -225,5 +212,4 @@ def _result_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def _sum_over(world: int, x: Tensor) -> Tensor:
-    """The sum over all processes; x itself where there is one."""
     return sum_over_ranks(x) if world > 1 else x

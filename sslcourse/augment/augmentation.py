@@ -3,16 +3,12 @@
 * Crop, flip and resize are linear and separable, so each image has one small matrix for its rows and one for its columns, and two
   batched matrix products do all three at once, antialiased. Gaussian blur and translation are such matrices too.
 * Colour operations are a few whole-batch formulas with one factor an image, without branches, written over one another in place.
-* On a CPU the batch is worked through in chunks that stay in the cache. On a GPU it is one chunk.
+* On a CPU the batch is worked through in chunks that stay in the cache.
 * No operation waits for a GPU (no `.item()`, no boolean indexing): an image that is not jittered gets factors that change nothing. On a
-  CPU there is nothing to wait for, so there blur and solarization pick out the images that are to have them.
+  CPU blur and solarization pick out the images that are to have them.
 
-The operations equal torchvision's functional ones with the same parameters. Two simplifications are ours: the four parts of colour
-jitter come in a fixed order (brightness, contrast, saturation, hue), where torchvision shuffles them anew for each image; and a crop whose
-aspect ratio does not fit after ten draws falls back to the whole image.
-
-`Augmentation` draws its parameters from torch's global generator of the batch's device, so `torch.manual_seed` repeats them; a
-`generator` can be given instead.
+Two simplifications are ours: the parts of colour jitter come in a fixed order (brightness, contrast, saturation, hue), where torchvision
+shuffles them for each image; and a crop whose aspect ratio does not fit after ten draws becomes the whole image.
 """
 
 import math
@@ -22,20 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sslcourse.augment.operations import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_hue,
-    adjust_saturation,
-    along_axes,
-    cut_out,
-    gaussian_blur,
-    grayscale,
-    only_where_asked,
-    resize_matrix,
-    solarize,
-    translation_matrix,
-)
+from sslcourse.augment import operations
+from sslcourse.augment.operations import along_axes, resize_matrix, translation_matrix
 
 MEAN = (0.5, 0.5, 0.5)  # the same two for every data set, so that an encoder can be tried on another set as it is
 STD = (0.25, 0.25, 0.25)
@@ -45,39 +29,25 @@ CHUNK_VALUES = 400_000  # floats a chunk on the CPU: about 1.6 MB, so that a chu
 
 
 class Augmentation(nn.Module):
-    """uint8 (N, 3, H, W) -> normalised float32 (N, 3, size, size); each image draws its own parameters.
+    """uint8 (N, 3, H, W) -> normalised float32 (N, 3, size, size); each image draws its own parameters, from torch's or a given generator.
 
     size: pixels a side of what comes out.
     crop: (smallest, largest) part of the area for a random resized crop (Szegedy et al. 2015), or None for the whole image.
     ratio: range of the crop's aspect ratio, drawn evenly in the logarithm.
     translate: largest shift as a part of the side, mirrored at the edges; for use without `crop`.
-    flip: probability of a horizontal flip.
-    jitter: (brightness, contrast, saturation, hue); the first three are ranges 1 ± value, hue is ± value of a turn. jitter_p: probability.
-    grayscale, blur, solarize: probabilities. sigma: range of the blur's standard deviation in pixels.
+    jitter: (brightness, contrast, saturation, hue); the first three are ranges 1 ± value, hue is ± value of a turn.
+    flip, jitter_p, grayscale, blur, solarize: probabilities. sigma: range of the blur's standard deviation in pixels.
     cutout: largest side of a grey square, as a part of the image's side; its size and place are random (DeVries and Taylor 2017).
     mean, std: what the result is normalised with, per channel, in 0..1.
-
     Raises ValueError for a size, probability or range that cannot be, and for a batch that is not uint8 (N, 3, H, W).
     """
 
     def __init__(
-        self,
-        size: int,
-        *,
-        crop: tuple[float, float] | None = None,
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        translate: float = 0.0,
-        flip: float = 0.0,
-        jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
-        jitter_p: float = 0.8,
-        grayscale: float = 0.0,
-        blur: float = 0.0,
-        sigma: tuple[float, float] = (0.1, 2.0),
-        solarize: float = 0.0,
-        cutout: float = 0.0,
-        mean: Sequence[float] = MEAN,
+        self, size: int, *, crop: tuple[float, float] | None = None, ratio: tuple[float, float] = (3 / 4, 4 / 3), translate: float = 0.0,
+        flip: float = 0.0, jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0), jitter_p: float = 0.8, grayscale: float = 0.0, blur: float = 0.0,
+        sigma: tuple[float, float] = (0.1, 2.0), solarize: float = 0.0, cutout: float = 0.0, mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if int(size) != size or size < 4:
             raise ValueError(f"size is in pixels a side and must be a whole number of at least 4, not {size}.")
@@ -95,8 +65,8 @@ class Augmentation(nn.Module):
         parts = {"flip": flip, "jitter_p": jitter_p, "grayscale": grayscale, "blur": blur, "solarize": solarize, "cutout": cutout}
         for name, value in parts.items():
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} is a {'part of the side' if name == 'cutout' else 'probability'} in 0..1, not {value}.")
-            setattr(self, name, float(value))
+                raise ValueError(f"{name} must lie in 0..1, not {value}.")
+        self.flip, self.jitter_p, self.grayscale, self.blur, self.solarize, self.cutout = map(float, parts.values())
         self.size, self.crop, self.ratio, self.translate, self.sigma = int(size), crop, ratio, translate, sigma
         self.jitter = tuple(float(v) for v in jitter)
         self.largest_shift = round(translate * self.size)
@@ -105,10 +75,8 @@ class Augmentation(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def extra_repr(self) -> str:
-        parts = [f"size={self.size}"]
-        for name in ("crop", "translate", "flip", "grayscale", "blur", "solarize", "cutout"):
-            if getattr(self, name):
-                parts.append(f"{name}={getattr(self, name)}")
+        names = ("size", "crop", "translate", "flip", "grayscale", "blur", "solarize", "cutout")
+        parts = [f"{name}={getattr(self, name)}" for name in names if getattr(self, name)]
         if any(self.jitter):
             parts.append(f"jitter={tuple(round(v, 3) for v in self.jitter)}, jitter_p={self.jitter_p}")
         return ", ".join(parts)
@@ -127,11 +95,11 @@ class Augmentation(nn.Module):
             drawn["flip"] = (u[:, 2] < self.flip).float()
         if any(self.jitter):
             applied = u[:, 3] < self.jitter_p
-            *factors, turn = (2 * u[:, 4:8] - 1).unbind(1)  # each evenly in -1..1
-            for name, factor, reach in zip(("brightness", "contrast", "saturation"), factors, self.jitter[:3], strict=True):
-                drawn[name] = torch.where(applied, 1 + factor * reach, 1.0)
+            change = 2 * u[:, 4:8] - 1  # each evenly in -1..1
+            for k, name in enumerate(("brightness", "contrast", "saturation")):
+                drawn[name] = torch.where(applied, 1 + change[:, k] * self.jitter[k], 1.0)
             if self.jitter[3]:
-                drawn["hue"] = torch.where(applied, turn * self.jitter[3], 0.0)
+                drawn["hue"] = torch.where(applied, change[:, 3] * self.jitter[3], 0.0)
         if self.grayscale:
             drawn["grayscale"] = (u[:, 8] < self.grayscale).float()
         if self.blur:
@@ -162,14 +130,14 @@ class Augmentation(nn.Module):
         """The operations with parameters from `draw`. images uint8 (N, 3, H, W) -> float32 (N, 3, size, size), normalised, in out."""
         x = self._cropped(images, drawn)  # in 0..1, and from here on written over
         in_this_order = {
-            "brightness": adjust_brightness,
-            "contrast": adjust_contrast,
-            "saturation": adjust_saturation,
-            "hue": adjust_hue,
-            "grayscale": grayscale,
-            "sigma": only_where_asked(partial(gaussian_blur, reach=self.blur_reach)),
-            "solarize": only_where_asked(solarize),
-            "cutout": cut_out,
+            "brightness": operations.adjust_brightness,
+            "contrast": operations.adjust_contrast,
+            "saturation": operations.adjust_saturation,
+            "hue": operations.adjust_hue,
+            "grayscale": operations.grayscale,
+            "sigma": operations.only_where_asked(partial(operations.gaussian_blur, reach=self.blur_reach)),
+            "solarize": operations.only_where_asked(operations.solarize),
+            "cutout": operations.cut_out,
         }
         for name, operation in in_this_order.items():
             if name in drawn:
@@ -225,15 +193,12 @@ def evaluation(size: int, **options) -> Augmentation:
 
 
 def weak(size: int, **options) -> Augmentation:
-    """Flip and a shift of up to an eighth of the side (FixMatch, Sohn et al. 2020, section 2.3): what supervised training uses too."""
+    """Flip and a shift of up to an eighth of the side (FixMatch, Sohn et al. 2020, section 2.3)."""
     return Augmentation(size, **{"translate": 0.125, "flip": 0.5, **options})
 
 
 def strong(size: int, **options) -> Augmentation:
-    """FixMatch's strong view (Sohn et al. 2020, section 2.3): shift, flip, strong changes of colour, and a grey square.
-
-    The paper draws two operations an image from a list (RandAugment); here it is one colour jitter, so that a batch goes through at once.
-    """
+    """FixMatch's strong view (Sohn et al. 2020, section 2.3), with one colour jitter in place of two operations drawn from a list."""
     settings = {"translate": 0.125, "flip": 0.5, "jitter": (0.4, 0.4, 0.4, 0.2), "grayscale": 0.2, "cutout": 0.5}
     return Augmentation(size, **{**settings, **options})
 

@@ -1,6 +1,6 @@
-"""Image operations on whole batches with parameters that are given: colours, crops, shifts, blurs. `Augmentation` draws the parameters.
+"""Image operations on whole batches with given parameters, equal to torchvision's functional ones: colours, crops, shifts, blurs.
 
-They equal torchvision's functional ones. x is float (N, 3, H, W) in 0..1, a parameter is (N,); out, where given, may be x itself.
+x is float (N, 3, H, W) in 0..1, a parameter is (N,); out, where given, may be x itself.
 """
 
 import math
@@ -46,8 +46,8 @@ def adjust_saturation(x: Tensor, factor: Tensor, out: Tensor | None = None) -> T
 def adjust_hue(x: Tensor, turn: Tensor, out: Tensor | None = None) -> Tensor:
     """Turn the hue of the HSV colour circle by `turn` (N,), from -0.5 to 0.5 whole turns (either is the opposite colour).
 
-    Value (the largest channel), chroma (largest less smallest) and hue, as everywhere, but without asking each pixel which channel is
-    the largest: in units of chroma/6 turns, a colour lies chroma + green + blue - red - smallest away from red, towards green or blue.
+    Without asking each pixel which channel is the largest: in units of chroma/6 turns, a colour lies chroma + green + blue - red - smallest
+    away from red, towards green or blue.
     """
     red, green, blue = x.unbind(1)
     value, low = torch.maximum(green, blue), torch.minimum(green, blue)
@@ -90,10 +90,7 @@ def cut_out(x: Tensor, square: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def resize_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int, flip: Tensor | None = None) -> Tensor:
-    """The crop [start, start + length) of one axis, resized to size_out with an antialiasing triangle filter, flipped where flip is 1.
-
-    start, length: (N,) in pixels. Returns (N, size_out, size_in).
-    """
+    """The crop [start, start + length) (N,) of one axis, resized with an antialiasing triangle filter, flipped where flip is 1."""
     step = (length / size_out).view(-1, 1, 1)
     place = torch.arange(size_out, device=start.device, dtype=torch.float32).view(1, -1, 1)
     if flip is not None:
@@ -117,13 +114,13 @@ def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
 
 
 def translation_matrix(shift: Tensor, size: int, reach: int) -> Tensor:
-    """Move by shift (N,) whole pixels, |shift| ≤ reach, mirroring at the edges. Returns (N, size, size)."""
+    """Move by shift (N,) whole pixels, |shift| ≤ reach, mirroring at the edges."""
     chosen = (torch.arange(-reach, reach + 1, device=shift.device) == shift.view(-1, 1)).float()
     return (chosen @ _reflected(size, reach, shift.device).flatten(1)).view(-1, size, size)
 
 
 def blur_matrix(sigma: Tensor, size: int, reach: int) -> Tensor:
-    """Gaussian blur along one axis with 2·reach + 1 taps, mirrored at the edges; sigma (N,) in pixels, 0 for none. (N, size, size)."""
+    """Gaussian blur along one axis with 2·reach + 1 taps, mirrored at the edges; sigma (N,) in pixels, 0 for none."""
     tap = torch.arange(-reach, reach + 1, device=sigma.device)
     weight = torch.exp(-0.5 * (tap / sigma.clamp_min(1e-3).view(-1, 1)) ** 2)
     weight = weight / weight.sum(1, keepdim=True)
@@ -144,9 +141,6 @@ def along_axes(x: Tensor, rows: Tensor, columns: Tensor, out: Tensor | None = No
 def gaussian_blur(x: Tensor, sigma: Tensor, reach: int, out: Tensor | None = None) -> Tensor:
     """Blur each image with its own sigma (N,), in pixels (0 for none), by a kernel of 2·reach + 1 pixels a side."""
     return along_axes(x, blur_matrix(sigma, x.shape[2], reach), blur_matrix(sigma, x.shape[3], reach), out=out)
-
-
-# --- operations that few images have --------------------------------------------------------------------------------------------------
 
 
 def only_where_asked(operation: Callable) -> Callable:

@@ -26,11 +26,31 @@ def taking_part(folder: Path | str, *, dataset: str, tier: str, device="cpu") ->
     Where there is not one pretrained encoder among them, encoders of any data set come in their place: what they show is transfer.
     """
     own, committed = models.read_networks(folder, device), models.reference_networks(device)
-    found = models.fill_networks(own, committed, dataset=dataset, tier=tier)
+    found = filled(own, committed, tier=tier, dataset=dataset)
     if not any(is_pretrained(network) for network in found.values()):
-        elsewhere = models.fill_networks(own, committed, tier=tier)
+        elsewhere = filled(own, committed, tier=tier)
         found = {name: n for name, n in elsewhere.items() if is_pretrained(n) and name not in found} | found
     return found
+
+
+def filled(
+    own: Mapping[str, models.Network], committed: Mapping[str, models.Network], *, tier: str, dataset: str | None = None
+) -> dict[str, models.Network]:
+    """One's own networks of this tier, and the committed ones, of any tier, of methods not among them: by method, in the order of lessons.
+
+    Where a method was kept with several numbers of labels, the fewest have its name alone, and the others are called
+    'supervised, 5000 labels'. Of several seeds the smallest is taken.
+    """
+    found = [n for n in own.values() if n.about.get("tier") == tier and dataset in (None, n.dataset)]
+    methods = {n.method for n in found}
+    found += [n for n in committed.values() if n.method not in methods and dataset in (None, n.dataset)]
+    found.sort(key=lambda n: (n.about.get("lesson") or math.inf, n.method, -1 if n.labels is None else n.labels, n.about.get("seed") or 0))
+    named: dict[str, models.Network] = {}
+    for network in found:
+        first = named.setdefault(network.method, network)
+        if network.labels != first.labels:
+            named.setdefault(f"{network.method}, {network.labels} labels", network)
+    return named
 
 
 def is_pretrained(network: models.Network) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sslcourse.errors import CourseError
-from sslcourse.files import write_json
+from sslcourse.files import slug, write_json
 
 TITLES = {
     1: "A supervised baseline",
@@ -113,6 +113,18 @@ def check_parameter(name: str, value) -> None:
         raise CourseError(f"{name.upper()} is {value!r}; it has to be a number that is not negative.")
 
 
+def network_file_name(method: str, dataset: str, lesson: int | None = None, labels=None, tier: str = "cpu", seed: int = 0, **_) -> str:
+    """'03-simclr-toybox.safetensors', '01-supervised-toybox-100.safetensors': lesson, method, data set, and labels where there are some.
+
+    Another tier than cpu and another seed than 0 are added, so that a quick smoke run never replaces a real network.
+    """
+    parts = [slug(method), slug(dataset)] if lesson is None else [f"{lesson:02d}", slug(method), slug(dataset)]
+    parts += [str(labels)] if labels is not None else []
+    parts += [slug(tier)] if tier != "cpu" else []
+    parts += [f"seed{seed}"] if seed else []
+    return "-".join(parts) + ".safetensors"
+
+
 @dataclass
 class Lesson:
     """A lesson under way: what was asked for, where it runs, and how long it has taken. Made by `start`."""
@@ -177,7 +189,7 @@ class Lesson:
         from sslcourse import models
 
         about = {"lesson": self.number, "dataset": self.dataset, "tier": self.tier, "seed": self.seed} | about
-        return models.save_network(self.results_dir / models.NETWORKS_FOLDER / models.network_file_name(about), model, **about)
+        return models.save_network(self.results_dir / models.NETWORKS_FOLDER / network_file_name(**about), model, **about)
 
     def finish(self, headline: str, records: Iterable[Mapping] = ()) -> None:
         """The last cell: write the records, print the headline with time and memory, and leave a summary for headless runs."""

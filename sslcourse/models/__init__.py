@@ -1,16 +1,8 @@
 """Encoders, the methods that train them, and files that keep them."""
+# ruff: noqa: F401
 
-from sslcourse.models.encoders import (  # noqa: F401
-    Residual,
-    alexnet,
-    count_parameters,
-    encoder_from_recipe,
-    resnet9,
-    resnet18,
-    resnet50,
-    to_channels_last,
-)
-from sslcourse.models.methods import (  # noqa: F401
+from sslcourse.models.encoders import Residual, alexnet, count_parameters, encoder_from_recipe, resnet9, resnet18, resnet50
+from sslcourse.models.methods import (
     BYOL,
     BarlowTwins,
     Classifier,
@@ -21,16 +13,5 @@ from sslcourse.models.methods import (  # noqa: F401
     ema_tau,
     four_rotations,
 )
-from sslcourse.models.saved import (  # noqa: F401
-    COMMITTED,
-    NETWORKS_FOLDER,
-    THIS_RUN,
-    Network,
-    fill_networks,
-    load_network,
-    network_file_name,
-    read_networks,
-    reference_networks,
-    save_network,
-)
-from sslcourse.models.semi_supervised import FixMatch, PseudoLabeling  # noqa: F401
+from sslcourse.models.saved import COMMITTED, NETWORKS_FOLDER, Network, load_network, read_networks, reference_networks, save_network
+from sslcourse.models.semi_supervised import FixMatch, PseudoLabeling

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,9 +10,7 @@ from torch.nn import functional as F
 def conv_block(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
     """3×3 convolution, batch normalisation, ReLU, and where asked a 2×2 max-pool that halves the sides."""
     layers = [nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
-    if pool:
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
 
 
 class Residual(nn.Module):
@@ -31,6 +28,7 @@ class Encoder(nn.Module):
     """Blocks in a row, and the pooling that makes one vector of the last feature map.
 
     recipe: the name of the function below that makes its like, and the arguments, so that stored weights find their network again.
+    Raises ValueError for anything but normalised float images (N, 3, H, W) of at least `smallest` pixels a side.
     """
 
     blocks: nn.Sequential
@@ -39,7 +37,7 @@ class Encoder(nn.Module):
     recipe: dict
 
     def feature_maps(self, x: Tensor, blocks: int | None = None) -> list[Tensor]:
-        """What each of the first `blocks` blocks (None: all) makes of normalised images (N, 3, H, W): a list of (N, channels, h, w)."""
+        """What each of the first `blocks` blocks (None: all) makes of the images: a list of (N, channels, h, w)."""
         self._check(x)
         maps = []
         for block in self.blocks[:blocks]:
@@ -57,15 +55,13 @@ class Encoder(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise ValueError(
-                f"An encoder takes normalised float images (N, 3, H, W), from an augmentation; this batch is {x.dtype} {tuple(x.shape)}."
-            )
+            raise ValueError(f"An encoder takes normalised float images (N, 3, H, W); this batch is {x.dtype} {tuple(x.shape)}.")
         if min(x.shape[2:]) < self.smallest:
             raise ValueError(f"This encoder needs images of {self.smallest} pixels or more a side, not {tuple(x.shape[2:])}.")
 
 
 class ResNet9(Encoder):
-    """Eight convolutions and (with a classifier) one linear layer: see `resnet9`."""
+    """See `resnet9`."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -85,10 +81,9 @@ class ResNet9(Encoder):
 
 
 def resnet9(width: int = 64) -> ResNet9:
-    """A small residual network: normalised images (N, 3, H, W) -> (N, 8·width), H and W 8 pixels or more.
+    """A small residual network: images (N, 3, H, W) of 8 pixels or more -> (N, 8·width). From David Page's DAWNBench entry (2018).
 
     width: channels of the first convolution; 64 has 6.6 million parameters, 16 has 0.4 million.
-    The network comes from David Page's DAWNBench entry (2018); He et al. 2016 is where its shortcuts come from.
     """
     if int(width) != width or width < 1:
         raise ValueError(f"width is the number of channels of the first convolution and must be a positive whole number, not {width}.")
@@ -96,7 +91,7 @@ def resnet9(width: int = 64) -> ResNet9:
 
 
 class ResNet(Encoder):
-    """torchvision's residual network of this name without its classifier: a stem and four stages. See `resnet18` and `resnet50`."""
+    """torchvision's residual network of this name without its classifier: a stem and four stages."""
 
     def __init__(self, name: str, small_images: bool, max_pool: bool | None):
         super().__init__()
@@ -114,22 +109,21 @@ class ResNet(Encoder):
 
 
 def resnet18(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
-    """ResNet-18 (He et al. 2016): normalised images (N, 3, H, W) -> (N, 512), 11.2 million parameters.
+    """ResNet-18 (He et al. 2016): images (N, 3, H, W) -> (N, 512), 11.2 million parameters.
 
     small_images: a first convolution of 3×3 with stride 1 in place of 7×7 with stride 2. max_pool: whether a 3×3 max-pool that halves
-    the sides follows; None means the usual pairing: none with small_images (32 pixels: SimCLR, appendix B.9), one with the large stem
-    (96 pixels and more). For 64 pixels take small_images=True, max_pool=True.
+    the sides follows; None: only after the large one. Small without pooling is for 32 pixels (SimCLR, appendix B.9), with it for 64.
     """
     return ResNet("resnet18", small_images, max_pool)
 
 
 def resnet50(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
-    """ResNet-50 (He et al. 2016): normalised images (N, 3, H, W) -> (N, 2048), 23.5 million parameters. Stems as in `resnet18`."""
+    """ResNet-50 (He et al. 2016): images (N, 3, H, W) -> (N, 2048), 23.5 million parameters. Arguments as in `resnet18`."""
     return ResNet("resnet50", small_images, max_pool)
 
 
 class AlexNet(Encoder):
-    """Five convolutions and no batch normalisation: see `alexnet`."""
+    """See `alexnet`."""
 
     def __init__(self, small_images: bool):
         super().__init__()
@@ -138,17 +132,10 @@ class AlexNet(Encoder):
         self.smallest = 8 if small_images else 63
         first = nn.Conv2d(3, 64, 3, padding=1) if small_images else nn.Conv2d(3, 64, 11, stride=4, padding=2)
         second = nn.Conv2d(64, 192, 3, padding=1) if small_images else nn.Conv2d(64, 192, 5, padding=2)
-
-        def pooled(convolution: nn.Conv2d) -> nn.Sequential:
-            return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.MaxPool2d(2 if small_images else 3, 2))
-
-        self.blocks = nn.Sequential(
-            pooled(first),
-            pooled(second),
-            nn.Sequential(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True)),
-            nn.Sequential(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True)),
-            pooled(nn.Conv2d(256, 256, 3, padding=1)),
-        )
+        others = [nn.Conv2d(a, b, 3, padding=1) for a, b in ((192, 384), (384, 256), (256, 256))]
+        self.blocks = nn.Sequential(*(nn.Sequential(layer, nn.ReLU(inplace=True)) for layer in (first, second, *others)))
+        for k in (0, 1, 4):
+            self.blocks[k].append(nn.MaxPool2d(2 if small_images else 3, 2))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # without batch normalisation the default would shrink the signal from layer to layer
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -156,10 +143,9 @@ class AlexNet(Encoder):
 
 
 def alexnet(small_images: bool = True) -> AlexNet:
-    """AlexNet's five convolutions (Krizhevsky 2014): normalised images (N, 3, H, W) -> (N, 256), 2.3 or 2.5 million parameters.
+    """AlexNet's five convolutions (Krizhevsky 2014), without batch normalisation: images (N, 3, H, W) -> (N, 256), 2.3 million weights.
 
-    small_images: 3×3 convolutions with stride 1 and 2×2 pools, for 8 to 64 pixels; otherwise the first has 11×11 with stride 4, for 63
-    pixels and more. There is no batch normalisation anywhere in it: what a network without it does to a loss can be seen with this one.
+    small_images: 3×3 convolutions and 2×2 pools, for 8 pixels and more; otherwise the first is 11×11 with stride 4, for 63 and more.
     """
     return AlexNet(small_images)
 
@@ -179,8 +165,3 @@ def encoder_from_recipe(recipe: Mapping) -> Encoder:
 def count_parameters(module: nn.Module) -> int:
     """How many numbers are trained."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def to_channels_last(module: nn.Module) -> nn.Module:
-    """Store convolution weights channels-last, which CPUs and tensor cores convolve faster. Values do not change."""
-    return module.to(memory_format=torch.channels_last)

@@ -37,48 +37,36 @@ class Classifier(nn.Module):
         return self.head(self.dropout(self.encoder(x)))
 
 
-# --- heads ----------------------------------------------------------------------------------------------------------------------------
-
-
-def _mlp(in_dim: int, hidden_dim: int, out_dim: int, layers: int, last_norm: bool) -> nn.Sequential:
-    for name, value in (("in_dim", in_dim), ("hidden_dim", hidden_dim), ("out_dim", out_dim), ("layers", layers)):
-        if int(value) != value or value < 1:
-            raise ValueError(f"{name} must be a positive whole number, not {value}.")
-    widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
-    parts = []
-    for k in range(layers - 1):  # the bias would be taken away again by the batch normalisation that follows
-        parts += [nn.Linear(widths[k], widths[k + 1], bias=False), nn.BatchNorm1d(widths[k + 1]), nn.ReLU(inplace=True)]
-    parts.append(nn.Linear(widths[-2], widths[-1], bias=not last_norm))
-    if last_norm:
-        parts.append(nn.BatchNorm1d(out_dim, affine=False))
-    return nn.Sequential(*parts)
-
-
 class ProjectionHead(nn.Sequential):
     """Features (N, in_dim) -> projections (N, out_dim): linear, batch normalisation, ReLU, linear (Chen et al. 2020, section 2.1).
 
     layers: linear layers in all; 1 is a linear head. last_norm: batch normalisation without scale or shift on the output too.
-    The loss is computed on projections; what is kept and evaluated are the features before this head.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, layers: int = 2, last_norm: bool = False):
-        super().__init__(*_mlp(in_dim, hidden_dim, out_dim, layers, last_norm))
+        for name, value in (("in_dim", in_dim), ("hidden_dim", hidden_dim), ("out_dim", out_dim), ("layers", layers)):
+            if int(value) != value or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, not {value}.")
+        parts, width = [], in_dim
+        for _ in range(layers - 1):  # the bias would be taken away again by the batch normalisation that follows
+            parts += [nn.Linear(width, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)]
+            width = hidden_dim
+        parts.append(nn.Linear(width, out_dim, bias=not last_norm))
+        super().__init__(*parts, *([nn.BatchNorm1d(out_dim, affine=False)] if last_norm else []))
 
 
-class PredictionHead(nn.Sequential):
-    """Projections (N, in_dim) -> predictions (N, out_dim) of another projection: linear, batch normalisation, ReLU, linear (Grill 2020)."""
+class PredictionHead(ProjectionHead):
+    """Projections (N, in_dim) -> predictions (N, out_dim) of another projection: a head of two layers (Grill et al. 2020)."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
-        super().__init__(*_mlp(in_dim, hidden_dim, out_dim, layers=2, last_norm=False))
-
-
-# --- methods --------------------------------------------------------------------------------------------------------------------------
+        super().__init__(in_dim, hidden_dim, out_dim)
 
 
 class Method(nn.Module):
     """What the methods share. forward(images uint8 (N, 3, H, W)) -> scalar loss.
 
-    encoder: what is kept. augmentation: a module of `augment`; None takes the method's own at the size of the first images it sees.
+    encoder: what is kept. augmentation: a module of `augment`; None takes the method's own at the size of the first images it sees, which
+    default_augmentation(size, **options) makes. chance_loss(batch_size) is the loss when nothing has been learned.
     metrics: numbers of the last forward beside the loss, as detached scalars on the device.
     """
 
@@ -87,14 +75,6 @@ class Method(nn.Module):
         self.feature_dim = _feature_dim(encoder)
         self.encoder, self.augmentation = encoder, augmentation
         self.metrics: dict[str, Tensor] = {}
-
-    def default_augmentation(self, size: int, **options) -> nn.Module:
-        """The method's own views of `size` pixels; options: what to change in them, see `augment.Augmentation`."""
-        raise NotImplementedError
-
-    def chance_loss(self, batch_size: int) -> float:
-        """The loss when nothing has been learned, for batches of this many images."""
-        raise NotImplementedError
 
     def prepare(self, size: int) -> None:
         """Settle on the method's own augmentation, for images of this many pixels a side, where none was given."""
@@ -115,8 +95,7 @@ class Method(nn.Module):
 def four_rotations(x: Tensor) -> tuple[Tensor, Tensor]:
     """Every image by 0, 1, 2 and 3 quarter turns counter-clockwise: x (N, 3, H, H) -> images (4N, 3, H, H), labels (4N,) int64.
 
-    All images unturned first, then all by one turn, and so on. A quarter turn moves pixels and computes nothing, so it leaves no trace
-    of interpolation by which a network could tell it (Gidaris et al. 2018, section 2.2).
+    All images unturned first, then all by one turn, and so on (Gidaris et al. 2018, section 2.2).
     """
     if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[2] != x.shape[3]:
         kind = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__} (of two views?)"
@@ -131,14 +110,13 @@ class Rotation(Method):
     metrics: rotation_accuracy.
     """
 
+    default_augmentation = staticmethod(augment.weak)
+
     def __init__(self, encoder: nn.Module, augmentation: nn.Module | None = None):
         super().__init__(encoder, augmentation)
         self.head = nn.Linear(self.feature_dim, 4)
         nn.init.normal_(self.head.weight, std=1e-3)
         nn.init.zeros_(self.head.bias)
-
-    def default_augmentation(self, size: int, **options) -> nn.Module:
-        return augment.weak(size, **options)
 
     def chance_loss(self, batch_size: int) -> float:
         return losses.chance_loss("rotation")
@@ -155,11 +133,11 @@ class Rotation(Method):
 
 
 class TwoViewMethod(Method):
-    """What the methods that compare two views share: the views, and a projector, a head on the encoder whose output they compare."""
+    """What the methods that compare two views share: the views, and a `ProjectionHead` on the encoder whose output they compare."""
 
-    def __init__(self, encoder: nn.Module, augmentation: nn.Module | None, projector: nn.Module):
+    def __init__(self, encoder: nn.Module, augmentation: nn.Module | None, *head, **options):
         super().__init__(encoder, augmentation)
-        self.projector = projector
+        self.projector = ProjectionHead(self.feature_dim, *head, **options)
 
     def two_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Two views of every image, each (N, 3, size, size)."""
@@ -181,15 +159,14 @@ class SimCLR(TwoViewMethod):
     metrics: positive_similarity, the mean cosine of the two views' projections.
     """
 
+    default_augmentation = staticmethod(augment.simclr)
+
     def __init__(
         self, encoder: nn.Module, augmentation: nn.Module | None = None, *, hidden_dim: int = 256, out_dim: int = 64, layers: int = 2,
         last_norm: bool = False, temperature: float = 0.2, views_together: bool = True,
     ):  # fmt: skip
-        super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, layers, last_norm))
+        super().__init__(encoder, augmentation, hidden_dim, out_dim, layers, last_norm)
         self.temperature, self.views_together = temperature, views_together
-
-    def default_augmentation(self, size: int, **options) -> nn.Module:
-        return augment.simclr(size, **options)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, views_together={self.views_together}"
@@ -211,15 +188,16 @@ class SimCLR(TwoViewMethod):
 class BYOL(TwoViewMethod):
     """Predict what a slowly moving copy of the network makes of the other view (Grill et al. 2020). No negatives.
 
-    hidden_dim, out_dim: of the projection head and of the prediction head. tau0: where the moving average of the target starts; it rises to
-    1 along a cosine, per step (section 3.1: 0.996 for 1,000 epochs; short runs want less). last_norm: batch normalisation without scale on
-    the projections (the paper has none); their spread then stays near 1, and only their rank tells of a collapse.
+    hidden_dim, out_dim: of the projection head and of the prediction head. tau0: where the moving average of the target starts (`ema_tau`;
+    the paper has 0.996 for 1,000 epochs; short runs want less). last_norm: batch normalisation without scale on the projections (the paper
+    has none); their spread then stays near 1, and only their rank tells of a collapse.
     predictor, stop_gradient, moving_average: the three parts that can be taken away, to see what each is for. Without the moving average
     the target is the online network itself, and only then has stop_gradient=False an effect: the loss pulls at both its sides.
-    The target is never trained and stays in training mode; its batch normalisation has running statistics of its own, which nobody uses.
     metrics: projection_std, the spread of the online projections' directions times the root of their dimension (1 is even, 0 collapsed);
     target_similarity, the mean cosine of prediction and target.
     """
+
+    default_augmentation = staticmethod(augment.byol_views)
 
     def __init__(
         self, encoder: nn.Module, augmentation: nn.Module | None = None, *, hidden_dim: int = 256, out_dim: int = 128, tau0: float = 0.98,
@@ -227,13 +205,10 @@ class BYOL(TwoViewMethod):
     ):  # fmt: skip
         if not 0 <= tau0 <= 1:
             raise ValueError(f"tau0 is the part of the target that a step keeps and must lie between 0 and 1, not {tau0}.")
-        super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, last_norm=last_norm))
+        super().__init__(encoder, augmentation, hidden_dim, out_dim, last_norm=last_norm)
         self.predictor = PredictionHead(out_dim, hidden_dim, out_dim) if predictor else nn.Identity()
         self.target = copy.deepcopy(nn.Sequential(encoder, self.projector)).requires_grad_(False) if moving_average else None
         self.tau0, self.stop_gradient = float(tau0), stop_gradient
-
-    def default_augmentation(self, size: int, **options) -> nn.Module:
-        return augment.byol_views(size, **options)
 
     def extra_repr(self) -> str:
         return f"tau0={self.tau0}, stop_gradient={self.stop_gradient}, moving_average={self.target is not None}"
@@ -268,10 +243,7 @@ class BYOL(TwoViewMethod):
 
 
 def ema_tau(step: int, steps: int, tau0: float) -> float:
-    """The part of the target that step number `step` of `steps` keeps: from tau0 at the first to 1 at the last (Grill et al. 2020, 3.1).
-
-    1 - (1 - tau0) * (cos(pi * step / steps) + 1) / 2.
-    """
+    """The part of the target that step number `step` of `steps` keeps: from tau0 at the first to 1 at the last (Grill et al. 2020, 3.1)."""
     if steps < 1 or not 0 <= step <= steps:
         raise ValueError(f"step has to lie between 0 and steps, and steps be at least 1; they are {step} and {steps}.")
     return 1 - (1 - tau0) * (math.cos(math.pi * step / steps) + 1) / 2
@@ -282,9 +254,10 @@ class BarlowTwins(TwoViewMethod):
 
     hidden_dim, out_dim, layers: the projection head's; wide heads are usual (2,048 on small data, 8,192 in the paper).
     lambda_param: weight of the elements beside the diagonal. scale: factor on the whole loss (the authors' code has 0.1 on small data).
-    Both views are encoded in one pass; the correlation then normalises each by its own statistics.
     metrics: diagonal, the mean correlation of a dimension with itself in the other view.
     """
+
+    default_augmentation = staticmethod(augment.barlow_views)
 
     def __init__(
         self, encoder: nn.Module, augmentation: nn.Module | None = None, *, hidden_dim: int = 256, out_dim: int = 256, layers: int = 2,
@@ -292,18 +265,14 @@ class BarlowTwins(TwoViewMethod):
     ):  # fmt: skip
         if not scale > 0:
             raise ValueError(f"scale is a factor on the loss and must be positive, not {scale}.")
-        super().__init__(encoder, augmentation, ProjectionHead(_feature_dim(encoder), hidden_dim, out_dim, layers))
+        super().__init__(encoder, augmentation, hidden_dim, out_dim, layers)
         self.lambda_param, self.scale, self.out_dim = lambda_param, scale, out_dim
-
-    def default_augmentation(self, size: int, **options) -> nn.Module:
-        return augment.barlow_views(size, **options)
 
     def extra_repr(self) -> str:
         return f"lambda_param={self.lambda_param}, scale={self.scale}"
 
     def chance_loss(self, batch_size: int) -> float:
-        level = losses.chance_loss("barlow_twins", batch_size=batch_size, dim=self.out_dim, lambda_param=self.lambda_param)
-        return self.scale * level
+        return self.scale * losses.chance_loss("barlow_twins", batch_size=batch_size, dim=self.out_dim, lambda_param=self.lambda_param)
 
     def forward(self, images: Tensor) -> Tensor:
         z0, z1 = self.project(torch.cat(self.two_views(images))).chunk(2)

@@ -1,12 +1,10 @@
-"""Networks that are kept in small files: which encoder, its weights, and what a reader has to know to use it.
+"""Networks kept in small files: which encoder, its weights, and what a reader has to know to use it.
 
-A file is a safetensors file, numbers and a text in JSON, so nothing in it can run: reading rebuilds the encoder from its recipe. Weights
-of convolutions and linear layers are stored in half precision, which halves the file and moves outputs by about a thousandth of the
-largest; everything per channel (batch normalisation, biases) is little and keeps its 32 bits.
+A file is a safetensors file, numbers and a text in JSON, so nothing in it can run: reading rebuilds the encoder from its recipe. Weights of
+convolutions and linear layers are stored in half precision, which moves outputs by about a thousandth of the largest; the rest is exact.
 """
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -20,7 +18,7 @@ from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 
 from sslcourse.errors import CourseError
-from sslcourse.files import plain, slug, write_atomically
+from sslcourse.files import plain, write_atomically
 from sslcourse.models.encoders import encoder_from_recipe
 from sslcourse.models.methods import Classifier
 
@@ -30,17 +28,13 @@ ENDING = ".safetensors"
 DESCRIPTION = "sslcourse network"  # the file's one entry of metadata
 REFERENCE_NETWORKS = Path(__file__).parents[1] / "results" / "reference" / NETWORKS_FOLDER
 
-_TEXT = {"type": "string", "pattern": r"\S"}
 _ABOUT = {
     "type": "object",
     "required": ["method", "dataset", "size"],
     "properties": {
-        "method": _TEXT,
-        "dataset": _TEXT,
-        "tier": _TEXT,
+        **dict.fromkeys(("method", "dataset", "tier"), {"type": "string", "pattern": r"\S"}),
+        **dict.fromkeys(("seed", "labels"), {"type": ["integer", "null"], "minimum": 0}),
         "size": {"type": "integer", "minimum": 1},
-        "seed": {"type": ["integer", "null"], "minimum": 0},
-        "labels": {"type": ["integer", "null"], "minimum": 0},
         "lesson": {"type": ["integer", "null"], "minimum": 1},
         "block": {"type": ["integer", "null"]},
         "class_names": {"type": ["array", "null"], "items": {"type": "string"}},
@@ -50,11 +44,10 @@ _ABOUT = {
 
 @dataclass
 class Network:
-    """A network that was kept, in evaluation mode, and what is known of it.
+    """A network that was kept, in evaluation mode: an encoder or a `models.Classifier`, what `save_network` was told of it, its origin.
 
-    model: an encoder, or a `models.Classifier`. about: what `save_network` was told. origin: "this run" or "committed".
-    Its features: `evaluation.feature_set(network.encoder, images, size=network.size, block=network.block)`; a classifier's answers:
-    `evaluation.evaluate(network.model, pictures, labels, size=network.size)`.
+    size: pixels a side at which it is to be evaluated; labels: how many labelled images it was trained on, None without any;
+    block: the one whose features are to be probed, None for the encoder's own output.
     """
 
     model: nn.Module
@@ -67,7 +60,6 @@ class Network:
 
     @property
     def encoder(self) -> nn.Module:
-        """The model itself, or the encoder of the classifier."""
         return self.model.encoder if self.is_classifier else self.model
 
     @property
@@ -80,57 +72,33 @@ class Network:
 
     @property
     def size(self) -> int:
-        """Pixels a side of the images at which it is to be evaluated."""
         return self.about["size"]
 
     @property
     def labels(self) -> int | None:
-        """How many labelled images it was trained on; None without any."""
         return self.about.get("labels")
 
     @property
     def block(self) -> int | None:
-        """The block whose features are to be probed; None for the encoder's own output."""
         return self.about.get("block")
 
 
-# --- writing --------------------------------------------------------------------------------------------------------------------------
-
-
-def network_file_name(about: Mapping) -> str:
-    """'03-simclr-toybox.safetensors', '01-supervised-toybox-100.safetensors': lesson, method, data set, and labels where there are some.
-
-    Another tier than cpu and another seed than 0 are added, so that a quick smoke run never replaces a real network.
-    Raises ValueError where method, dataset or size is missing, or one of them cannot be.
-    """
-    _check_about(about)
-    parts = [f"{about['lesson']:02d}"] if about.get("lesson") is not None else []
-    parts += [slug(about["method"]), slug(about["dataset"])]
-    parts += [str(about["labels"])] if about.get("labels") is not None else []
-    parts += [slug(about["tier"])] if about.get("tier", "cpu") != "cpu" else []
-    parts += [f"seed{about['seed']}"] if about.get("seed", 0) else []
-    return "-".join(parts) + ENDING
-
-
 def save_network(path: str | os.PathLike, model: nn.Module, **about) -> Path:
-    """Keep a network in a file, atomically; the folder is made if need be.
+    """Keep an encoder of `models`, or a `models.Classifier` over one, in a file; atomically, and the folder is made if need be.
 
-    model: an encoder made by `models.resnet9`, `resnet18`, `resnet50` or `alexnet`, or a `models.Classifier` over one. It is not changed.
-    about: method, dataset and size (pixels a side at which it is to be evaluated) are required; seed, labels (None: pretrained without
-    labels), block (the one to probe; None for the encoder's output), lesson, tier and class_names are checked where given; anything else
-    that is plain (numbers, text, lists of them) is kept beside, such as minutes.
-    Raises ValueError for another model, weights that are not finite and values that are not plain; CourseError when the file cannot be
-    written.
+    about: method, dataset and size are required; seed, labels, block (see `Network`), lesson, tier and class_names are checked where given;
+    anything else that is plain (numbers, text, lists of them) is kept beside.
+    Raises ValueError for another model, weights that are not finite and values that are not plain; CourseError when it cannot be written.
     """
     about = {name: list(value) if isinstance(value, tuple) else plain(value) for name, value in about.items()}
-    encoder = model.encoder if isinstance(model, Classifier) else model
+    encoder, head = model, None
+    if isinstance(model, Classifier):
+        encoder, head = model.encoder, {"classes": model.head.out_features, "dropout": model.dropout.p}
     recipe = getattr(encoder, "recipe", None)
     if not recipe:
         raise ValueError(f"Only the encoders of `models` and classifiers over them can be kept: this is a {type(encoder).__name__}.")
-    head = {"classes": model.head.out_features, "dropout": model.dropout.p} if isinstance(model, Classifier) else None
     weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    _check_about(about, blocks=len(encoder.blocks), classes=head and head["classes"])
-    _check_weights(_without_memory(recipe, head), weights)
+    _checked(recipe, head, about, weights)
     description = json.dumps({"recipe": recipe, "head": head, "about": about})
     content = as_safetensors({name: _small(value) for name, value in weights.items()}, metadata={DESCRIPTION: description})
     try:
@@ -147,14 +115,10 @@ def _small(value: Tensor) -> Tensor:
     return value.contiguous()
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------------------
-
-
 def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> Network:
     """Read a file of `save_network`: the network on this device, in evaluation mode, with float32 weights.
 
-    Nothing in the file is ever executed, and torch's random numbers are left as they are. Raises CourseError, naming the file, when it is
-    missing, damaged or of another program.
+    torch's random numbers are left as they are. Raises CourseError, naming the file, when it is missing, damaged or of another program.
     """
     way_out = "Delete it, or run the lesson again that wrote it."
     try:
@@ -167,34 +131,38 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
         raise CourseError(f"{path} cannot be read as a network of this course ({type(error).__name__}). {way_out}") from error
     try:
         found = json.loads(description)
-        return Network(_rebuilt(found["recipe"], found["head"], found["about"], weights).to(device), found["about"])
+        model = _checked(found["recipe"], found["head"], found["about"], weights)
+        # copies, for what was read are views of the file itself
+        weights = {name: weights[name].to(value.dtype, copy=True) for name, value in model.state_dict().items()}
+        model.load_state_dict(weights, assign=True)
+        model.requires_grad_(True).eval()  # `assign` has put plain tensors where parameters were empty
+        return Network(model.to(device), found["about"])
     except (AttributeError, KeyError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise CourseError(f"{path} is damaged ({reason}). {way_out}") from error
 
 
-def _rebuilt(recipe: Mapping, head: Mapping | None, about: Mapping, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network that a file describes. Raises ValueError, or what Python says of a dictionary of another form."""
-    model = _without_memory(recipe, head)
-    encoder = model.encoder if head else model
-    _check_about(about, blocks=len(encoder.blocks), classes=head and head["classes"])
-    _check_weights(model, weights)
-    # copies, for what was read are views of the file itself
-    weights = {name: weights[name].to(value.dtype, copy=True) for name, value in model.state_dict().items()}
-    model.load_state_dict(weights, assign=True)
-    # `assign` puts plain tensors where parameters were empty; they are to be trained again if somebody likes
-    return model.requires_grad_(True).eval()
+def _checked(recipe: Mapping, head: Mapping | None, about: Mapping, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network described, without memory for its weights, so that no file can ask for more than it brings.
 
-
-def _without_memory(recipe: Mapping, head: Mapping | None) -> nn.Module:
-    """The network of a recipe without memory for its weights, so that no file can ask for more than it brings."""
+    Raises ValueError unless these are the weights of such a network, finite, and `about` is what has to be said of it.
+    """
     with torch.device("meta"):
-        encoder = encoder_from_recipe(recipe)
-        return Classifier(encoder, head["classes"], head["dropout"]) if head else encoder
-
-
-def _check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless these are the weights of such a network, and finite."""
+        encoder = model = encoder_from_recipe(recipe)
+        if head:
+            model = Classifier(encoder, head["classes"], head["dropout"])
+    try:
+        jsonschema.validate(about, _ABOUT)
+        json.dumps(about, allow_nan=False)
+    except jsonschema.ValidationError as error:
+        raise ValueError(f"{error.json_path.removeprefix('$.')}: {error.message}") from None
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("what is said of a network has to be plain: finite numbers, texts, and lists of them") from None
+    block, names = about.get("block"), about.get("class_names")
+    if block is not None and not 1 <= abs(block) <= len(encoder.blocks):
+        raise ValueError(f"block has to be one of its {len(encoder.blocks)} blocks, counted from 1, or None, not {block}")
+    if names is not None and head and len(names) != head["classes"]:
+        raise ValueError(f"there are {len(names)} class_names for {head['classes']} classes")
     expected = model.state_dict()
     if set(weights) != set(expected):
         raise ValueError("its layers are not those of its recipe")
@@ -204,24 +172,7 @@ def _check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} is not {tuple(value.shape)}, as its recipe has it")
         if not given.isfinite().all():
             raise ValueError(f"{name} holds NaN or inf; diagnostics.find_nonfinite tells where they begin")
-
-
-def _check_about(about: Mapping, blocks: int | None = None, classes: int | None = None) -> None:
-    """Raise ValueError unless this is what a network has to say of itself. blocks, classes: how many it has, where known."""
-    try:
-        jsonschema.validate(about, _ABOUT)
-        json.dumps(about, allow_nan=False)
-    except jsonschema.ValidationError as error:
-        raise ValueError(f"{error.json_path.removeprefix('$.')}: {error.message}") from None
-    except (TypeError, ValueError, RecursionError):
-        raise ValueError("what is said of a network has to be plain: finite numbers, texts, and lists of them") from None
-    if (block := about.get("block")) is not None and blocks and not 1 <= abs(block) <= blocks:
-        raise ValueError(f"block has to be one of its {blocks} blocks, counted from 1, or None, not {block}")
-    if (names := about.get("class_names")) is not None and classes and len(names) != classes:
-        raise ValueError(f"there are {len(names)} class_names for {classes} classes")
-
-
-# --- folders --------------------------------------------------------------------------------------------------------------------------
+    return model
 
 
 def read_networks(folder: str | os.PathLike, device: str | torch.device = "cpu") -> dict[str, Network]:
@@ -241,26 +192,3 @@ def read_networks(folder: str | os.PathLike, device: str | torch.device = "cpu")
 def reference_networks(device: str | torch.device = "cpu") -> dict[str, Network]:
     """The networks that come with the package, as `read_networks` gives them; their origin is "committed"."""
     return {name: replace(network, origin=COMMITTED) for name, network in read_networks(REFERENCE_NETWORKS, device).items()}
-
-
-def fill_networks(
-    own: Mapping[str, Network], committed: Mapping[str, Network], *, dataset: str | None = None, tier: str | None = None
-) -> dict[str, Network]:
-    """One's own networks, and the committed ones of methods that one has not trained oneself: method -> Network, in the order of lessons.
-
-    own, committed: as from `read_networks` and `reference_networks`. Each is returned as a copy with `.origin` "this run" or "committed".
-    Where a method was kept with several numbers of labels, the one with the fewest has the method's name alone, and the others are called
-    'supervised, 5000 labels'. Of several seeds the smallest is taken.
-    dataset: only networks of this data set. tier: only own networks of this tier; committed ones fill in whatever theirs is.
-    """
-    mine = [replace(n, origin=THIS_RUN) for n in own.values() if tier in (None, n.about.get("tier")) and dataset in (None, n.dataset)]
-    methods = {n.method for n in mine}
-    others = [n for n in committed.values() if n.method not in methods and dataset in (None, n.dataset)]
-    found = mine + [replace(n, origin=COMMITTED) for n in others]
-    found.sort(key=lambda n: (n.about.get("lesson") or math.inf, n.method, -1 if n.labels is None else n.labels, n.about.get("seed") or 0))
-    named: dict[str, Network] = {}
-    for network in found:
-        first = named.setdefault(network.method, network)
-        if network.labels != first.labels:
-            named.setdefault(f"{network.method}, {network.labels} labels", network)
-    return named

@@ -1,7 +1,4 @@
-"""Learning from labelled and unlabelled images at once: a classifier that labels images for itself.
-
-`PseudoLabeling` is the general form; `FixMatch` the one that works. forward(labelled images, labels, unlabelled images) is the loss.
-"""
+"""Learning from labelled and unlabelled images at once: a classifier that labels images for itself."""
 
 import copy
 
@@ -16,17 +13,14 @@ from sslcourse.devices import evaluation_mode
 class PseudoLabeling(nn.Module):
     """A classifier that learns from a few labelled images, and from what it says itself of unlabelled ones (Lee 2013).
 
-    classifier: normalised images (N, 3, H, W) -> logits (N, C), such as `models.Classifier`. It is trained; `averaged`, a moving average of
-    its weights, is what is evaluated.
+    classifier: normalised images (N, 3, H, W) -> logits (N, C), such as `models.Classifier`. It is trained, and makes pseudo-labels in
+    evaluation mode; `averaged`, a moving average of its weights and batch statistics, is what is evaluated.
     weak: the augmentation of labelled images and of those that get a pseudo-label; None takes `augment.weak` at the images' size.
     strong: the augmentation of the images that learn from it; None is the weak view itself, as in plain pseudo-labelling.
-    threshold: the least probability of a pseudo-label, 0 to 1 (`losses.pseudo_label_loss`).
-    weight: of the unlabelled images in the loss; ramp: (start, end) of its rise from 0, as parts of all steps
-    (`losses.pseudo_label_weight`); (0, 0) gives it from the first step on.
+    threshold: the least probability of a pseudo-label, 0 to 1. weight: of the unlabelled images in the loss; ramp: (start, end) of its rise
+    from 0, as parts of all steps; (0, 0) gives it from the first step on. label_smoothing: of the labelled images' loss.
     average: how much of the averaged weights a step keeps at most; in the first steps less, (1 + step)/(10 + step), so that a short run
-    does not keep its beginning. 0 evaluates the classifier's own weights. Batch statistics are averaged alike.
-    label_smoothing: of the labelled images' loss.
-    Pseudo-labels are made in evaluation mode, without dropout and from the running batch statistics.
+    does not keep its beginning. 0 evaluates the classifier's own weights.
     metrics: supervised_loss; pseudo_loss, before its weight; pseudo_weight; coverage, the part of the unlabelled images that pass.
     """
 
@@ -93,7 +87,6 @@ class PseudoLabeling(nn.Module):
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """Raise the weight along its ramp, and move the averaged weights towards the classifier's."""
         start, end = (part * steps for part in self.ramp)
         self.weight.fill_(losses.pseudo_label_weight(step, start, end, self.final_weight))
         if self.averaged is self.classifier:
@@ -109,14 +102,12 @@ class PseudoLabeling(nn.Module):
 class FixMatch(PseudoLabeling):
     """The weak view labels, where it is sure, and the strong view learns (Sohn et al. 2020, arXiv 2001.07685).
 
-    The defaults are the paper's but for the average, which suits short runs (the paper has 0.999 for a million steps).
-    strong: None takes `augment.strong` at the images' size. The rest as in `PseudoLabeling`.
+    Arguments as in `PseudoLabeling`, with the paper's defaults but for the average, which suits short runs (the paper has 0.999 for a
+    million steps); strong: None takes `augment.strong` at the images' size.
     """
 
-    def __init__(
-        self, classifier: nn.Module, *, threshold: float = 0.95, ramp: tuple[float, float] = (0.0, 0.0), average: float = 0.99, **options
-    ):
-        super().__init__(classifier, threshold=threshold, ramp=ramp, average=average, **options)
+    def __init__(self, classifier: nn.Module, **options):
+        super().__init__(classifier, **({"threshold": 0.95, "ramp": (0.0, 0.0), "average": 0.99} | options))
 
     def prepare(self, size: int) -> None:
         super().prepare(size)

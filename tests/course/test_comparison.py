@@ -14,6 +14,7 @@ from tiny import coloured, new_model, same_weights
 
 from sslcourse import datasets, evaluation, models, plots, results
 from sslcourse.course import comparison
+from sslcourse.course.lesson import network_file_name
 
 ABOUT = {"dataset": "toybox", "size": 8, "tier": "cpu"}
 
@@ -26,7 +27,7 @@ def encoder(width=4, seed=0):
 
 def keep(folder, model, **about):
     about = ABOUT | about
-    return models.save_network(folder / models.network_file_name(about), model, **about)
+    return models.save_network(folder / network_file_name(**about), model, **about)
 
 
 @pytest.fixture
@@ -65,6 +66,19 @@ def test_encoders_of_another_data_set_come_where_there_is_none(tmp_path, nothing
     found = comparison.taking_part(tmp_path, dataset="flowers", tier="cpu")
     assert {name: network.dataset for name, network in found.items()} == {"SimCLR": "toybox", "supervised": "flowers"}
     assert found["supervised"].labels == 50
+
+
+def test_committed_networks_fill_in_and_the_fewest_labels_and_the_smallest_seed_have_the_methods_name():
+    def kept(method, lesson, origin="this run", **about):
+        return models.Network(torch.nn.Identity(), ABOUT | {"method": method, "lesson": lesson} | about, origin)
+
+    own = [kept("supervised", 1, labels=n, seed=seed) for n, seed in [(50, 1), (10, 3), (10, 0)]]
+    own += [kept("BYOL", 4), kept("SimCLR", 3, tier="smoke")]
+    committed = [kept(method, lesson, "committed", tier="gpu") for method, lesson in [("BYOL", 4), ("SimCLR", 3), ("rotation", 2)]]
+    found = comparison.filled(dict(enumerate(own)), dict(enumerate(committed)), tier="cpu", dataset="toybox")
+    assert list(found) == ["supervised", "supervised, 50 labels", "rotation", "SimCLR", "BYOL"]
+    assert [network.origin for network in found.values()] == ["this run"] * 2 + ["committed"] * 2 + ["this run"]
+    assert found["supervised"].labels == 10 and found["supervised"].about["seed"] == 0
 
 
 def test_a_fresh_encoder_is_of_the_first_ones_kind():

@@ -226,3 +226,20 @@ def test_the_report_names_colab(begin, monkeypatch, capsys):
 def test_memory_and_duration_as_text():
     assert (lessons.memory(512_000_000), lessons.memory(1_340_000_000)) == ("512 MB", "1.3 GB")
     assert (lessons.duration(4.23), lessons.duration(185)) == ("4.2 s", "3 min 05 s")
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"lesson": 3, "labels": None, "tier": "cpu", "seed": 0, "minutes": 2.5}, "03-simclr-toybox"),
+        ({"lesson": 3, "method": "SimCLR, fine-tuned", "labels": 100, "tier": "smoke"}, "03-simclr-fine-tuned-toybox-100-smoke"),
+        ({"lesson": 4, "dataset": "my photos/2", "seed": 7, "tier": "gpu"}, "04-simclr-my-photos-2-gpu-seed7"),
+        ({"method": "../../evil"}, "evil-toybox"),
+    ],
+)
+def test_names_of_networks_files(more, name):
+    assert lessons.network_file_name(**{"method": "SimCLR", "dataset": "toybox", "size": 16} | more) == f"{name}.safetensors"
+
+
+def test_the_networks_that_come_with_the_package_have_the_names_of_lessons():
+    assert all(lessons.network_file_name(**network.about) == f"{name}.safetensors" for name, network in models.reference_networks().items())

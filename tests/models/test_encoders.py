@@ -113,7 +113,7 @@ def test_an_image_does_not_see_its_neighbours_and_channels_last_is_the_same_netw
     network, x = copy.deepcopy(networks[name]), torch.randn(5, 3, 16, 16)
     expected = network(x)
     torch.testing.assert_close(network(x[3:4]), expected[3:4], rtol=1e-3, atol=1e-4)
-    found = encoders.to_channels_last(network)(x.contiguous(memory_format=torch.channels_last))
+    found = network.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
