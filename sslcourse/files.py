@@ -19,23 +19,6 @@ def write_atomically(path: str | os.PathLike, content: bytes, keep: str | os.Pat
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = stage_beside(path, content)
-    try:
-        if keep is not None and path.exists():
-            _second_name(path, Path(keep))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def stage_beside(path: str | os.PathLike, content: bytes) -> Path:
-    """A hidden file of this content in the target's folder, complete on the disk, with its permissions, ready to be renamed to it.
-
-    Raises OSError where it cannot be written; nothing is left behind then.
-    """
-    path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -43,10 +26,13 @@ def stage_beside(path: str | os.PathLike, content: bytes) -> Path:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)  # mkstemp's files are the owner's alone
+        if keep is not None and path.exists():
+            _second_name(path, Path(keep))
+        os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return Path(temporary)
+    return path
 
 
 def _second_name(path: Path, keep: Path) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from sslcourse import models, results
@@ -19,15 +18,11 @@ PARAMETERS = {"TIER": "auto", "DATASET": "default", "SEED": 0, "DATA_DIR": "defa
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_stored_notebooks_follow_the_rules_and_were_computed_at_tier_cpu_on_toybox(path):
+def test_stored_notebooks_follow_the_rules_have_the_parts_of_a_lesson_and_were_computed_at_tier_cpu_on_toybox(path):
     assert notebook_files.problems(path) == []
-    outputs = "\n".join(str(o.get("text", "")) for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", []))
+    notebook = notebook_files.load(path)
+    outputs = "\n".join(str(o.get("text", "")) for cell in notebook.cells for o in cell.get("outputs", []))
     assert "tier cpu" in outputs and "data set toybox" in outputs
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_stored_notebooks_have_the_parts_of_a_lesson(path):
-    notebook = nbformat.read(path, 4)
     parameters = notebook_files.parameters(notebook)
     assert PARAMETERS.items() <= parameters.items()
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
@@ -47,7 +42,7 @@ def test_solutions_in_the_notebook_are_right_answers(path):
 
     number = int(path.name[:2])
     names = "import math\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
-    for cell in nbformat.read(path, 4).cells:
+    for cell in notebook_files.load(path).cells:
         if "solution" in notebook_files.tags(cell):
             space = {}
             exec(names + cell.source, space)  # the notebook's own code, as the learner would run it
@@ -68,9 +63,7 @@ def headless_run(tmp_path_factory):
 def test_all_lessons_run_headlessly_at_smoke(headless_run):
     done, out = headless_run
     assert done.returncode == 0 and len(NOTEBOOKS) == 7, done.stdout + done.stderr
-    for path in NOTEBOOKS:
-        assert (out / path.name).exists()
-        assert path.stem in done.stdout
+    assert all((out / path.name).exists() and path.stem in done.stdout for path in NOTEBOOKS)
 
 
 def test_headless_runs_leave_records_that_can_be_read(headless_run):

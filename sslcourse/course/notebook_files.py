@@ -1,7 +1,6 @@
 """Notebooks as files: what a stored notebook has to look like, and how it gets that way.
 
-The lessons are stored with their outputs, so that a reader on the web sees every figure. `normalise` is the stored form, `problems` lists
-what is wrong with a file, `clean` puts right what can be put right without running it, and `runner.store` runs it and replaces it.
+The lessons are stored with their outputs, so that a reader on the web sees every figure.
 """
 
 import ast
@@ -36,8 +35,7 @@ def load(path: Path | str) -> nbformat.NotebookNode:
     except FileNotFoundError:
         raise CourseError(f"There is no notebook {path}.") from None
     except Exception as error:  # nbformat raises many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CourseError(f"{path} cannot be read as a notebook: {reason}.") from None
+        raise CourseError(f"{path} cannot be read as a notebook: {first_line(str(error)) or type(error).__name__}.") from None
 
 
 def save(notebook: nbformat.NotebookNode, path: Path | str) -> None:
@@ -47,6 +45,11 @@ def save(notebook: nbformat.NotebookNode, path: Path | str) -> None:
 
 def _text(notebook: nbformat.NotebookNode) -> str:
     return nbformat.writes(notebook, version=4, indent=1, sort_keys=True).rstrip("\n") + "\n"
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that is not empty, without the space around it."""
+    return text.strip().partition("\n")[0].rstrip()
 
 
 def tags(cell) -> list[str]:
@@ -65,12 +68,10 @@ def parameters(notebook: nbformat.NotebookNode) -> dict:
     for statement in statements:
         target = statement.targets[0] if isinstance(statement, ast.Assign) and len(statement.targets) == 1 else None
         target = statement.target if isinstance(statement, ast.AnnAssign) else target
-        if not isinstance(target, ast.Name) or statement.value is None:
-            raise ValueError(f"the parameters cell has more than assignments: {ast.unparse(statement)}")
         try:
             found[target.id] = ast.literal_eval(statement.value)
-        except ValueError:
-            raise ValueError(f"the parameters cell has more than literals: {ast.unparse(statement)}") from None
+        except (AttributeError, ValueError, TypeError):
+            raise ValueError(f"the parameters cell has more than names with literals: {ast.unparse(statement)}") from None
     return found
 
 
@@ -78,7 +79,8 @@ def problems(path: Path | str) -> list[str]:
     """What is wrong with a stored notebook, as sentences that name the cell; [] if it is in order."""
     path = Path(path)
     notebook, text = load(path), path.read_text(encoding="utf-8")
-    found = [f"Cell {i} ({_first(cell)}): {problem}" for i, cell in enumerate(notebook.cells) for problem in _cell_problems(cell)]
+    cells = list(enumerate(notebook.cells))
+    found = [f"Cell {i} ({first_line(cell.source)[:60]}): {problem}" for i, cell in cells for problem in _cell_problems(cell)]
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     if counts != list(range(1, len(counts) + 1)):
         found.append(f"The execution counts are {counts}, not 1 to {len(counts)}: run the notebook from the top.")
@@ -94,10 +96,6 @@ def problems(path: Path | str) -> list[str]:
     except ValueError as error:
         found.append(f"{str(error)[0].upper()}{str(error)[1:]}.")
     return found
-
-
-def _first(cell) -> str:
-    return next(iter(cell.source.strip().splitlines()), "")[:60]
 
 
 def _cell_problems(cell) -> Iterator[str]:
@@ -157,15 +155,11 @@ def clean(path: Path | str) -> bool:
     return Path(path).read_bytes() != before
 
 
-def without_outputs(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take outputs and execution counts out of a notebook, in place."""
+def strip_outputs(path: Path | str, out: Path | str) -> Path:
+    """Write a copy without outputs and execution counts, for a class to start from."""
+    notebook = normalise(load(path))
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    return notebook
-
-
-def strip_outputs(path: Path | str, out: Path | str) -> Path:
-    """Write a copy without outputs and execution counts, for a class to start from."""
-    save(without_outputs(normalise(load(path))), out)
+    save(notebook, out)
     return Path(out)

@@ -4,7 +4,7 @@ A table stands between two comments, which a reader of the page does not see: <!
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sslcourse import results
@@ -40,11 +40,9 @@ def toybox_table(records: Iterable[Mapping]) -> str | None:
     Baselines, probes and fine-tuning have a row each, by whatever name a lesson calls them. A method of another kind has a row of its own,
     and so have two methods of one kind in one lesson. Of two records of the same method the one with more runs counts, then the newer.
     """
-    chosen = [r for r in records if (r["dataset"], r["labels"], r["tier"]) == ("toybox", LABELS, "cpu")]
-    chosen = [record for record in chosen if "top1" in record["metrics"] and record["lesson"] in SUBJECTS]
-    best = {}
-    for record in sorted(chosen, key=lambda r: (r["lesson"], len(r["seeds"]), r.get("date") or "")):
-        best[record["lesson"], record["method"]] = record
+    chosen = [r for r in records if (r["dataset"], r["labels"], r["tier"]) == ("toybox", LABELS, "cpu") and "top1" in r["metrics"]]
+    chosen.sort(key=lambda r: (r["lesson"], len(r["seeds"]), r.get("date") or ""))
+    best = {(r["lesson"], r["method"]): r for r in chosen if r["lesson"] in SUBJECTS}  # the last one stays
     if not best:
         return None
     lessons = sorted({lesson for lesson, _ in best})
@@ -76,7 +74,7 @@ def with_tables(text: str, records: Iterable[Mapping]) -> str:
     return text
 
 
-def with_costs(text: str, costs: Callable[[int], Mapping] = results.measured_costs) -> str:
+def with_costs(text: str) -> str:
     """The text with what each lesson took, at smoke and at cpu, in its row; a row without both measurements stays.
 
     README.md has them in the last column of a row, notebooks/TEACHING.md, whose links need no folder, in the last two.
@@ -84,7 +82,7 @@ def with_costs(text: str, costs: Callable[[int], Mapping] = results.measured_cos
     lines = text.split("\n")
     for i, line in enumerate(lines):
         lesson = re.match(r"\| \[\d [^|]*\((notebooks/)?(\d\d)_\w+\.ipynb\)", line)
-        found = costs(int(lesson[2])) if lesson else {}
+        found = results.measured_costs(int(lesson[2])) if lesson else {}
         if {"smoke", "cpu"} <= set(found):
             told = [f"{duration(found[tier]['seconds'])}, {memory(found[tier]['peak_memory'])}" for tier in ("smoke", "cpu")]
             told = [" / ".join(told)] if lesson[1] else told
@@ -93,21 +91,18 @@ def with_costs(text: str, costs: Callable[[int], Mapping] = results.measured_cos
 
 
 def update(root: Path | None = None) -> list[str]:
-    """Put the tables of the committed records and the measured costs into the files of the checkout. Returns those that changed.
+    """Put the tables of the committed records and the measured costs into the files of a checkout, by default the one of this package.
 
-    root: the checkout, by default the one that this package lies in. Raises CourseError where there is none, or a file cannot be written.
+    Returns those that changed. Raises CourseError where there is no checkout.
     """
-    root = Path(results.__file__).resolve().parents[2] if root is None else root
+    root = root or Path(results.__file__).resolve().parents[2]
     if not (root / "README.md").is_file():
         raise CourseError(f"There is no README.md in {root}: tables are updated in a checkout, not in an installed package.")
-    records, after = results.reference(), {}
-    try:
-        before = {name: (root / name).read_text(encoding="utf-8") for name in FILES if (root / name).is_file()}
-        for name, text in before.items():
-            after[name] = with_costs(with_tables(text, records))
-        changed = [name for name in after if after[name] != before[name]]
-        for name in changed:
-            write_atomically(root / name, after[name].encode())
-    except OSError as error:
-        raise CourseError(f"{error.filename} could not be rewritten: {error.strerror or error}.") from error
+    records, changed = results.reference(), []
+    for name in FILES:
+        before = (root / name).read_text(encoding="utf-8")
+        after = with_costs(with_tables(before, records))
+        if after != before:
+            write_atomically(root / name, after.encode())
+            changed.append(name)
     return changed

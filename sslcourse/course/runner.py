@@ -7,6 +7,7 @@ finished into out/run.json; with several seeds all of this goes into out/seed-K.
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -25,26 +26,25 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from sslcourse import __version__, results
 from sslcourse.course import lesson as lessons
 from sslcourse.course import notebook_files
-from sslcourse.course.selection import Notebook, check_dataset, check_parameters, lesson_parameters, select
+from sslcourse.course.notebook_files import first_line
+from sslcourse.course.selection import Notebook, check_dataset, check_parameters, read_notebook, select
 from sslcourse.errors import CourseError
 from sslcourse.files import write_json
 
-DONE, BEFORE, FAILED, NOT_RUN = "done", "done before", "failed", "not run"
-_STATE = "run.json"
+DONE, BEFORE, FAILED = "done", "done before", "failed"
+STATE = "run.json"
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class LessonRun:
-    """How one lesson of a run went. seconds and peak_memory (bytes) are None where nothing ran."""
+    """How one lesson of a run went. peak_memory: bytes. Both measurements are None for a lesson whose process died."""
 
     number: int
     name: str
-    status: str  # done, done before, failed, not run
-    path: str | None = None
+    status: str  # done, done before, failed
     seconds: float | None = None
     peak_memory: int | None = None
     headline: str = ""
@@ -53,7 +53,7 @@ class LessonRun:
 
     @property
     def ok(self) -> bool:
-        return self.status in (DONE, BEFORE)
+        return self.status != FAILED
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,48 +74,26 @@ class Task:
 
     @property
     def partial(self) -> Path:  # while it runs
-        return self.out / f".{self.notebook.stem}.partial.ipynb"
-
-    @property
-    def failed(self) -> Path:
-        return self.out / f"{self.notebook.stem}.failed.ipynb"
-
-    def waits_for(self, other: "Task") -> bool:
-        """Whether it begins when the other has ended: it needs it, or is the last lesson, which reads what all others leave."""
-        last = self.notebook.number == max(lessons.TITLES) > other.notebook.number
-        return self.out == other.out and (last or other.notebook.number in self.notebook.requires)
+        return self.out / f".{self.notebook.path.stem}.partial.ipynb"
 
     def went(self, status: str, **how) -> LessonRun:
         return LessonRun(self.notebook.number, self.name, status, **how)
 
 
 def run(
-    chosen: Sequence[str | int] | None = None,
-    *,
-    tier: str = "auto",
-    dataset: str = "default",
-    out: str | Path = "runs",
-    parameters: Mapping | None = None,
-    seeds: Sequence[int] | None = None,
-    notebooks_dir: str | Path | None = None,
-    resume: bool = True,
-    timeout: float | None = None,
-    progress: bool = True,
-    jobs: int = 1,
-) -> list[LessonRun]:
-    """Run lessons and return how each went, in the order of the course; one that fails does not stop those that do not need it.
+    chosen: Sequence[str | int] | None = None, *, tier: str = "auto", dataset: str = "default", out: str | Path = "runs",
+    parameters: Mapping | None = None, seeds: Sequence[int] | None = None, notebooks_dir: str | Path | None = None, resume: bool = True,
+    timeout: float | None = None, progress: bool = True, jobs: int = 1,
+) -> list[LessonRun]:  # fmt: skip
+    """Run lessons and return how each went, in the order of the course; one that fails does not stop the others.
 
     chosen: numbers, ranges ('3-5'), names ('simclr') or files; None for all. parameters: values for the cells tagged `parameters`;
     a text stands for whatever type the cell has. seeds: run all of it once for each, in out/seed-K with SEED = K. resume: skip lessons
-    that already finished with the same parameters, notebook and code. timeout: seconds that one cell may take.
-    jobs: with 1 the lessons run one after another, here. With more, up to that many run at once, each in a process of its own with its
-    share of the cores and without progress bars. They wait for the lessons that they need, and the last lesson for all others; what
-    a lesson shows of earlier ones is then what was there when it began.
+    that already finished with the same parameters, notebook and code. timeout: seconds that one cell may take. jobs: how many lessons may
+    run at once; more than one run each in a process of its own with its share of the cores, and the last lesson waits for all others.
     Raises CourseError before anything starts if a lesson, parameter, seed, tier, data set or folder is not right, and KeyboardInterrupt,
     with all that is finished kept, when interrupted.
     """
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise CourseError(f"jobs is {jobs!r}; it has to be a whole number from 1, how many lessons may run at once.")
     tier = lessons.resolve_tier(tier)
     dataset = lessons.resolve_dataset(dataset, tier)
     notebooks, given = select(chosen, notebooks_dir), dict(parameters or {})
@@ -130,16 +108,17 @@ def run(
         raise CourseError("Headless runs need ipykernel in this environment: pip install ipykernel.")
     out, code, tasks = Path(out).expanduser().resolve(), code_digest(), []
     with contextlib.ExitStack() as locks:
-        locks.enter_context(_held(out))
-        for seed in [None] if seeds is None else seeds:
-            folder, note, own = (out, "", {}) if seed is None else (out / f"seed-{seed}", f", seed {seed}", {"SEED": seed})
+        locks.enter_context(_hold(out))
+        for seed in seeds or [None]:
+            folder, note = (out, "") if seed is None else (out / f"seed-{seed}", f", seed {seed}")
+            own = values if seed is None else values | {"SEED": seed}
             if folder != out:
-                locks.enter_context(_held(folder))
+                locks.enter_context(_hold(folder))
             for notebook in notebooks:
-                injected = {"TIER": tier, "DATASET": dataset, "RESULTS_DIR": str(folder / "results")}
-                injected = {name: value for name, value in injected.items() if name in notebook.parameters} | values | own
-                fingerprint = _fingerprint(notebook, injected, tier, dataset, code)
-                tasks.append(Task(notebook.stem + note, notebook, folder, tier, dataset, injected, fingerprint))
+                injected = own | notebook.takes({"TIER": tier, "DATASET": dataset, "RESULTS_DIR": str(folder / "results")})
+                facts = json.dumps([notebook.sources, own, tier, dataset, code], sort_keys=True)  # what decides the result
+                fingerprint = hashlib.sha256(facts.encode()).hexdigest()
+                tasks.append(Task(notebook.path.stem + note, notebook, folder, tier, dataset, injected, fingerprint))
         return _run_tasks(tasks, out, resume, timeout, progress, jobs)
 
 
@@ -149,60 +128,68 @@ def _check_seeds(seeds: Sequence[int], tier: str) -> None:
         raise CourseError(f"The seeds are {list(seeds)}; there has to be at least one, and each only once.")
     within = lessons.SEEDS_WITHIN[tier]
     if any(abs(a - b) < within for a, b in combinations(seeds, 2)):
-        told = (
-            f"A lesson takes the seeds SEED to SEED + {within - 1}, so these share some of their runs and the standard error comes out too"
-        )
-        print(f"{told} small; seeds in steps of 10, such as 0 10 20, share none.", file=sys.stderr, flush=True)
+        told = f"A lesson takes the seeds SEED to SEED + {within - 1}, so these share some runs and the standard error comes out too small"
+        print(f"{told}; seeds in steps of 10, such as 0 10 20, share none.", file=sys.stderr, flush=True)
+
+
+def _hold(folder: Path) -> contextlib.AbstractContextManager:
+    """Make a folder and hold it for this run, or as long as its process lives. Raises CourseError where it is held or cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise CourseError(f"Another run is using {folder}. Wait for it, or choose another folder with --out.") from None
+    except OSError as error:
+        raise CourseError(f"The folder {folder} cannot be written ({error.strerror}). Choose another one with --out.") from None
 
 
 def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | None, progress: bool, jobs: int) -> list[LessonRun]:
     """Run lessons, whose folders are held, and return how each went, in the order given. out: the folder above them all."""
-    jobs = min(jobs, len(tasks))
-    states = {task.out: read_state(task.out) for task in tasks}
-    before = {task: [other for other in tasks if task.waits_for(other)] for task in tasks}
+    jobs, last = min(jobs, len(tasks)), max(lessons.TITLES)  # the last lesson reads what all others leave
+    states = {task.out: read_json(task.out / STATE).get("lessons", {}) for task in tasks}
     labels = {task: f"[{position}/{len(tasks)}] {task.name}" for position, task in enumerate(tasks, 1)}
-    waiting, runs = list(tasks), {}
+    runs: dict[Task, LessonRun] = {}
     begun: dict[Task, Future | None] = {}  # None for one that runs here
-    taken: dict[Task, int] = {}  # which of the places for processes it has
+    places: dict[Task, int] = {}  # which of the places for processes it has
 
     def settle(task: Task, done: LessonRun) -> None:
         runs[task] = done
         if done.ok:
-            parameters = {name: value for name, value in (task.notebook.parameters | task.injected).items() if name != "RESULTS_DIR"}
-            kept = asdict(done) | {"status": DONE, "fingerprint": task.fingerprint, "parameters": parameters}
-            states[task.out][task.notebook.stem] = kept
-        write_json(task.out / _STATE, {"lessons": states[task.out]})
-        told = {FAILED: f"failed: {done.error}", NOT_RUN: f"not run, because it {done.error}", BEFORE: "done before, skipped"}
+            kept = {"status": DONE, "fingerprint": task.fingerprint, "parameters": task.notebook.parameters | task.injected}
+            states[task.out][task.notebook.path.stem] = asdict(done) | kept
+        write_json(task.out / STATE, {"lessons": states[task.out]})
+        told = {FAILED: f"failed: {done.error}", BEFORE: "done before, skipped"}
         print(f"{labels[task]}: {told.get(done.status) or f'done in {lessons.duration(done.seconds)}'}", flush=True)
 
     alive, hold = multiprocessing.Pipe(duplex=False)
     try:
         while len(runs) < len(tasks):
-            under_way = {future: task for task, future in begun.items() if task not in runs}
-            ready = (task for task in waiting if all(other in runs for other in before[task]))
-            task = next(ready, None) if len(under_way) < jobs else None
+            running = {future: task for task, future in begun.items() if task not in runs}
+            left = [task for task in tasks if task not in begun and task not in runs]
+            unread = {task.out for task in tasks if task.notebook.number < last and task not in runs}
+            ready = (task for task in left if task.notebook.number < last or task.out not in unread)
+            task = next(ready, None) if len(running) < jobs else None
             if task is None:
-                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                    settle(under_way[future], _outcome(under_way[future], future))
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running[future]
+                    try:
+                        done = future.result()
+                    except Exception as error:
+                        task.partial.unlink(missing_ok=True)
+                        done = task.went(FAILED, error=f"its process ended with {_said(error)}")
+                    settle(task, done)
                 continue
-            waiting.remove(task)
-            needed = [other for other in before[task] if other.notebook.number in task.notebook.requires]
-            failed = [other.name for other in needed if not runs[other].ok]
-            earlier = states[task.out].pop(task.notebook.stem, {})
-            if failed:
-                settle(task, task.went(NOT_RUN, error=f"needs {', '.join(failed)}"))
-            elif resume and earlier.get("fingerprint") == task.fingerprint and task.target.exists():
-                facts = {key: earlier[key] for key in ("path", "seconds", "peak_memory", "headline", "records")}
-                settle(task, task.went(BEFORE, **facts))
+            earlier = states[task.out].pop(task.notebook.path.stem, {})
+            if resume and earlier.get("fingerprint") == task.fingerprint and task.target.exists():
+                settle(task, task.went(BEFORE, **{key: earlier[key] for key in ("seconds", "peak_memory", "headline", "records")}))
+                continue
+            print(f"{labels[task]}: tier {task.tier}, data set {task.dataset}", flush=True)
+            begun[task] = None
+            if jobs == 1:
+                settle(task, run_one(task, {}, timeout, progress))
             else:
-                print(f"{labels[task]}: tier {task.tier}, data set {task.dataset}", flush=True)
-                begun[task] = None
-                if jobs == 1:
-                    settle(task, run_one(task, {}, timeout, progress))
-                else:
-                    slots = [slot for other, slot in taken.items() if other not in runs]
-                    taken[task] = min(set(range(jobs)) - set(slots))
-                    begun[task] = _begin(task, share(taken[task], jobs), timeout, alive)
+                places[task] = min(set(range(jobs)) - {places[other] for other in running.values()})
+                begun[task] = _begin(task, share(places[task], jobs), timeout, alive)
     except KeyboardInterrupt:
         inside = ", ".join(task.name for task in begun if task not in runs)
         hold.close()
@@ -219,11 +206,9 @@ def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | 
 def _begin(task: Task, share: Mapping[str, str], timeout: float | None, alive: Connection) -> Future:
     """Run a lesson in a process of its own, which ends with it: one that dies takes no other lesson along.
 
-    alive: a pipe. The lesson is interrupted as by Ctrl-C, kernel included, when its other end is closed, on purpose or because the
-    process that holds it is gone.
+    alive: a pipe; the lesson is interrupted, kernel included, when its other end is closed, or the process that holds it is gone.
     """
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_pipe, initargs=(alive,))
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_pipe, initargs=(alive,))
     future = pool.submit(_in_worker, task, share, timeout)
     pool.shutdown(wait=False)
     return future
@@ -251,15 +236,6 @@ def _in_worker(task: Task, share: Mapping[str, str], timeout: float | None) -> L
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _outcome(task: Task, future: Future) -> LessonRun:
-    """How a lesson went whose process has ended."""
-    try:
-        return future.result()
-    except Exception as error:
-        task.partial.unlink(missing_ok=True)
-        return task.went(FAILED, error=f"its process ended with {_first_line(error)}")
-
-
 def share(slot: int, jobs: int) -> dict[str, str]:
     """What one of `jobs` lessons side by side may take of this machine, as environment variables for its kernel.
 
@@ -278,7 +254,8 @@ def share(slot: int, jobs: int) -> dict[str, str]:
 
 def run_one(task: Task, share: Mapping[str, str], timeout: float | None = None, progress: bool = True) -> LessonRun:
     """Run a lesson's notebook and say how it went; one that was interrupted is deleted. share: environment variables, see `share`."""
-    records, log = task.out / "results", task.out / "logs" / f"{task.notebook.stem}.log"
+    records, log = task.out / "results", task.out / "logs" / f"{task.notebook.path.stem}.log"
+    failed = task.out / f"{task.notebook.path.stem}.failed.ipynb"
     for folder in (records, log.parent):
         folder.mkdir(exist_ok=True)
     summary = records / lessons.summary_name(task.notebook.number)
@@ -288,79 +265,62 @@ def run_one(task: Task, share: Mapping[str, str], timeout: float | None = None, 
     try:
         failure = execute(task.notebook.path, task.partial, task.injected, environment, log, timeout, progress)
         seconds = round(time.perf_counter() - begun, 3)
-        kept = task.failed if failure else task.target
         if task.partial.exists():
-            os.replace(task.partial, kept)
+            os.replace(task.partial, failed if failure else task.target)
     finally:
         task.partial.unlink(missing_ok=True)
     own = read_json(summary)
-    cost = {"path": str(kept), "seconds": seconds, "peak_memory": own.get("peak_memory")}
+    cost = {"seconds": seconds, "peak_memory": own.get("peak_memory")}
     if failure:
         return task.went(FAILED, error=failure, **cost)
-    task.failed.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
     return task.went(DONE, headline=own.get("headline", ""), records=own.get("records", []), **cost)
 
 
 def execute(
-    source: Path,
-    target: Path,
-    parameters: Mapping,
-    environment: Mapping[str, str],
-    log: Path | None = None,
-    timeout: float | None = None,
-    progress: bool = True,
+    source: Path, target: Path, parameters: Mapping, environment: Mapping, log: Path, timeout: float | None = None, progress: bool = True
 ) -> str | None:
     """Run one notebook with papermill in this interpreter's environment, in its own folder, and write it to target, finished or not.
 
-    environment: variables for its kernel. Returns None if all went well, else in which cell it stopped, and with what error.
+    environment: variables for its kernel. log: where what it prints goes. Returns None, or in which cell it stopped, with what error.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    # papermill formats {} in paths
-    names = [str(Path(path).resolve()).replace("{", "{{").replace("}", "}}") for path in (source, target)]
+    names = [str(Path(path).resolve()).replace("{", "{{").replace("}", "}}") for path in (source, target)]  # papermill formats {}
     options = {"language": "python", "cwd": str(source.parent), "progress_bar": progress, "execution_timeout": timeout}
     options |= {"kernel_name": "python3", "kernel_manager_class": _kernel(environment)}
-    with open(log or os.devnull, "w", encoding="utf-8") as stream:
-        stream = _Echo(stream) if log and progress else stream
+    with (_Echo if progress else io.TextIOWrapper)(open(log, "wb"), encoding="utf-8") as stream:
         try:
             papermill.execute_notebook(*names, dict(parameters), stdout_file=stream, stderr_file=stream, **options)
         except PapermillExecutionError as error:
-            message = next(iter(str(error.evalue).strip().splitlines()), "")
-            line = next(iter(error.source.strip().splitlines()), "")
-            return f"cell [{error.exec_count}] ({line}) stopped with {error.ename}: {message}"[:500]
+            cell = f"cell [{error.exec_count}] ({first_line(error.source)})"
+            return f"{cell} stopped with {error.ename}: {first_line(error.evalue)}"[:500]
         except Exception as error:  # the kernel died, or a cell took longer than the timeout
             line = _last_started(target)
-            return f"{f'the cell {line!r}' if line else 'the notebook'} stopped with {_first_line(error)}"
+            return f"{f'the cell {line!r}' if line else 'the notebook'} stopped with {_said(error)}"
     return None
 
 
-def _first_line(error: Exception) -> str:
-    message = next((line for line in str(error).strip().splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {message}"[:400]
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(str(error))}"[:400]
 
 
-class _Echo:
+class _Echo(io.TextIOWrapper):
     """A lesson's log, which also shows what the lesson prints, as it comes, above the progress bar: a cell can take minutes."""
 
-    def __init__(self, log):
-        self.log = log
-
-    def write(self, text: str) -> None:
-        self.log.write(text)
+    def write(self, text: str) -> int:
         for line in filter(str.strip, text.splitlines()):
             tqdm.write(f"    {line}", file=sys.stderr)
-
-    def flush(self) -> None:
-        self.log.flush()
+        return super().write(text)
 
 
 def _last_started(path: Path) -> str:
     """The first line of the cell that was running when the notebook was written for the last time."""
     with contextlib.suppress(CourseError):
-        cells = [cell for cell in notebook_files.load(path).cells if cell.cell_type == "code"]
-        started = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
-        return next(iter(started[-1].source.strip().splitlines()), "") if started else ""
+        for cell in reversed(notebook_files.load(path).cells):
+            if cell.metadata.get("papermill", {}).get("start_time"):
+                return first_line(cell.source)
     return ""
 
 
@@ -380,27 +340,18 @@ def _kernel(environment: Mapping[str, str]) -> type:
     return type("ThisInterpreter", (AsyncKernelManager,), {"kernel_spec": spec})
 
 
-def store(path: Path | str, tier: str = "cpu", dataset: str = "toybox", progress: bool = True) -> None:
+def store(path: Path | str, tier: str, dataset: str) -> None:
     """Run a notebook from the top and replace it by the result, in its stored form and with its parameters cell as it was.
 
     Raises CourseError, naming the cell, if a cell fails; the file is then left as it was. Result records go to a temporary folder.
     """
-    path = Path(path).resolve()
-    given = lesson_parameters(notebook_files.load(path), path.name)
+    notebook = read_notebook(Path(path).resolve())
     with tempfile.TemporaryDirectory() as scratch:
-        values = {"TIER": tier, "DATASET": dataset, "RESULTS_DIR": str(Path(scratch) / "results")}
-        values = {name: value for name, value in values.items() if name in given}
-        done = Path(scratch) / path.name
-        if failure := execute(path, done, values, {}, progress=progress):
-            raise CourseError(f"{path.name} was not stored, because {failure}")
-        notebook_files.save(notebook_files.normalise(notebook_files.load(done)), path)
-
-
-def _fingerprint(notebook: Notebook, injected: Mapping, tier: str, dataset: str, code: str) -> str:
-    """What decides a lesson's result: its cells, its parameters, and the code of the package."""
-    settings = {name: value for name, value in injected.items() if name != "RESULTS_DIR"}
-    facts = [notebook.sources, settings, tier, dataset, __version__, code]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        values = notebook.takes({"TIER": tier, "DATASET": dataset, "RESULTS_DIR": f"{scratch}/results"})
+        done = Path(scratch) / notebook.path.name
+        if failure := execute(notebook.path, done, values, {}, Path(scratch) / "log"):
+            raise CourseError(f"{notebook.path.name} was not stored, because {failure}")
+        notebook_files.save(notebook_files.normalise(notebook_files.load(done)), notebook.path)
 
 
 def code_digest(package: Path = _PACKAGE) -> str:
@@ -411,46 +362,9 @@ def code_digest(package: Path = _PACKAGE) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it for this run. The system's lock ends with the process, so one that was killed leaves nothing in the way.
-
-    Raises CourseError where another run holds it, or nothing can be written.
-    """
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise CourseError(f"Another run is using {folder}. Wait for it, or choose another folder with --out.") from None
-    except OSError as error:
-        raise CourseError(f"The folder {folder} cannot be written ({error.strerror}). Choose another one with --out.") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def read_state(folder: Path) -> dict:
-    """Finished lessons by name; what is damaged counts as not finished."""
-    state = read_json(folder / _STATE).get("lessons", {})
-    return {name: entry for name, entry in state.items() if isinstance(entry, dict)} if isinstance(state, dict) else {}
-
-
 def read_json(path: Path) -> dict:
     """The object in a file, {} where there is none or it cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
-
-
-def summary_table(runs: Sequence[LessonRun]) -> results.Table:
-    """The table at the end of a run."""
-    rows = []
-    for run in runs:
-        took = "–" if run.seconds is None else lessons.duration(run.seconds)
-        held = "–" if run.peak_memory is None else lessons.memory(run.peak_memory)
-        rows.append([run.name, run.status, took, held, run.headline or run.error or "–"])
-    return results.Table(["lesson", "status", "time", "peak memory", "result"], rows)

@@ -20,16 +20,24 @@ class Notebook:
 
     path: Path
     parameters: Mapping
-    requires: tuple[int, ...]  # lessons without which this one cannot run, from the metadata: {"sslcourse": {"requires": [3]}}
-    sources: tuple
-
-    @property
-    def stem(self) -> str:
-        return self.path.stem
+    sources: Sequence[tuple[str, str]]  # type and text of each cell
 
     @property
     def number(self) -> int:
         return int(self.path.name[:2])
+
+    def takes(self, values: Mapping) -> dict:
+        """Those of the values that its parameters cell has a name for."""
+        return {name: value for name, value in values.items() if name in self.parameters}
+
+
+def read_notebook(path: Path) -> Notebook:
+    """Read a lesson. Raises CourseError, naming the file, if it is no notebook, or its parameters cell holds more than literals."""
+    notebook = notebook_files.load(path)
+    try:
+        return Notebook(path, notebook_files.parameters(notebook), [(cell.cell_type, cell.source) for cell in notebook.cells])
+    except ValueError as error:
+        raise CourseError(f"{path.name} cannot be run with parameters: {error}.") from None
 
 
 def find_notebooks(notebooks_dir: str | Path | None = None) -> list[Path]:
@@ -37,9 +45,7 @@ def find_notebooks(notebooks_dir: str | Path | None = None) -> list[Path]:
     if notebooks_dir is None:
         root = lessons.repository_root() or lessons.repository_root(Path(__file__).parent)
         if root is None:
-            raise CourseError(
-                "The lessons' notebooks were not found here. Run this inside the course's folder, or name theirs with --notebooks."
-            )
+            raise CourseError("There are no lessons here. Run this inside the course's folder, or name theirs with --notebooks.")
         notebooks_dir = root / "notebooks"
     folder = Path(notebooks_dir).expanduser().resolve()
     found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
@@ -50,13 +56,7 @@ def find_notebooks(notebooks_dir: str | Path | None = None) -> list[Path]:
 
 def select(chosen: Sequence[str | int] | None, notebooks_dir: str | Path | None = None) -> list[Notebook]:
     """The notebooks behind numbers, ranges, names or files, in the order of the course; all of them for None or []."""
-    read = []
-    for path in matching(chosen, find_notebooks(notebooks_dir)):
-        notebook = notebook_files.load(path)
-        requires = notebook.metadata.get("sslcourse", {}).get("requires", [])
-        sources = tuple((cell.cell_type, cell.source) for cell in notebook.cells)
-        read.append(Notebook(path, lesson_parameters(notebook, path.name), tuple(requires), sources))
-    return read
+    return [read_notebook(path) for path in matching(chosen, find_notebooks(notebooks_dir))]
 
 
 def matching(chosen: Sequence[str | int] | None, found: Sequence[Path]) -> list[Path]:
@@ -78,26 +78,18 @@ def _matches(selector: str, path: Path) -> bool:
     return Path(selector).name.lower().removesuffix(".ipynb") in (path.stem.lower(), path.stem.lower()[3:])
 
 
-def lesson_parameters(notebook, name: str) -> dict:
-    """The parameters of a notebook with their values. Raises CourseError, naming the notebook, if their cell holds more than literals."""
-    try:
-        return notebook_files.parameters(notebook)
-    except ValueError as error:
-        raise CourseError(f"{name} cannot be run with parameters: {error}.") from None
-
-
 def check_parameters(notebooks: Sequence[Notebook], given: Mapping) -> dict:
     """The given values, as every selected notebook takes them. Raises CourseError for a name or a type that one of them does not have."""
     values, checks = {}, {"SEED": lessons.check_seed, "SIZE": lessons.check_size}
     for name, value in given.items():
         if name in _RESERVED:
             raise CourseError(f"{name} is set with {_RESERVED[name]}, not as a parameter.")
-        lacking = [notebook.stem for notebook in notebooks if name not in notebook.parameters]
+        lacking = [notebook.path.stem for notebook in notebooks if name not in notebook.parameters]
         if lacking:
             shared = sorted(set.intersection(*(set(notebook.parameters) for notebook in notebooks)) - set(_RESERVED))
             raise CourseError(f"{name} is not a parameter of {', '.join(lacking)}; all of them take {', '.join(shared) or 'none'}.")
         for notebook in notebooks:
-            value = _as_type_of(notebook.parameters[name], value, f"{name} of {notebook.stem}")
+            value = _as_type_of(notebook.parameters[name], value, f"{name} of {notebook.path.stem}")
         checks[name](value) if name in checks else lessons.check_parameter(name, value)
         # Lessons run inside their own folder, and whoever typed a path meant it from here.
         is_path = name.endswith("_DIR") and isinstance(value, str) and value != "default"
@@ -124,11 +116,10 @@ def check_dataset(dataset: str, notebooks: Sequence[Notebook], values: Mapping) 
     """Raise CourseError, with the way to get it, for a data set that is not known or not there yet."""
     from sslcourse import datasets
 
-    folders = {values.get("DATA_DIR", notebook.parameters.get("DATA_DIR", "default")) for notebook in notebooks}
-    for folder in sorted(map(str, folders)):
-        data_dir = lessons.resolve_folder(folder, "DATA_DIR", "data", base=notebooks[0].path.parent)
-        known = {info.name: info for info in datasets.available(data_dir)}
-        if dataset not in known:
-            raise CourseError(f"There is no data set {dataset!r} in {data_dir}. There are: {', '.join(known)}.")
-        if not known[dataset].prepared and known[dataset].needs_network:
-            raise CourseError(f"The data set {dataset!r} is not in {data_dir} yet. Get it once with: {known[dataset].how}")
+    folder = values.get("DATA_DIR", notebooks[0].parameters.get("DATA_DIR", "default"))
+    data_dir = lessons.resolve_folder(folder, "DATA_DIR", "data", base=notebooks[0].path.parent)
+    known = {info.name: info for info in datasets.available(data_dir)}
+    if dataset not in known:
+        raise CourseError(f"There is no data set {dataset!r} in {data_dir}. There are: {', '.join(known)}.")
+    if not known[dataset].prepared and known[dataset].needs_network:
+        raise CourseError(f"The data set {dataset!r} is not in {data_dir} yet. Get it once with: {known[dataset].how}")

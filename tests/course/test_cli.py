@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -15,11 +14,10 @@ from sslcourse.errors import CourseError
 @pytest.fixture
 def fake_run(monkeypatch):
     """Stands in for runner.run: collects what it was asked for, and returns or raises what it is told to."""
-    asked = []
-    outcome = {"runs": [LessonRun(1, "01_first", "done", "x", 61.0, 5_000_000, "87 %")]}
+    asked, outcome = [], {"runs": [LessonRun(1, "01_first", "done", 61.0, 5_000_000, "87 %")]}
 
     def run(chosen, **options):
-        asked.append((chosen, options))
+        asked.append(options | {"chosen": chosen})
         if "error" in outcome:
             raise outcome["error"]
         return outcome["runs"]
@@ -29,18 +27,19 @@ def fake_run(monkeypatch):
 
 
 def test_run_hands_over_what_was_typed_and_prints_the_table(fake_run, capsys):
-    asked, _ = fake_run
+    asked, outcome = fake_run
     typed = ["run", "1", "3-5", "--tier", "cpu", "--dataset", "toybox", "--out", "o", "-p", "SEED", "3", "-p", "SIZE", "-1", "--fresh"]
-    assert main([*typed, "--jobs", "2"]) == 0
-    chosen, options = asked[0]
-    assert chosen == ["1", "3-5"] and options["parameters"] == {"SEED": "3", "SIZE": "-1"} and options["resume"] is False
-    assert (options["tier"], options["dataset"], options["out"], options["timeout"], options["jobs"]) == ("cpu", "toybox", "o", None, 2)
-    assert "01_first  done    1 min 01 s  5 MB         87 %" in capsys.readouterr().out
+    outcome["runs"].append(LessonRun(3, "03_third", "failed", error="ValueError"))
+    assert main([*typed, "--jobs", "2"]) == 1
+    right = {"chosen": ["1", "3-5"], "parameters": {"SEED": "3", "SIZE": "-1"}, "resume": False, "tier": "cpu", "dataset": "toybox"}
+    assert asked[0].items() >= (right | {"out": "o", "timeout": None, "jobs": 2, "seeds": None}).items()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert rows == ["01_first done 1 min 01 s 5 MB 87 %".split(), "03_third failed – – ValueError".split()]
 
 
-@pytest.mark.parametrize(("status", "code"), [("done", 0), ("done before", 0), ("failed", 1), ("not run", 1)])
+@pytest.mark.parametrize(("status", "code"), [("done", 0), ("done before", 0), ("failed", 1)])
 def test_the_exit_status_says_whether_all_went_well(fake_run, status, code):
-    fake_run[1]["runs"] = [LessonRun(1, "a", "done"), LessonRun(2, "b", status)]
+    fake_run[1]["runs"].append(LessonRun(2, "b", status))
     assert main(["run"]) == code
 
 
@@ -77,19 +76,18 @@ def test_a_wrong_command_line_is_2(typed, capsys):
 
 def test_help_names_every_command_and_imports_nothing_heavy():
     code = (
-        "import sys, json; from sslcourse.course.commands.main import main; main(['--help']); main(['run', '--help']); main(['--version']);"
-        "print(json.dumps([m for m in ('torch', 'numpy', 'papermill', 'matplotlib') if m in sys.modules]), file=sys.stderr)"
+        "import sys; from sslcourse.course.commands.main import main; main(['--help']); main(['run', '--help']); main(['--version']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'papermill', 'matplotlib')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stderr) == [] and sslcourse.__version__ in done.stdout
-    assert all(f"\n    {name}" in done.stdout for name in COMMANDS)
+    assert sslcourse.__version__ in done.stdout and all(f"\n    {name}" in done.stdout for name in COMMANDS)
     for name in COMMANDS:
         assert main([name, "--help"]) == 0
 
 
 def test_python_m_sslcourse_is_the_command_line():
     done = subprocess.run([sys.executable, "-m", "sslcourse", "results", "/nowhere/at/all"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("There is no folder /nowhere/at/all") and done.stdout == ""
+    assert done.returncode == 1 and "/nowhere/at/all" in done.stderr and done.stdout == ""
 
 
 def test_results_prints_the_table(tmp_path, capsys):
@@ -107,7 +105,6 @@ def test_results_prints_the_table(tmp_path, capsys):
 def test_results_of_the_package_itself(capsys, monkeypatch):
     assert main(["results", "--reference"]) == 0
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0].split() == "lesson method dataset pixels labels network top1 top3 runs tier lesson took".split()
     assert len(printed.splitlines()) == 2 + len(results.reference()) > 2
     assert main(["results", "--reference", "--markdown"]) == 0
     assert capsys.readouterr().out == results.readme_table(results.reference()) + "\n"

@@ -55,16 +55,13 @@ WRONG = {
     "timing": (code("x", execution={"iopub.execute_input": "2024-01-01"}), FORM),
     "papermill": (code("x", papermill={"duration": 1}), FORM),
     "injected": (code("x", tags=["injected-parameters"]), FORM),
-    "not run": (code("x", count=None), "execution counts are \\[1, None\\], not 1 to 2"),
-    "out of order": (code("x", count=5), "execution counts are \\[1, 5\\]"),
+    "not run": (code("x", count=None), "execution counts are"),
     "error": (code("x", [new_output("error", ename="ValueError", evalue="v", traceback=[])]), "Cell 2 .*stopped with ValueError"),
     "long": (code("\n".join(["x = 1"] * 41)), "Cell 2 .*41 lines; 40 is the most"),
     "solution": (code("x", tags=["solution"], jupyter={"source_hidden": True}), "Cell 2 .*has to be folded"),
     "bare figure": (code("x", [shown(**{"image/png": PNG, "text/plain": "<Figure>"})]), "Cell 2 .*a figure has no alt text"),
-    "img": (code("x", [shown(**{"text/html": '<img src="data:">'})]), IMAGE),
     "empty alt": (code("x", [shown(**{"text/html": '<img alt="" src="data:">'})]), IMAGE),
     "markdown": (new_markdown_cell("![](picture.png)"), IMAGE),
-    "markdown html": (new_markdown_cell("<img src='picture.png'>"), IMAGE),
 }
 
 
@@ -75,16 +72,10 @@ def test_each_rule_finds_its_fault_and_nothing_else(stored, name):
     assert re.search(message, found)
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (None, "0 cells are tagged 'parameters'"),
-        ("TIER = auto", "literals: TIER = auto"),
-        ("import os", "assignments: import os"),
-        ("A = B = 1", "assignments"),
-        ("A = (", "is not Python"),
-    ],
-)
+LITERALS = [(None, "0 cells are tagged"), ("TIER = auto", "auto"), ("import os", "import os"), ("A = B = 1", "B"), ("A = (", "Python")]
+
+
+@pytest.mark.parametrize(("source", "message"), LITERALS)
 def test_the_parameters_cell_holds_literals_only(stored, source, message):
     (found,) = notebook_files.problems(stored(parameters=source))
     assert message in found
@@ -110,7 +101,7 @@ def test_clean_puts_right_what_it_can_and_keeps_the_rest(stored):
         code("3", [result, shown(**WIDGET)], 9, tags=["kept"]),
     ]
     language = {"name": "python", "version": "3.9"}
-    path = stored(*cells, metadata={"widgets": {"state": {}}, "papermill": {}, "sslcourse": {"requires": [1]}, "language_info": language})
+    path = stored(*cells, metadata={"widgets": {"state": {}}, "papermill": {}, "colab": {}, "language_info": language})
     os.chmod(path, 0o640)
     assert notebook_files.clean(path) is True and notebook_files.problems(path) == []
     notebook = notebook_files.load(path)
@@ -118,7 +109,7 @@ def test_clean_puts_right_what_it_can_and_keeps_the_rest(stored):
     first, three = notebook.cells[2:]
     assert first.outputs == [printed] and "tags" not in first.metadata
     assert three.outputs == [result | {"execution_count": 3}] and three.metadata.tags == ["kept"]
-    assert set(notebook.metadata) == {"kernelspec", "language_info", "sslcourse"} and "version" not in notebook.metadata.language_info
+    assert set(notebook.metadata) == {"kernelspec", "language_info", "colab"} and "version" not in notebook.metadata.language_info
     assert os.stat(path).st_mode & 0o777 == 0o640 and notebook_files.clean(path) is False  # once is enough
 
 
@@ -151,11 +142,11 @@ def test_what_is_no_notebook_gets_a_sentence(tmp_path, text):
 def test_store_replaces_the_file_by_a_clean_run_or_leaves_it_as_it_was(write_notebook):
     path = write_notebook("01_first.ipynb", "print(TIER, DATASET, SEED)", "import tempfile; assert tempfile.gettempdir() in RESULTS_DIR")
     sources = [cell.source for cell in notebook_files.load(path).cells]
-    runner.store(path, tier="smoke", progress=False)
+    runner.store(path, "smoke", "toybox")
     notebook = notebook_files.load(path)
     assert notebook_files.problems(path) == [] and [cell.source for cell in notebook.cells] == sources
     assert notebook.cells[2].outputs[0].text == "smoke toybox 0\n"
     before = write_notebook("01_first.ipynb", "1 / 0").read_bytes()
-    with pytest.raises(CourseError, match="01_first.ipynb was not stored, because cell .*ZeroDivisionError"):
-        runner.store(path, tier="smoke", progress=False)
+    with pytest.raises(CourseError, match="01_first.ipynb .*ZeroDivisionError"):
+        runner.store(path, "smoke", "toybox")
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]

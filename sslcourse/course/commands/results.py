@@ -32,15 +32,14 @@ def run(args: argparse.Namespace) -> int:
         records = results.reference()
         print(results.readme_table(records) if args.markdown else results.overview(records))
         return 0
-    shown, below = [], table_over_seeds.run_folders(folder)
-    if (folder / "results").is_dir() or not below:
-        own = folder / "results" if (folder / "results").is_dir() else folder
+    own, below, shown = folder / "results", table_over_seeds.run_folders(folder), []
+    own = own if own.is_dir() else folder
+    if own != folder or not below:
         records = results.read(own)
         if not records:
             raise CourseError(f"There are no result records in {own}; a lesson writes them in its last cell.")
         shown.append(results.readme_table(records) if args.markdown else str(results.table(records)))
     if below:
-        found = table_over_seeds.collect(below)
-        shown.append(found.markdown() if args.markdown else found.text())
+        shown.append(table_over_seeds.collect(below).text(args.markdown))
     print("\n\n".join(shown))
     return 0

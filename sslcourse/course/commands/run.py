@@ -11,8 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to an argparse parser."""
     parser.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers (3), ranges (3-5) or names (simclr); all if left out")
     parser.add_argument("--tier", default="auto", help="smoke, cpu, gpu, full or auto (default)")
-    dataset = "name of a data set; toybox at smoke and cpu, stl10 at gpu and full by default"
-    parser.add_argument("--dataset", default="default", help=dataset)
+    parser.add_argument("--dataset", default="default", help="a data set; by default toybox at smoke and cpu, stl10 at gpu and full")
     parser.add_argument("--out", default="runs", metavar="DIR", help="folder for notebooks, results and logs (default: runs)")
     parameter = {"action": "append", "nargs": 2, "default": [], "metavar": ("NAME", "VALUE")}
     parser.add_argument("-p", "--parameter", help="a value for a lesson's parameters cell, such as -p SEED 3; may be repeated", **parameter)
@@ -21,15 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notebooks", metavar="DIR", help="folder of the lessons (default: the course's own)")
     parser.add_argument("--record-costs", action="store_true", help="keep time and memory in the package, for the lessons to quote")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    at_once = (
-        "lessons that may run at once, each with its share of the cores and without progress bars (default: 1); they wait for what they "
-        "need, lesson 7 for all others, and the tables of results so far show what was there when a lesson began"
-    )
-    parser.add_argument("--jobs", type=arguments.whole, default=1, metavar="N", help=at_once)
-    several = (
-        "run the lessons once for each seed, in OUT/seed-K, and tabulate the mean over the seeds; a lesson takes SEED and the next ones "
-        "too, up to SEED + 4, so steps of 10, such as 0 10 20, keep them apart"
-    )
+    at_once = "lessons that may run at once, each with its share of the cores and without progress bars; lesson 7 waits for all others"
+    parser.add_argument("--jobs", type=arguments.whole, default=1, metavar="N", help=f"{at_once} (default: 1)")
+    several = "run all once a seed, in OUT/seed-K, and tabulate the mean; a lesson takes up to five seeds from K on: leave steps of 10"
     parser.add_argument("--seeds", type=arguments.listed_seed, nargs="+", metavar="K", help=several)
 
 
@@ -44,13 +37,18 @@ def run(args: argparse.Namespace) -> int:
             raise CourseError(f"{name} is given twice, as {parameters[name]!r} and as {value!r}.")
     if args.record_costs and (args.jobs > 1 or args.seeds):
         raise CourseError("--record-costs measures one lesson at a time: leave out --jobs and --seeds.")
-    options = {"tier": args.tier, "dataset": args.dataset, "out": args.out, "parameters": parameters, "notebooks_dir": args.notebooks}
-    options |= {"resume": not args.fresh, "timeout": args.timeout, "progress": not args.quiet, "jobs": args.jobs}
-    runs = runner.run(args.lessons, seeds=args.seeds, **options)
-    print(f"\n{runner.summary_table(runs)}")
+    runs = runner.run(
+        args.lessons, tier=args.tier, dataset=args.dataset, out=args.out, parameters=parameters, seeds=args.seeds, jobs=args.jobs,
+        notebooks_dir=args.notebooks, resume=not args.fresh, timeout=args.timeout, progress=not args.quiet,
+    )  # fmt: skip
+    rows = []
+    for done in runs:
+        took = "–" if done.seconds is None else lesson.duration(done.seconds)
+        held = "–" if done.peak_memory is None else lesson.memory(done.peak_memory)
+        rows.append([done.name, done.status, took, held, done.headline or done.error or "–"])
+    print(f"\n{results.Table(['lesson', 'status', 'time', 'peak memory', 'result'], rows)}")
     if args.seeds:
-        folders = [Path(args.out) / f"seed-{seed}" for seed in args.seeds]
-        print(f"\n{table_over_seeds.collect(folders).text()}")
+        print(f"\n{table_over_seeds.collect(Path(args.out) / f'seed-{seed}' for seed in args.seeds).text()}")
     if args.record_costs:
         tier = lesson.resolve_tier(args.tier)
         for done in runs:
