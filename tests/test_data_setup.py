@@ -39,16 +39,13 @@ def photos(tmp_path):
 
 
 def test_alone_it_draws_toybox_and_says_what_else_there_is(call, tmp_path):
+    status, out, _ = call("--list")
+    assert status == 0 and "cats-vs-dogs" in out and list(tmp_path.iterdir()) == []
     status, out, _ = call()
     assert status == 0 and "toybox is ready: 10 classes" in out and "python data_setup.py stl10" in out and "2.6 GB" in out
     assert (tmp_path / "data" / "toybox").is_dir()
     status, out, _ = call()
     assert status == 0 and "nothing was done" in out
-
-
-def test_list_makes_nothing(call, tmp_path):
-    status, out, _ = call("--list")
-    assert status == 0 and "cats-vs-dogs" in out and list(tmp_path.iterdir()) == []
 
 
 def test_own_photos(call, tmp_path, photos):

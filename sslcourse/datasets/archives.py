@@ -7,8 +7,9 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
@@ -51,10 +52,8 @@ class Piece:
 Tree = dict[str, "Tree | Piece"]  # a folder: from the names in it to further folders and files
 
 
-def spool(archive: Path, file: Path, progress: bool = True) -> Tree:
-    """Unpack `archive` into the single new file `file`: regular files and folders only. What is there after an error is for the caller.
-
-    Tens of thousands of small images take seconds this way; making and deleting as many files takes minutes on a busy disk.
+def spool(archive: Path, file: Path) -> Tree:
+    """Unpack `archive` into the single new file `file`: much faster than making and deleting tens of thousands of small ones.
 
     CourseError that names the archive, and the entry where there is one, for: an entry that would land outside (absolute, "..", a drive
     letter), a link or device, more than MAX_ENTRIES entries or MAX_BYTES bytes or MAX_RATIO times the archive's size (from 100 MB on), a
@@ -63,21 +62,30 @@ def spool(archive: Path, file: Path, progress: bool = True) -> Tree:
     name = archive.name.lower()
     if not name.endswith(SUFFIXES):
         raise CourseError(f"{archive.name} is not an archive that can be read: it must end in {', '.join(SUFFIXES)}. A folder works too.")
-    entries = (_zip_entries if name.endswith(".zip") else _tar_entries)(archive, file.parent)
-    bar = tqdm(unit="B", unit_scale=True, unit_divisor=1000, desc=f"Unpacking {archive.name}", disable=not progress)
-    tree = {}
+    most = min(MAX_BYTES, max(RATIO_FLOOR, MAX_RATIO * archive.stat().st_size))
+    tree, total = {}, 0
     try:
-        with open(file, "wb") as out, bar:
-            for parts, source in entries:
+        with open(file, "wb") as out, tqdm(unit="B", unit_scale=True, unit_divisor=1000, desc=f"Unpacking {archive.name}") as bar:
+            entries = (_zip_entries if name.endswith(".zip") else _tar_entries)(archive, file.parent)
+            for count, (entry, size, is_plain, opened) in enumerate(entries, start=1):
+                total += size
+                if count > MAX_ENTRIES or total > most:
+                    raise _untrusted(archive, f"holds more than {MAX_ENTRIES:,} entries or {prepared.human(most)}")
+                path = PureWindowsPath(entry)  # it knows drives, and both kinds of slashes
+                if path.anchor or ".." in path.parts or "\0" in entry:
+                    raise _untrusted(archive, f"has an entry {entry!r} that would land outside its folder")
+                if not is_plain:
+                    raise _untrusted(archive, f"has an entry {entry!r} that is a link or device")
                 folder = tree
-                for part in parts[:-1] if source else parts:
+                for part in path.parts[:-1] if opened else path.parts:
                     folder = folder.setdefault(part, {})
                     if not isinstance(folder, dict):
-                        raise ValueError(f"{'/'.join(parts)} lies in a file")
-                if source:
+                        raise ValueError(f"{entry} lies in a file")
+                if opened:
                     start = out.tell()
-                    shutil.copyfileobj(source, out)
-                    folder[parts[-1]] = Piece(file, start, out.tell() - start)
+                    with opened() as source:
+                        shutil.copyfileobj(source, out)
+                    folder[path.name] = Piece(file, start, out.tell() - start)
                     bar.update(out.tell() - start)
     except BROKEN as error:
         if isinstance(error, OSError) and error.errno:  # gzip and bz2 report damage by an OSError without a number
@@ -88,49 +96,29 @@ def spool(archive: Path, file: Path, progress: bool = True) -> Tree:
     return tree
 
 
-class _Check:
-    """Looks at each entry of an archive before it is unpacked, and counts."""
-
-    def __init__(self, archive: Path):
-        self.archive = archive.name
-        self.most = min(MAX_BYTES, max(RATIO_FLOOR, MAX_RATIO * archive.stat().st_size))
-        self.bytes = self.entries = 0
-
-    def entry(self, name: str, size: int, is_plain: bool) -> list[str]:
-        self.entries += 1
-        self.bytes += size
-        if self.entries > MAX_ENTRIES or self.bytes > self.most:
-            what = f"{MAX_ENTRIES:,} entries" if self.entries > MAX_ENTRIES else prepared.human(self.most)
-            raise CourseError(f"{self.archive} holds more than {what}, so it was not unpacked. If you trust it, give the unpacked folder.")
-        path = PureWindowsPath(name)  # it knows drives, and both kinds of slashes
-        if path.anchor or ".." in path.parts or "\0" in name:
-            raise CourseError(f"{self.archive} has an entry {name!r} that would land outside its folder, so it was not unpacked.")
-        if not is_plain:
-            raise CourseError(f"{self.archive} has an entry {name!r} that is a link or device, so it was not unpacked. Pack it again.")
-        return list(path.parts)
+def _untrusted(archive: Path, problem: str) -> CourseError:
+    return CourseError(f"{archive.name} {problem}, so it was not unpacked. If you trust it, unpack it yourself and give the folder.")
 
 
-def _zip_entries(archive: Path, folder: Path) -> Iterator[tuple[list[str], IO[bytes] | None]]:
-    # Yield the names of an entry's folders and its own, and the open file; None for a folder.
-    check, entries = _Check(archive), []
+# An entry's name, its size, whether it is a regular file or a folder, and what opens it (None for a folder).
+Entries = Iterator[tuple[str, int, bool, Callable[[], IO[bytes]] | None]]
+
+
+def _zip_entries(archive: Path, folder: Path) -> Entries:
     with zipfile.ZipFile(archive) as file:
+        prepared.require_free(folder, min(MAX_BYTES, sum(info.file_size for info in file.infolist())), f"Unpacking {archive.name}")
         for info in file.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            entries.append((info, check.entry(info.filename, info.file_size, is_plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))))
-        prepared.require_free(folder, check.bytes, f"Unpacking {archive.name}")
-        for info, parts in entries:
-            with file.open(info) as source:  # reads no more than the announced size, and checks the sum
-                yield parts, None if info.is_dir() else source
+            is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+            # an open entry gives no more than the announced size, and checks the sum
+            yield info.filename, info.file_size, is_plain, None if info.is_dir() else partial(file.open, info)
 
 
-def _tar_entries(archive: Path, folder: Path) -> Iterator[tuple[list[str], IO[bytes] | None]]:
-    check = _Check(archive)
+def _tar_entries(archive: Path, folder: Path) -> Entries:
     with tarfile.open(archive) as file:
-        for info in iter(file.next, None):
-            parts = check.entry(info.name, info.size, is_plain=info.isreg() or info.isdir())
-            if check.entries % 1000 == 1 or info.size > 1_000_000:
-                prepared.require_free(folder, info.size, f"Unpacking {archive.name}")
-            yield parts, file.extractfile(info)
+        for count, info in enumerate(iter(file.next, None)):
+            if count % 1000 == 0 or info.size > 1_000_000:
+                prepared.require_free(folder, min(MAX_BYTES, info.size), f"Unpacking {archive.name}")
+            yield info.name, info.size, info.isreg() or info.isdir(), None if info.isdir() else partial(file.extractfile, info)
             file.members = []  # otherwise it remembers every entry
         # tarfile takes a broken header for the end. In a plain .tar, zeros stand at a real end; in a compressed one, reading on makes
         # gzip, xz and bz2 verify their sums.

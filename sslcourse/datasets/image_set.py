@@ -32,7 +32,7 @@ class DatasetInfo:
         return self.download_bytes > 0
 
 
-# What a person asks of a data set first, known before it is there. Where they come from is in sources.SOURCES.
+# What is known before a data set is there. Where they come from is in sources.SOURCES.
 KNOWN = {
     "toybox": DatasetInfo("toybox", 10, 14_000, toybox.SIZE, 0, "nothing to do: drawn on first use"),
     "stl10": DatasetInfo("stl10", 10, 113_000, 96, 2_640_397_119, "python data_setup.py stl10"),
@@ -44,14 +44,10 @@ KNOWN = {
 
 @dataclass(repr=False)
 class ImageSet:
-    """A data set in memory (or mapped from disk): images uint8 (N, 3, H, W), labels int64 (N,), all images square and of one size.
+    """A data set in memory or mapped from disk: images uint8 (N, 3, H, H) of one size H, labels int64 (N,).
 
-    `unlabeled` has no labels at all. Where a data set has no unlabelled images it *is* `train_images` (the same memory): the lessons then
-    learn from the training images without their labels. `mean` and `std` are per channel, in 0..1. `folds`, only for STL-10, holds its ten
-    official folds as row numbers, int64 (10, 1000): r < len(train_images) is a row of train, larger ones are r - len(train_images) in
-    validation, because the validation images were set aside from the 5,000 official training images.
-
-    Raises TypeError or ValueError, with a sentence, for tensors of another kind or shape.
+    Where a data set has no unlabelled images, `unlabeled` *is* `train_images` (the same memory). `mean` and `std` are per channel, in 0..1.
+    TypeError or ValueError for tensors of another kind or shape.
     """
 
     name: str
@@ -65,7 +61,6 @@ class ImageSet:
     test_images: Tensor
     test_labels: Tensor
     unlabeled: Tensor | None = None
-    folds: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.class_names = [str(name) for name in self.class_names]
@@ -74,21 +69,19 @@ class ImageSet:
             raise ValueError(f"mean and std need 3 values each, not {len(self.mean)} and {len(self.std)}.")
         if self.unlabeled is None:
             self.unlabeled = self.train_images
-        for part in ("train_images", "validation_images", "test_images", "unlabeled"):
-            images = getattr(self, part)
-            if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-                raise TypeError(f"{part} must be a uint8 tensor, not {getattr(images, 'dtype', type(images).__name__)}.")
-            if images.ndim != 4 or images.shape[1:] != (3, self.size, self.size):
-                raise ValueError(f"{part} must have shape (N, 3, H, H), with one H for all parts, not {tuple(images.shape)}.")
+        for part in prepared.PARTS:
+            tensor, kind = getattr(self, part), torch.int64 if part.endswith("_labels") else torch.uint8
+            if not isinstance(tensor, Tensor) or tensor.dtype != kind:
+                raise TypeError(f"{part} must be a tensor of {kind}, not {getattr(tensor, 'dtype', type(tensor).__name__)}.")
+            if kind == torch.uint8 and (tensor.ndim != 4 or tensor.shape[1:] != (3, self.size, self.size)):
+                raise ValueError(f"{part} must have shape (N, 3, H, H), with one H for all parts, not {tuple(tensor.shape)}.")
         for split in prepared.SPLITS:
-            labels, images = getattr(self, f"{split}_labels"), getattr(self, f"{split}_images")
-            if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-                raise TypeError(f"{split}_labels must be an int64 tensor, not {getattr(labels, 'dtype', type(labels).__name__)}.")
-            if labels.shape != (len(images),):
-                raise ValueError(f"{split}_labels has shape {tuple(labels.shape)} for {len(images)} images: one label an image is needed.")
-            if len(labels) and int(labels.min()) < 0:
+            labels, count = getattr(self, f"{split}_labels"), len(getattr(self, f"{split}_images"))
+            if labels.shape != (count,):
+                raise ValueError(f"{split}_labels has shape {tuple(labels.shape)} for {count} images: one label an image is needed.")
+            if count and int(labels.min()) < 0:
                 raise ValueError(f"{split}_labels contains {int(labels.min())}: unlabelled images belong in .unlabeled.")
-            if len(labels) and int(labels.max()) >= self.num_classes:
+            if count and int(labels.max()) >= self.num_classes:
                 raise ValueError(f"{split}_labels contains {int(labels.max())}, and there are {self.num_classes} classes, counted from 0.")
 
     @property
@@ -102,25 +95,22 @@ class ImageSet:
 
     def to(self, device: str | torch.device) -> "ImageSet":
         """The same ImageSet with every tensor on `device`. Images that two parts share are moved once and stay shared."""
-        shared = self.unlabeled is self.train_images
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and not (shared and name == "unlabeled")}
-        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-        return replace(self, **{"unlabeled": None, **moved})
+        moved = {part: getattr(self, part).to(device) for part in prepared.PARTS if part != "unlabeled"}
+        return replace(self, unlabeled=None if self.unlabeled is self.train_images else self.unlabeled.to(device), **moved)
 
     def few_labels(self, per_class: int = 10, seed: int = 0) -> "ImageSet":
-        """The same ImageSet with `per_class` labelled training images of each class; unlabeled, validation and test stay as they are.
+        """The same ImageSet with `per_class` labelled training images of each class, in their order; the other parts stay as they are.
 
-        The choice depends only on `seed` and the labels, and it is nested: the images for 10 a class are among those for 20 a class.
-        Rows keep their order. ValueError if `per_class` < 1 or a class has fewer images than that.
+        The choice depends on `seed` and the labels, and it is nested: the images for 10 a class are among those for 20 a class.
+        ValueError if `per_class` < 1 or a class has fewer images than that.
         """
         rows = few_rows(self.train_labels, self.class_names, per_class, seed).to(self.train_labels.device)
-        return replace(self, train_images=self.train_images[rows], train_labels=self.train_labels[rows], folds=None)
+        return replace(self, train_images=self.train_images[rows], train_labels=self.train_labels[rows])
 
     def subset(self, *, unlabeled=None, train=None, validation=None, test=None, seed: int = 0) -> "ImageSet":
-        """The same ImageSet with at most so many images in a part, drawn at random; rows keep their order. None keeps all, 0 keeps none.
+        """The same ImageSet with at most so many images in a part, drawn at random by `seed`, in their order. None keeps all.
 
-        For quick looks and short experiments: `images.subset(validation=500, test=0)`. The choice depends only on `seed` and the number of
-        images in the part. ValueError for a count that is not a whole number of at least 0.
+        ValueError for a count that is not a whole number of at least 0.
         """
         chosen = {}
         for part, most in {"unlabeled": unlabeled, "train": train, "validation": validation, "test": test}.items():
@@ -132,8 +122,7 @@ class ImageSet:
             images = getattr(self, fields[0])
             rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].sort().values.to(images.device)
             chosen |= {name: getattr(self, name)[rows] for name in fields}
-        folds = self.folds if train is None and validation is None else None  # they are row numbers of these two
-        return replace(self, folds=folds, **chosen)
+        return replace(self, **chosen)
 
     def __repr__(self) -> str:
         counts = [("unlabeled", self.unlabeled), *((split, getattr(self, f"{split}_images")) for split in prepared.SPLITS)]
@@ -153,19 +142,15 @@ def few_rows(labels: Tensor, class_names: Sequence[str], per_class: int, seed: i
     return torch.from_numpy(np.sort(np.concatenate([rows[:per_class] for rows in by_class])))
 
 
-def load(
-    name: str = "toybox", data_dir: str | os.PathLike = "data", size: int | None = None, device: str | torch.device = "cpu", **options
-) -> ImageSet:
-    """An ImageSet, by name, from `data_dir`.
+def load(name="toybox", data_dir: str | os.PathLike = "data", size: int | None = None, device="cpu", **options) -> ImageSet:
+    """An ImageSet, by name, from `data_dir`. On the CPU images stay mapped from disk: nothing is read until it is used.
 
-    name: one of `available()`. `toybox` is drawn on first use and kept in `data_dir`; where that cannot be written it stays in memory,
-    with a warning. The others have to be prepared once: `python data_setup.py stl10`.
+    name: one of `available()`. `toybox` is drawn on first use; the others have to be prepared once: `python data_setup.py stl10`.
     size: pixels, 8..512; None is the stored size. Another size is made once (bilinear, antialiased; toybox is drawn anew) and kept as
-    `<name>-<size>`.
-    options, for toybox only: shortcut, upright, seed, and the counts unlabeled, train, validation, test.
+    `<name>-<size>`. options, for toybox only: shortcut, upright, seed, and the counts unlabeled, train, validation, test.
 
-    On the CPU images stay mapped from disk: nothing is read until it is used. CourseError if the name is unknown, the data set is not
-    prepared, or its folder is damaged; ValueError or TypeError for a wrong size or option.
+    CourseError if the data set is unknown, not prepared or damaged, or if the disk cannot take what is made; ValueError or TypeError for a
+    wrong size or option.
     """
     check_size(size)
     name, data_dir = known_spelling(name), Path(data_dir)
@@ -183,41 +168,32 @@ def load(
 
 
 def _prepared(name: str, data_dir: Path) -> tuple[dict, dict]:
-    folder = data_dir / name
+    folder, where = data_dir / name, f"--data-dir {data_dir}"
+    if (folder / "about.json").exists() or any(folder.glob("*.npy")):
+        return prepared.read(folder)
     if folder.exists():
-        if (folder / "about.json").exists() or any(folder.glob("*.npy")):
-            return prepared.read(folder)
-        raise CourseError(
-            f"{folder} exists but is not a prepared data set. If these are your images: "
-            f"python data_setup.py --from {folder} --name another-name --data-dir {data_dir}"
-        )
+        way = f"If these are your images: python data_setup.py --from {folder} --name another-name {where}"
+        raise CourseError(f"{folder} exists but is not a prepared data set. {way}")
     if name in KNOWN:
-        raise CourseError(
-            f"The data set {name!r} is not prepared in {data_dir}. Run: python data_setup.py {name} --data-dir {data_dir} "
-            f"(in Colab: !python -m sslcourse data {name} --data-dir {data_dir}). 'toybox' works at once, without a download."
-        )
+        way = f"Run: python data_setup.py {name} {where} (in Colab: !python -m sslcourse data {name} {where})."
+        raise CourseError(f"The data set {name!r} is not prepared in {data_dir}. {way} 'toybox' works at once, without a download.")
     names = [info.name for info in available(data_dir)]
-    close = difflib.get_close_matches(name, names, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    raise CourseError(
-        f"There is no data set {name!r} in {data_dir}.{guess} Available: {', '.join(names)}. "
-        f"Your own images: python data_setup.py --from photos.zip --name {name} --data-dir {data_dir}"
-    )
+    guess = "".join(f" Did you mean {close!r}?" for close in difflib.get_close_matches(name, names, n=1))
+    way = f"Your own images: python data_setup.py --from photos.zip --name {name} {where}"
+    raise CourseError(f"There is no data set {name!r} in {data_dir}.{guess} Available: {', '.join(names)}. {way}")
 
 
 def _resized(folder: Path, about: dict, parts: dict, size: int) -> tuple[dict, dict]:
     views = {part: prepared.Resized(array, size) if array.ndim == 4 else array for part, array in parts.items()}
     facts = dict(name=about["name"], class_names=about["class_names"], source=f"{about['source']}, resized from {about['size']}")
-    return prepared.made_once(folder, lambda: views, options={"resized_from": about["id"]}, progress=True, **facts)[1:]
+    return prepared.made_once(folder, lambda: views, options={"resized_from": about["id"]}, **facts)[1:]
 
 
 def check_size(size: int | None) -> None:
     """TypeError or ValueError unless `size` is None or a whole number of pixels, 8..512."""
-    if size is None:
-        return
-    if isinstance(size, bool) or not isinstance(size, int):
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
         raise TypeError(f"size is {size!r}; it must be a whole number of pixels, or None for the stored size.")
-    if not 8 <= size <= 512:
+    if size is not None and not 8 <= size <= 512:
         raise ValueError(f"size is {size}; it must be between 8 and 512 pixels.")
 
 
@@ -232,14 +208,11 @@ class Available(list):
     """A list of DatasetInfo that prints as a table."""
 
     def __repr__(self) -> str:
-        rows = [("name", "classes", "images", "size", "download", "prepared", "how to get it")]
-        for info in self:
-            download = prepared.human(info.download_bytes) if info.download_bytes else "none"
-            pixels = f"{info.size}×{info.size}"
-            rows.append((info.name, str(info.classes), f"{info.images:,}", pixels, download, "yes" if info.prepared else "no", info.how))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        sides = "<>>>><<"
-        lines = ["  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip() for row in rows]
+        line = "{:<14} {:>7} {:>8} {:>8} {:>9} {:>9}  {}".format
+        lines = [line("name", "classes", "images", "size", "download", "prepared", "how to get it")]
+        for i in self:
+            size, download = f"{i.size}×{i.size}", prepared.human(i.download_bytes) if i.needs_network else "none"
+            lines.append(line(i.name, i.classes, f"{i.images:,}", size, download, "yes" if i.prepared else "no", i.how))
         return "\n".join([*lines, "Your own images: python data_setup.py --from photos.zip --name my-photos"])
 
 
@@ -252,7 +225,7 @@ def available(data_dir: str | os.PathLike = "data") -> Available:
         except CourseError:
             continue  # a damaged folder is reported when somebody asks for it by name
         if about["name"] == path.parent.name:  # resized copies bear the name of what they were made from
-            images = sum(count for part, count in about["counts"].items() if part == "unlabeled" or part.endswith("_images"))
+            images = sum(about["counts"].get(part, 0) for part in prepared.PARTS if not part.endswith("_labels"))
             known = KNOWN.get(about["name"], DatasetInfo(about["name"], 0, 0, 0, 0, "your own"))
             found[known.name] = replace(known, prepared=True, classes=len(about["class_names"]), images=images, size=about["size"])
     return Available({**KNOWN, **found}.values())

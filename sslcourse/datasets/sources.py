@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,26 +15,17 @@ from sslcourse.datasets import archives, downloads, image_folders, prepared, toy
 from sslcourse.datasets.image_set import KNOWN, check_size, known_spelling, load
 from sslcourse.errors import CourseError
 
-
-@dataclass(frozen=True)
-class Source:
-    """Where a data set's archive is, the checksum that its source publishes (or None), and how much disk preparing it takes, in bytes."""
-
-    url: str
-    checksum: str | None
-    disk: int  # archive + unpacked + prepared
-
-
-# Every address of the course's data, in one place.
+# Every address of the course's data: the archive, the checksum that its source publishes (or None), and the bytes of disk that preparing it
+# takes: archive, unpacked and prepared.
 SOURCES = {
-    "stl10": Source(STL10.url, f"md5:{STL10.tgz_md5}", 9_000_000_000),
-    "cifar10": Source(CIFAR10.url, f"md5:{CIFAR10.tgz_md5}", 600_000_000),
-    "flowers": Source(
+    "stl10": (STL10.url, f"md5:{STL10.tgz_md5}", 9_000_000_000),
+    "cifar10": (CIFAR10.url, f"md5:{CIFAR10.tgz_md5}", 600_000_000),
+    "flowers": (
         "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
         "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c",
         700_000_000,
     ),
-    "cats-vs-dogs": Source(
+    "cats-vs-dogs": (
         "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip",
         None,
         3_200_000_000,
@@ -53,43 +45,36 @@ class Report:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-def prepare(
-    name: str,
-    data_dir: str | os.PathLike = "data",
-    *,
-    source: str | os.PathLike | None = None,
-    size: int | None = None,
-    strict: bool = False,
-    limit: int | None = None,
-    force: bool = False,
-    keep_archive: bool = False,
-    progress: bool = True,
-) -> Report:
-    """Get the data set `name` ready in `data_dir`, for `datasets.load(name, data_dir)`.
+def prepare(name, data_dir="data", *, source=None, size=None, strict=False, limit=None, force=False, keep_archive=False) -> Report:
+    """Get the data set `name` ready in `data_dir`, for `datasets.load(name, data_dir)`. A second call does nothing and says so.
 
     name: toybox, stl10, cifar10, flowers, cats-vs-dogs, or with `source` a name of your own.
-    source: an archive or folder that you have (image folders as at `image_folders.read`, or the original files of STL-10 or CIFAR-10).
+    source: the path of an archive or folder (images as at `image_folders.read`, or the original files of STL-10 or CIFAR-10).
     size: pixels, 8..512. Image folders are stored at this size (None: their own, or 96); the others get a second, resized copy.
     strict: refuse files that cannot be read, instead of skipping and counting them. limit: at most that many images a class and split (and
-    that many unlabelled ones a class), for a quick look. force: do it again even if it is there. keep_archive: keep the downloaded archive.
+    that many unlabelled ones a class). force: do it again even if it is there. keep_archive: keep the downloaded archive.
 
-    A second call does nothing and says so. After a failure nothing half-made is left; an interrupted download continues next time.
-    CourseError, with a sentence, for everything that can go wrong on the way; ValueError for a wrong size or limit.
+    After a failure nothing half-made is left; an interrupted download continues next time. CourseError, with a sentence, for everything
+    that can go wrong on the way; ValueError or TypeError for a wrong size or limit.
     """
     check_size(size)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 3):
         raise ValueError(f"limit is {limit!r}; it must be a whole number of at least 3, so that each split gets an image of each class.")
-    name, data_dir = check_name(name, source), Path(data_dir)
+    name, data_dir = known_spelling(name), Path(data_dir)
+    _check_name(name, source)
     folder = data_dir / name
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         if name == "toybox":
-            return _toybox(data_dir, size, force, limit)
+            if limit is not None:
+                raise ValueError("limit= cannot be used with toybox, whose number of images is chosen when it is loaded.")
+            made, about, _ = toybox.load(data_dir, size, force=force)
+            return _report(data_dir / ("toybox" if about["size"] == toybox.SIZE else f"toybox-{about['size']}"), made)
         report = None if force else _ready(folder)
         if report is None:
             with prepared.alone(folder):
                 report = None if force else _ready(folder)  # another process may have finished it while this one waited
-                report = report or _from_source(folder, source, size, strict, limit, keep_archive, progress)
+                report = report or _from_source(folder, source, size, strict, limit, keep_archive)
     except OSError as error:
         raise CourseError(f"{name} cannot be prepared in {data_dir} ({error}). Choose another folder with --data-dir.") from None
     if size not in (None, prepared.read_about(folder)["size"]):
@@ -98,143 +83,104 @@ def prepare(
     return report
 
 
-def check_name(name: str, source: str | os.PathLike | None) -> str:
-    """The name as it is stored. CourseError if it cannot be used, or if nothing says where its images are."""
-    name = known_spelling(name)
-    if source is None:
-        if name not in KNOWN:
-            raise CourseError(
-                f"There is no data set {name!r} to download. Available: {', '.join(KNOWN)}. Your own: --from photos.zip --name {name}"
-            )
-        return name
-    if name == "toybox" or name.lower() in RESERVED or name.endswith("."):
-        raise CourseError(f"The name {name!r} is taken. Choose another one with --name.")
+def _check_name(name: str, source) -> None:
     size = re.search(r"-(\d{1,3})$", name)
-    if name.startswith("toybox-") or (size and 8 <= int(size[1]) <= 512):
+    if source is None and name not in KNOWN:
+        others = f"Available: {', '.join(KNOWN)}. Your own: --from photos.zip --name {name}"
+        raise CourseError(f"There is no data set {name!r} to download. {others}")
+    if source is not None and (name == "toybox" or name.lower() in RESERVED or name.endswith(".")):
+        raise CourseError(f"The name {name!r} is taken. Choose another one with --name.")
+    if source is not None and (name.startswith("toybox-") or (size and 8 <= int(size[1]) <= 512)):
         raise CourseError(f"The name {name!r} is how a resized copy is named. Choose another one with --name, such as {name}px.")
-    return name
-
-
-def _toybox(data_dir: Path, size: int | None, force: bool, limit: int | None) -> Report:
-    if limit is not None:
-        raise ValueError("limit= cannot be used with toybox, whose number of images is chosen when it is loaded.")
-    made, about, _ = toybox.load(data_dir, size, force=force, must_keep=True)
-    done = "is ready" if made else "was ready already, nothing was done (--force draws it again)"
-    folder = data_dir / ("toybox" if about["size"] == toybox.SIZE else f"toybox-{about['size']}")
-    return Report(folder, made, f"toybox {done}: {_counts(about)} in {folder}.")
 
 
 def _ready(folder: Path) -> Report | None:
-    # None also if it is damaged: then it is made again.
-    if not (folder / "about.json").exists():
-        return None
-    try:
-        about, _ = prepared.read(folder)
-    except CourseError:
-        return None
-    done = "was ready already, nothing was done (--force prepares it again)"
-    return Report(folder, False, f"{folder.name} {done}: {_counts(about)} in {folder}.")
+    with contextlib.suppress(CourseError):  # what is missing or damaged is made again
+        prepared.read(folder)
+        return _report(folder, made=False)
 
 
-def _counts(about: dict) -> str:
+def _report(folder: Path, made: bool, skipped: Sequence[tuple[str, str]] = (), remark: str = "") -> Report:
+    about = prepared.read_about(folder)
     counts = about["counts"]
     parts = [f"{counts[key]:,} {part}" for part in ("unlabeled", *prepared.SPLITS) for key in (part, f"{part}_images") if key in counts]
-    return f"{len(about['class_names'])} classes, {about['size']}×{about['size']}, {' · '.join(parts)} images"
+    done = "is ready" if made else "was ready already, nothing was done (--force makes it again)"
+    what = f"{len(about['class_names'])} classes, {about['size']}×{about['size']}, {' · '.join(parts)} images"
+    return Report(folder, made, f"{about['name']} {done}: {what} in {folder}. {remark}".strip(), list(skipped))
 
 
-def _from_source(folder, source, size, strict, limit, keep_archive, progress) -> Report:
-    name = folder.name
+def _from_source(folder: Path, source, size, strict, limit, keep_archive) -> Report:
     if source is None:
-        archive, origin = _download(folder, progress), _url(name)
+        archive, origin = _download(folder)
     else:
         archive, origin = Path(source).expanduser(), Path(source).name
-        _check_place(archive, folder, source)
+        path, place = archive.resolve(), folder.resolve()
+        if not path.exists():
+            raise CourseError(f"There is no file or folder {source}. Check the path after --from.")
+        if path == place or place in path.parents:
+            raise CourseError(f"{source} lies where the prepared data set is to go ({folder}). Choose another --name or --data-dir.")
+        if path.is_dir() and path in place.parents:
+            raise CourseError(f"{folder} would lie inside {source}, among the images. Choose a --data-dir outside it.")
     with prepared.work_folder(folder, "unpacked") as work:
         try:
-            found = _read(archive, work, size, strict, limit, progress)
+            found = _read(archive, work, size, strict, limit)
         except archives.Broken:
-            _remove(archive, source is None)  # the next call gets it again
+            if source is None:
+                _remove(archive)  # the next call gets it again
             raise
-        facts = dict(name=name, source=origin, options={"limit": limit, "skipped": len(found.skipped)})
-        prepared.write(folder, found.parts, class_names=found.class_names, progress=progress, **facts)
+        options = {"limit": limit, "skipped": len(found.skipped)}
+        prepared.write(folder, found.parts, name=folder.name, class_names=found.class_names, source=origin, options=options)
         found.parts.clear()  # the memory maps, before the files that they map are removed
-    _remove(archive, source is None and not keep_archive)
-    sentence = f"{name} is ready: {_counts(prepared.read_about(folder))} in {folder}. {found.skipped_sentence()}".strip()
-    return Report(folder, True, sentence, found.skipped)
+    if source is None and not keep_archive:
+        _remove(archive)
+    return _report(folder, True, found.skipped, found.skipped_sentence())
 
 
-def _check_place(path: Path, folder: Path, source) -> None:
-    if not path.exists():
-        raise CourseError(f"There is no file or folder {source}. Check the path after --from.")
-    path, folder = path.resolve(), folder.resolve()
-    if path == folder or folder in path.parents:
-        raise CourseError(f"{source} lies where the prepared data set is to go ({folder}). Choose another --name or --data-dir.")
-    if path.is_dir() and path in folder.parents:
-        raise CourseError(f"{folder} would lie inside {source}, among the images. Choose a --data-dir outside it.")
+def _remove(downloaded: Path) -> None:
+    downloaded.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another download, or a part of one, lies there
+        downloaded.parent.rmdir()
 
 
-def _remove(archive: Path, downloaded: bool) -> None:
-    if downloaded:
-        archive.unlink()
-        _remove_if_empty(archive.parent)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _url(name: str) -> str:
-    url, mirror = SOURCES[name].url, os.environ.get(MIRROR)
-    return f"{mirror.rstrip('/')}/{url.rpartition('/')[2]}" if mirror else url
-
-
-def _download(folder: Path, progress: bool) -> Path:
-    source = SOURCES[folder.name]
-    target = folder.parent / "downloads" / source.url.rpartition("/")[2]
-    there = sum(path.stat().st_size for path in target.parent.glob(f"{target.name}*"))  # whole, or a part of it
-    prepared.require_free(folder.parent, source.disk - there, f"Preparing {folder.name}")
+def _download(folder: Path) -> tuple[Path, str]:
+    (url, checksum, disk), mirror = SOURCES[folder.name], os.environ.get(MIRROR)
+    file = url.rpartition("/")[2]
+    url, target = f"{mirror.rstrip('/')}/{file}" if mirror else url, folder.parent / "downloads" / file
+    there = sum(path.stat().st_size for path in target.parent.glob(f"{file}*"))  # whole, or a part of it
+    prepared.require_free(folder.parent, disk - there, f"Preparing {folder.name}")
     try:
-        return downloads.fetch(_url(folder.name), target, source.checksum, progress)
-    finally:
-        _remove_if_empty(target.parent)  # a part that can be resumed stays
+        return downloads.fetch(url, target, checksum), url
+    except CourseError:
+        _remove(target)  # a part that can be resumed stays
+        raise
 
 
-# --- What lies in it: the original files of STL-10 or CIFAR-10, or image folders ---
-
-
-def _read(source: Path, work: Path, size, strict, limit, progress) -> image_folders.FolderImages:
-    tree = image_folders.tree(source) if source.is_dir() else archives.spool(source, work / "spool", progress)
+def _read(source: Path, work: Path, size, strict, limit) -> image_folders.FolderImages:
+    tree = image_folders.tree(source) if source.is_dir() else archives.spool(source, work / "spool")
     folders = [tree]
     for files in folders:  # grows while we walk along it
         for name in ORIGINALS.keys() & files.keys():
             class_names, parts = ORIGINALS[name](files, work)
-            return image_folders.FolderImages(class_names, _limited(parts, len(class_names), limit))
+            return image_folders.FolderImages(class_names, parts if limit is None else _limited(parts, len(class_names), limit))
         folders += [inner for inner in files.values() if isinstance(inner, dict)]
-    return image_folders.read(tree, work, size, label=str(source), strict=strict, limit=limit, progress=progress)
+    return image_folders.read(tree, work, size, label=str(source), strict=strict, limit=limit)
 
 
-def _limited(parts: prepared.Parts, classes: int, limit: int | None) -> prepared.Parts:
-    if limit is None:
-        return parts
-    limited = {}
+def _limited(parts: prepared.Parts, classes: int, limit: int) -> prepared.Parts:
+    limited = {"unlabeled": parts["unlabeled"][: limit * classes]} if "unlabeled" in parts else {}
     for split in ("train", "test"):
         labels = parts[f"{split}_labels"]
         rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[:limit] for label in range(classes)]))
         limited |= {f"{split}_images": prepared.Rows(parts[f"{split}_images"], rows), f"{split}_labels": labels[rows]}
-    if "unlabeled" in parts:
-        limited["unlabeled"] = parts["unlabeled"][: limit * classes]
     return limited
 
 
 def _check_files(files: archives.Tree, published: list) -> None:
-    # CourseError that names the first file that is missing or does not have its published MD5 sum. (For STL-10 that takes seconds.)
+    # CourseError that names the first file that is missing or does not have its published MD5 sum.
     for name, md5 in published:
-        try:
+        with contextlib.suppress(KeyError, OSError, ValueError):  # missing, or empty
             if md5 == hashlib.md5(files[name].mapped()).hexdigest():
                 continue
-        except (KeyError, OSError, ValueError):  # missing, or empty
-            pass
         raise CourseError(f"{name} is missing, damaged or changed. Get the archive again.")
 
 
@@ -242,7 +188,7 @@ def read_stl10(files: archives.Tree, work: Path) -> tuple[list[str], dict[str, n
     """The files of stl10_binary -> (class names, parts), images memory-mapped (torchvision's reader takes all 2.6 GB into memory).
 
     Images are uint8 (N, 3, 96, 96) with each channel stored column by column, so the last two axes are swapped here. Labels are 1..10 on
-    disk and 0..9 here. `folds` are the ten official folds, int64 (10, 1000) row numbers of train. CourseError for a damaged file.
+    disk and 0..9 here. CourseError for a damaged file.
     """
     _check_files(files, [*STL10.train_list, *STL10.test_list])
     parts = {}
@@ -250,21 +196,14 @@ def read_stl10(files: archives.Tree, work: Path) -> tuple[list[str], dict[str, n
         parts[key] = files[f"{split}_X.bin"].mapped().reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
     for split in ("train", "test"):
         parts[f"{split}_labels"] = files[f"{split}_y.bin"].mapped().astype(np.int64) - 1
-    try:
-        class_names = files[STL10.class_names_file].open().read().decode().split()
-        parts["folds"] = np.loadtxt(files[STL10.folds_list_file].open(), np.int64, ndmin=2)
-        good = len(class_names) == 10 and 0 <= parts["folds"].min() and parts["folds"].max() < len(parts["train_labels"])
-    except (KeyError, ValueError):
-        good = False
-    if not good:
-        raise CourseError(f"{STL10.class_names_file} or {STL10.folds_list_file} is missing or damaged. Get the archive again.")
-    return class_names, parts
+    names = files[STL10.class_names_file].open().read().split() if STL10.class_names_file in files else []
+    if len(names) != 10:
+        raise CourseError(f"{STL10.class_names_file} is missing or damaged. Get the archive again.")
+    return [name.decode(errors="replace") for name in names], parts
 
 
 class _Batches(CIFAR10):
-    """torchvision's reader, for a folder of any name."""
-
-    base_folder = ""
+    base_folder = ""  # torchvision's reader, for a folder of any name
 
 
 def read_cifar10(files: archives.Tree, work: Path) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -25,7 +25,8 @@ def make(folder, suffix, files=FILES):
             for name, content in files.items():
                 file.writestr(name, content)
         return path
-    with tarfile.open(path, "w:" + {"tar": "", "tgz": "gz"}.get(suffix.rpartition(".")[2], suffix.rpartition(".")[2])) as file:
+    kind = suffix.rpartition(".")[2]
+    with tarfile.open(path, "w:" + {"tar": "", "tgz": "gz"}.get(kind, kind)) as file:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -34,7 +35,7 @@ def make(folder, suffix, files=FILES):
 
 
 def unpack(archive):
-    return archives.spool(archive, archive.parent / "spool", progress=False)
+    return archives.spool(archive, archive.parent / "spool")
 
 
 def refused(archive, match):
@@ -50,21 +51,18 @@ def test_each_format_comes_out_as_it_went_in(tmp_path, suffix):
     assert photos["cat"]["a.jpg"].open().read() == NOISE and photos["dog"]["b.jpg"].mapped().tobytes() == NOISE[::-1]
 
 
-def test_backslashes_in_a_zip_are_folders(tmp_path):
+def test_backslashes_make_folders_and_a_file_cannot_be_one(tmp_path):
     assert unpack(make(tmp_path, ".zip", {"cat\\a.jpg": b"x"}))["cat"]["a.jpg"].open().read() == b"x"
-
-
-def test_a_file_cannot_be_a_folder_too(tmp_path):
     refused(make(tmp_path, ".tar", {"a": b"x", "a/b": b"y"}), "a/b lies in a file")
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil", "C:/evil", "C:evil", "..\\evil", "\\evil"])
+@pytest.mark.parametrize("name", ["a/../../evil", "/tmp/evil", "C:evil", "..\\evil"])
 def test_entries_outside_are_refused_by_name(tmp_path, suffix, name):
     refused(make(tmp_path, suffix, {"good.txt": b"x", name: b"evil"}), "evil.*outside")
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, stat.S_IFLNK])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, stat.S_IFLNK])
 def test_links_and_devices_are_refused_by_name(tmp_path, kind):
     if kind == stat.S_IFLNK:
         archive, info = tmp_path / "x.zip", zipfile.ZipInfo("escape")
@@ -100,13 +98,10 @@ def test_damage_is_found(tmp_path, suffix, harm):
     refused(archive, "broken or incomplete")
 
 
-def test_a_tar_cut_between_two_entries(tmp_path):
+def test_a_tar_cut_between_two_entries_and_an_encrypted_zip(tmp_path):
     archive = make(tmp_path, ".tar", {"a": b"x" * 512, "b": b"y" * 512})
     archive.write_bytes(archive.read_bytes()[:1024])
     refused(archive, "broken or incomplete")
-
-
-def test_an_encrypted_zip(tmp_path):
     archive = make(tmp_path, ".zip", {"a": b"secret"})
     content = bytearray(archive.read_bytes())
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # set the flag "encrypted" in both headers
@@ -115,12 +110,8 @@ def test_an_encrypted_zip(tmp_path):
     refused(archive, "encrypted")
 
 
-def test_a_full_disk_is_seen_before_a_zip_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_and_another_format_are_refused_before_anything_is_written(tmp_path, monkeypatch):
     archive = make(tmp_path, ".zip")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     refused(archive, "needs 100.0 kB free")
-
-
-def test_another_format_is_refused(tmp_path):
-    (tmp_path / "x.rar").write_bytes(b"Rar!")
-    refused(tmp_path / "x.rar", "not an archive.*tar.xz")
+    refused(archive.rename(tmp_path / "x.rar"), "not an archive.*tar.xz")

@@ -1,14 +1,11 @@
 """Preparing data sets: the original files of STL-10 and CIFAR-10, downloads from a server on this machine, and archives of one's own."""
 
 import hashlib
-import http.server
 import io
 import pickle
 import shutil
 import tarfile
-import threading
 import zipfile
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,42 +16,24 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, STL10
 
 from sslcourse import datasets
-from sslcourse.datasets import downloads, image_folders, sources, toybox
+from sslcourse.datasets import image_folders, prepared, sources, toybox
 from sslcourse.errors import CourseError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def mirror(tmp_path, monkeypatch):
-    """A folder whose files a server on this machine offers, in the place of the real addresses."""
-    folder = tmp_path / "mirror"
-    folder.mkdir()
-    requests = []
+def publish(server, monkeypatch):
+    """Offer an archive in place of the download of `name`, with its real checksum in the table."""
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            requests.append(self.path)
+    def publish(name, archive, checksum=True):
+        server.content = archive.read_bytes()
+        md5 = f"md5:{hashlib.md5(server.content).hexdigest()}" if checksum else None
+        monkeypatch.setitem(sources.SOURCES, name, (f"http://example.invalid/{archive.name}", md5, 1000))
+        monkeypatch.setenv(sources.MIRROR, server.url.rpartition("/")[0])
+        archive.unlink()
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setenv(sources.MIRROR, f"http://127.0.0.1:{server.server_port}/")
-    monkeypatch.setattr(downloads, "PAUSE", 0)
-    yield SimpleNamespace(folder=folder, requests=requests)
-    server.shutdown()
-    server.server_close()
-
-
-def publish(mirror, monkeypatch, name, archive, checksum=True):
-    """Offer `archive` as the download of `name`, with its real checksum in the table."""
-    md5 = f"md5:{hashlib.md5(archive.read_bytes()).hexdigest()}" if checksum else None
-    monkeypatch.setitem(sources.SOURCES, name, sources.Source(f"http://example.invalid/{archive.name}", md5, 1000))
-    shutil.move(archive, mirror.folder / archive.name)
-
-
-def prepare(name, data_dir, **options):
-    return sources.prepare(name, data_dir, progress=False, **options)
+    return publish
 
 
 def packed(folder):
@@ -70,11 +49,6 @@ def sums(folder, *names):
     return [[name, hashlib.md5((folder / name).read_bytes()).hexdigest()] for name in names]
 
 
-# --- STL-10 ---
-
-FOLDS = np.stack([np.random.default_rng(seed).permutation(40)[:8] for seed in range(10)])
-
-
 @pytest.fixture
 def stl10(tmp_path, monkeypatch):
     """The files of STL-10, small, in the layout of the originals. -> folder, images by part, as they should look afterwards"""
@@ -88,7 +62,6 @@ def stl10(tmp_path, monkeypatch):
         if part != "unlabeled":
             (folder / f"{part}_y.bin").write_bytes(bytes(1 + i % 10 for i in range(count)))
     (folder / "class_names.txt").write_text("\n".join("airplane bird car cat deer dog horse monkey ship truck".split()) + "\n")
-    (folder / "fold_indices.txt").write_text("\n".join(" ".join(map(str, fold)) + " " for fold in FOLDS) + "\n")
     monkeypatch.setattr(STL10, "train_list", sums(folder, "train_X.bin", "train_y.bin", "unlabeled_X.bin"))
     monkeypatch.setattr(STL10, "test_list", sums(folder, "test_X.bin", "test_y.bin"))
     return folder, images
@@ -100,41 +73,32 @@ def test_stl10_is_read_pixel_by_pixel_as_torchvision_reads_it(tmp_path, stl10):
     for part, key in (("train", "train_images"), ("test", "test_images"), ("unlabeled", "unlabeled")):
         assert np.array_equal(parts[key], images[part])
     assert parts["test_labels"].tolist() == [i % 10 for i in range(20)] and class_names[7] == "monkey"
-    assert np.array_equal(parts["folds"], FOLDS)
     theirs = STL10(folder.parent, split="train")
     assert np.array_equal(np.asarray(theirs[3][0]).transpose(2, 0, 1), parts["train_images"][3])
     assert [int(theirs[i][1]) for i in range(40)] == parts["train_labels"].tolist()
+    sources.prepare("stl10", tmp_path / "data", source=folder, limit=3)
+    loaded = datasets.load("stl10", tmp_path / "data")
+    assert torch.bincount(torch.cat([loaded.train_labels, loaded.validation_labels])).tolist() == [3] * 10 and len(loaded.test_images) == 20
 
 
-def test_stl10_from_the_download_to_the_image_set(tmp_path, stl10, mirror, monkeypatch):
+def test_stl10_from_the_download_to_the_image_set_once_unless_forced(tmp_path, stl10, server, publish):
     folder, images = stl10
-    publish(mirror, monkeypatch, "stl10", packed(folder))
-    report = prepare("stl10", tmp_path / "data", size=48)
+    publish("stl10", packed(folder))
+    report = sources.prepare("stl10", tmp_path / "data", size=48)
     assert report.made and "30 train · 10 validation · 20 test" in report.sentence and "48×48" in report.sentence
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["stl10", "stl10-48"]
     loaded = datasets.load("stl10", tmp_path / "data")
     assert np.array_equal(loaded.unlabeled, images["unlabeled"]) and np.array_equal(loaded.test_images, images["test"])
     assert (len(loaded.train_images), len(loaded.validation_images), loaded.size) == (30, 10, 96)
-    both = torch.cat([loaded.train_images, loaded.validation_images]).numpy()
-    assert np.array_equal(both[loaded.folds.numpy()[4]], images["train"][FOLDS[4]])
-
-
-def test_a_second_call_does_nothing_and_force_does_it_again(tmp_path, stl10, mirror, monkeypatch):
-    publish(mirror, monkeypatch, "stl10", packed(stl10[0]))
-    prepare("stl10", tmp_path / "data")
-    again = prepare("STL10", tmp_path / "data")
-    assert not again.made and "nothing was done" in again.sentence and len(mirror.requests) == 1
-    assert prepare("stl10", tmp_path / "data", force=True).made and len(mirror.requests) == 2
+    address = server.url.replace("file.bin", "stl10_binary.tar.gz")  # on the mirror
+    assert prepared.read_about(tmp_path / "data" / "stl10")["source"] == address
+    again = sources.prepare("STL10", tmp_path / "data")
+    assert not again.made and "nothing was done" in again.sentence and len(server.asked) == 1
+    assert sources.prepare("stl10", tmp_path / "data", force=True).made and len(server.asked) == 2
     (tmp_path / "data" / "stl10" / "test_labels.npy").unlink()
-    assert prepare("stl10", tmp_path / "data", keep_archive=True).made  # what is damaged is made again
+    assert sources.prepare("stl10", tmp_path / "data", keep_archive=True).made  # what is damaged is made again
     assert len(datasets.load("stl10", tmp_path / "data").test_labels) == 20
     assert (tmp_path / "data" / "downloads" / "stl10_binary.tar.gz").exists()
-
-
-def test_limit_takes_a_few_of_each_class(tmp_path, stl10):
-    prepare("stl10", tmp_path / "data", source=stl10[0], limit=3)
-    loaded = datasets.load("stl10", tmp_path / "data")
-    assert torch.bincount(torch.cat([loaded.train_labels, loaded.validation_labels])).tolist() == [3] * 10 and len(loaded.test_images) == 20
 
 
 @pytest.mark.parametrize(
@@ -144,19 +108,15 @@ def test_limit_takes_a_few_of_each_class(tmp_path, stl10):
         ("test_y.bin", b"\1" * 20),
         ("unlabeled_X.bin", None),
         ("class_names.txt", b"cat dog"),
-        ("fold_indices.txt", b"1 2\n3 400"),
-        ("fold_indices.txt", b"1 2\n3 x"),
+        ("class_names.txt", None),
     ],
 )
 def test_damaged_stl10_files_are_named(tmp_path, stl10, file, content):
     path = stl10[0] / file
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(CourseError, match=file):
-        prepare("stl10", tmp_path / "data", source=stl10[0])
+        sources.prepare("stl10", tmp_path / "data", source=stl10[0])
     assert list((tmp_path / "data").iterdir()) == []
-
-
-# --- CIFAR-10 ---
 
 
 @pytest.fixture
@@ -176,10 +136,10 @@ def cifar10(tmp_path, monkeypatch):
     return folder, images, labels
 
 
-def test_cifar10_from_the_download_to_the_image_set(tmp_path, cifar10, mirror, monkeypatch):
+def test_cifar10_from_the_download_to_the_image_set(tmp_path, cifar10, server, publish):
     folder, images, labels = cifar10
-    publish(mirror, monkeypatch, "cifar10", packed(folder))
-    assert prepare("cifar10", tmp_path / "data").made
+    publish("cifar10", packed(folder))
+    assert sources.prepare("cifar10", tmp_path / "data").made
     loaded = datasets.load("cifar10", tmp_path / "data")
     assert np.array_equal(loaded.test_images, images["test_batch"]) and loaded.test_labels.tolist() == labels["test_batch"]
     assert (len(loaded.train_images), len(loaded.validation_images)) == (180, 20) and loaded.unlabeled is loaded.train_images
@@ -200,9 +160,6 @@ def test_a_batch_that_is_damaged_or_runs_something_is_refused_by_name(tmp_path, 
     assert not (tmp_path / "evil").exists()
 
 
-# --- Public archives of photos, and one's own ---
-
-
 def photos_zip(path, prefix="", classes=("Cat", "Dog"), broken=False):
     with zipfile.ZipFile(path, "w") as file:
         for label, name in enumerate(classes):
@@ -216,49 +173,49 @@ def photos_zip(path, prefix="", classes=("Cat", "Dog"), broken=False):
     return path
 
 
-def test_cats_and_dogs_with_their_corrupt_files(tmp_path, mirror, monkeypatch):
+def test_cats_and_dogs_with_their_corrupt_files(tmp_path, server, publish):
     archive = photos_zip(tmp_path / "kagglecatsanddogs_5340.zip", "PetImages/", broken=True)
-    publish(mirror, monkeypatch, "cats-vs-dogs", archive, checksum=False)
-    report = prepare("cats-vs-dogs", tmp_path / "data")
+    publish("cats-vs-dogs", archive, checksum=False)
+    report = sources.prepare("cats-vs-dogs", tmp_path / "data")
     assert len(report.skipped) == 2 and "2 files skipped: PetImages/Cat/broken.jpg" in report.sentence
     loaded = datasets.load("cats-vs-dogs", tmp_path / "data")
     assert loaded.class_names == ["Cat", "Dog"] and loaded.size == 96
     assert [len(part) for part in (loaded.train_images, loaded.validation_images, loaded.test_images)] == [14, 2, 4]
     assert ((loaded.test_images[:, 0].float().mean((1, 2)) > 50).long() == loaded.test_labels).all()
     with pytest.raises(CourseError, match="2 files cannot be read.*--strict"):
-        prepare("cats-vs-dogs", tmp_path / "data", strict=True, force=True)
+        sources.prepare("cats-vs-dogs", tmp_path / "data", strict=True, force=True)
     assert len(datasets.load("cats-vs-dogs", tmp_path / "data").test_images) == 4  # the old one is still there
 
 
 def test_own_images_from_an_archive_and_from_a_folder(tmp_path):
     archive = photos_zip(tmp_path / "photos.zip", classes=("a", "b", "c"))
-    prepare("my-photos", tmp_path / "data", source=archive, size=24)
+    sources.prepare("my-photos", tmp_path / "data", source=archive, size=24)
     shutil.unpack_archive(archive, tmp_path / "photos")
-    prepare("flowers", tmp_path / "data", source=tmp_path / "photos", size=24)  # a known name can be filled too
+    sources.prepare("flowers", tmp_path / "data", source=tmp_path / "photos", size=24)  # a known name can be filled too
     ours, others = datasets.load("my-photos", tmp_path / "data"), datasets.load("flowers", tmp_path / "data")
     assert ours.size == 24 and torch.equal(ours.train_images, others.train_images) and torch.equal(ours.test_labels, others.test_labels)
     assert archive.exists() and sorted(path.name for path in (tmp_path / "data").iterdir()) == ["flowers", "my-photos"]
 
 
-def test_broken_archives_leave_nothing_and_a_broken_download_can_be_got_again(tmp_path, mirror, monkeypatch):
+def test_broken_archives_leave_nothing_and_a_broken_download_can_be_got_again(tmp_path, server, publish):
     archive = photos_zip(tmp_path / "photos.zip")
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-200])
     with pytest.raises(CourseError, match="photos.zip is broken or incomplete"):
-        prepare("mine", tmp_path / "data", source=archive)
-    publish(mirror, monkeypatch, "cats-vs-dogs", archive, checksum=False)
+        sources.prepare("mine", tmp_path / "data", source=archive)
+    publish("cats-vs-dogs", archive, checksum=False)
     with pytest.raises(CourseError, match="photos.zip is broken or incomplete"):
-        prepare("cats-vs-dogs", tmp_path / "data")
+        sources.prepare("cats-vs-dogs", tmp_path / "data")
     assert list((tmp_path / "data").rglob("*")) == []
-    (mirror.folder / "photos.zip").write_bytes(whole)
-    assert prepare("cats-vs-dogs", tmp_path / "data").made
+    server.content = whole
+    assert sources.prepare("cats-vs-dogs", tmp_path / "data").made
 
 
-def test_the_disk_is_checked_before_the_download(tmp_path, mirror, monkeypatch):
+def test_the_disk_is_checked_before_the_download(tmp_path, server, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
     with pytest.raises(CourseError, match=r"Preparing stl10 needs 9\.0 GB free, and .* has 5\.0 GB"):
-        prepare("stl10", tmp_path / "data")
-    assert mirror.requests == [] and list((tmp_path / "data").iterdir()) == []
+        sources.prepare("stl10", tmp_path / "data")
+    assert server.asked == [] and list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_disk_that_becomes_full_leaves_nothing(tmp_path, monkeypatch):
@@ -267,14 +224,18 @@ def test_a_disk_that_becomes_full_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
     with pytest.raises(CourseError, match="mine .*No space left"):
-        prepare("mine", tmp_path / "data", source=photos_zip(tmp_path / "p.zip"))
+        sources.prepare("mine", tmp_path / "data", source=photos_zip(tmp_path / "p.zip"))
     assert list((tmp_path / "data").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../x", ".x", "toybox", "Toybox", "downloads", "CON", "toybox-x", "photos-64", "x."])
-def test_names_that_are_refused(tmp_path, name):
-    with pytest.raises(CourseError, match="name"):
-        prepare(name, tmp_path / "data", source=photos_zip(tmp_path / "p.zip"))
+def test_names_limits_and_sizes_that_are_refused(tmp_path):
+    archive = photos_zip(tmp_path / "p.zip")
+    for name in ("", "../x", ".x", "Toybox", "downloads", "CON", "toybox-x", "photos-64", "x."):
+        with pytest.raises(CourseError, match="name"):
+            sources.prepare(name, tmp_path / "data", source=archive)
+    for option, value in (("limit", 2), ("limit", True), ("size", 4)):
+        with pytest.raises(ValueError, match=f"{option} is"):
+            sources.prepare("stl10", tmp_path / "data", **{option: value})
 
 
 def test_photos_are_never_overwritten(tmp_path):
@@ -282,47 +243,23 @@ def test_photos_are_never_overwritten(tmp_path):
     before = sorted((tmp_path / "data" / "pets").rglob("*"))
     for name, source in (("pets", tmp_path / "data" / "pets"), ("pets", tmp_path / "p.zip"), ("x", tmp_path / "data")):
         with pytest.raises(CourseError, match="Choose"):
-            prepare(name, tmp_path / "data", source=source, force=True)
+            sources.prepare(name, tmp_path / "data", source=source, force=True)
     assert sorted((tmp_path / "data" / "pets").rglob("*")) == before
-
-
-def test_wrong_limits_and_sizes(tmp_path):
-    with pytest.raises(ValueError, match="limit is 2"):
-        prepare("stl10", tmp_path, limit=2)
-    with pytest.raises(ValueError, match="size is 4"):
-        prepare("stl10", tmp_path, size=4)
 
 
 def test_toybox_is_drawn_once(tmp_path, monkeypatch):
     monkeypatch.setattr(toybox, "OPTIONS", {**toybox.OPTIONS, "unlabeled": 20, "train": 20, "validation": 20, "test": 20})
-    report = prepare("toybox", tmp_path, size=16)
+    report = sources.prepare("toybox", tmp_path, size=16)
     assert report.made and report.folder == tmp_path / "toybox-16" and (report.folder / "about.json").exists()
-    assert not prepare("toybox", tmp_path, size=16).made and datasets.load("toybox", tmp_path, size=16).size == 16
-
-
-# --- Real photos ---
-
-
-def real(name):
-    for folder in Path(__file__).parents:
-        if (folder / "shared" / "data" / name).exists():
-            return folder / "shared" / "data" / name
-    pytest.skip(f"{name} is not beside the project: the real photos are not part of it")
+    assert not sources.prepare("toybox", tmp_path, size=16).made and datasets.load("toybox", tmp_path, size=16).size == 16
 
 
 @pytest.mark.real_images
-@pytest.mark.parametrize(
-    ("archive", "limit", "asked", "size", "counts"),
-    [
-        ("cifar10.tar.xz", 500, None, 32, (4500, 500, 5000)),
-        ("flowers.zip", None, None, 128, (3106, 346, 865)),
-        ("cats-vs-dogs.zip", 300, 48, 48, (540, 60, 600)),
-    ],
-)
-def test_real_photos(tmp_path, archive, limit, asked, size, counts):
-    assert prepare("photos", tmp_path, source=real(archive), limit=limit, size=asked).skipped == []
+def test_real_photos(tmp_path):
+    archive = next((path for folder in Path(__file__).parents if (path := folder / "shared/data/flowers.zip").exists()), None)
+    if archive is None:
+        pytest.skip("flowers.zip is not beside the project: the real photos are not part of it")
+    assert sources.prepare("photos", tmp_path, source=archive, limit=60).skipped == []
     loaded = datasets.load("photos", tmp_path)
-    assert tuple(len(part) for part in (loaded.train_images, loaded.validation_images, loaded.test_images)) == counts
-    assert loaded.size == size and len(torch.bincount(loaded.train_labels)) == loaded.num_classes == {32: 10, 128: 5, 48: 2}[size]
-    if loaded.num_classes == 10:
-        assert np.allclose(loaded.mean, (0.491, 0.482, 0.447), atol=0.01) and np.allclose(loaded.std, (0.247, 0.243, 0.262), atol=0.01)
+    assert [len(part) for part in (loaded.train_images, loaded.validation_images, loaded.test_images)] == [270, 30, 300]
+    assert loaded.size == 128 and torch.bincount(loaded.train_labels).tolist() == [54] * 5

@@ -45,25 +45,16 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     if args.own_name is not None and args.source is None:
         raise CourseError("--name is for your own images: add --from with a folder or archive.")
-    if args.source is not None and args.name is not None and args.own_name is not None and args.name != args.own_name:
+    if None not in (args.source, args.name, args.own_name) and args.name != args.own_name:
         raise CourseError(f"Two names are given, {args.name!r} and {args.own_name!r}. Keep one.")
-    name = args.own_name if args.own_name is not None else args.name
+    name = args.name if args.own_name is None else args.own_name
     if args.source is not None and name is None:
         raise CourseError(f"Give the images a name: --from {args.source} --name my-photos")
-    report = sources.prepare(
-        name if name is not None else "toybox",
-        args.data_dir,
-        source=args.source,
-        size=args.size,
-        strict=args.strict,
-        limit=args.limit,
-        force=args.force,
-        keep_archive=args.keep_archive,
-    )
+    options = {key: getattr(args, key) for key in ("source", "size", "strict", "limit", "force", "keep_archive")}
+    report = sources.prepare("toybox" if name is None else name, args.data_dir, **options)
     print(report.sentence)
     if name is None:
-        print("\nWhat else there is:\n")
-        print(datasets.available(args.data_dir))
+        print(f"\nWhat else there is:\n\n{datasets.available(args.data_dir)}")
     else:
         size = f", size={args.size}" if args.size is not None else ""
         print(f"Use it: datasets.load({datasets.known_spelling(name)!r}, data_dir={str(args.data_dir)!r}{size})")
