@@ -237,9 +237,9 @@ def _in_worker(task: Task, share: Mapping[str, str], timeout: float | None) -> L
 
 
 def share(slot: int, jobs: int) -> dict[str, str]:
-    """What one of `jobs` lessons side by side may take of this machine, as environment variables for its kernel.
+    """What one of `jobs` lessons side by side may take, as environment variables: its part of the cores that OMP_NUM_THREADS leaves.
 
-    Its part of the cores, at least one, and no more than OMP_NUM_THREADS allows already; and of several GPUs one, in turn.
+    Of several GPUs it gets one, in turn.
     """
     import torch
 

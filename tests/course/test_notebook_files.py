@@ -88,8 +88,8 @@ def test_rules_for_the_whole_file(stored):
 
 
 def test_parameters_are_read_with_their_values(stored):
-    path = stored(parameters='# what\nTIER = "auto"  # how much\nSEED: int = -3\nSIZES = [1, 2]\nOFF = False')
-    assert notebook_files.parameters(notebook_files.load(path)) == {"TIER": "auto", "SEED": -3, "SIZES": [1, 2], "OFF": False}
+    path = stored(parameters='# what\nTIER = "auto"  # how much\nSEED: int = -3\nSIZES = [1, 2]')
+    assert notebook_files.parameters(notebook_files.load(path)) == {"TIER": "auto", "SEED": -3, "SIZES": [1, 2]}
 
 
 def test_clean_puts_right_what_it_can_and_keeps_the_rest(stored):

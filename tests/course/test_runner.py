@@ -74,27 +74,27 @@ def test_what_makes_a_lesson_run_again(go, write_notebook, tmp_path, monkeypatch
     write_notebook("01_first.ipynb", SUMMARY)
     assert statuses(go()) == {1: "done"} and statuses(go()) == {1: "done before"}
     assert statuses(go(parameters={"SEED": "7"})) == {1: "done"}
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["lessons"]["01_first"]["parameters"]["SEED"] == 7
-    assert statuses(go()) == {1: "done"}  # the parameters are others again
+    state = tmp_path / "out" / "run.json"
+    assert json.loads(state.read_text())["lessons"]["01_first"]["parameters"]["SEED"] == 7
+    changes = [
+        lambda: None,  # the parameters are others again
+        (tmp_path / "out" / "01_first.ipynb").unlink,
+        lambda: write_notebook("01_first.ipynb", SUMMARY, "2"),
+        lambda: monkeypatch.setattr(runner, "code_digest", lambda: "other code"),
+        lambda: state.write_text('{"lessons": {"01_first"'),
+    ]
+    for change in changes:
+        change()
+        assert statuses(go()) == {1: "done"} and statuses(go()) == {1: "done before"}
     assert statuses(go(resume=False)) == {1: "done"}
-    (tmp_path / "out" / "01_first.ipynb").unlink()
-    assert statuses(go()) == {1: "done"}
-    write_notebook("01_first.ipynb", SUMMARY, "2")
-    assert statuses(go()) == {1: "done"}
-    monkeypatch.setattr(runner, "code_digest", lambda: "other code")
-    assert statuses(go()) == {1: "done"}
-    (tmp_path / "out" / "run.json").write_text('{"lessons": {"01_first"')
-    assert statuses(go()) == {1: "done"}
 
 
 def test_the_digest_of_the_code_changes_with_any_line(tmp_path, code_digest):
-    (tmp_path / "a.py").write_text("a = 1")
-    before = code_digest(tmp_path)
-    assert code_digest(tmp_path) == before
-    (tmp_path / "a.py").write_text("a = 2")
-    changed = code_digest(tmp_path)
-    (tmp_path / "new.py").write_text("")
-    assert len({before, changed, code_digest(tmp_path)}) == 3
+    found = set()
+    for name, text in (("a.py", "a = 1"), ("a.py", "a = 2"), ("new.py", "")):
+        (tmp_path / name).write_text(text)
+        found.add(code_digest(tmp_path))
+    assert len(found) == 3 and code_digest(tmp_path) in found
 
 
 def test_a_dead_kernel_and_a_timeout_are_failures_with_their_cell(go, write_notebook):
@@ -102,8 +102,7 @@ def test_a_dead_kernel_and_a_timeout_are_failures_with_their_cell(go, write_note
     write_notebook("02_waits.ipynb", "import time\ntime.sleep(600)")
     died, waited = go(timeout=3)
     assert died.status == waited.status == "failed"
-    assert "the cell 'import os' stopped with DeadKernelError" in died.error
-    assert "the cell 'import time' stopped with CellTimeoutError" in waited.error
+    assert "'import os' stopped with DeadKernelError" in died.error and "'import time' stopped with CellTimeoutError" in waited.error
 
 
 REFUSED = [
@@ -165,9 +164,8 @@ def test_lessons_are_chosen_by_number_range_name_and_file(write_notebook, tmp_pa
 def test_notebooks_and_folders_that_cannot_be_used_are_named(go, write_notebook, tmp_path):
     write_notebook("01_first.ipynb")
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(CourseError, match="cannot be written .* --out"):
-            go(out=out)
+    with pytest.raises(CourseError, match="cannot be written .* --out"):
+        go(out=tmp_path / "file" / "below")
     write_notebook("02_second.ipynb", parameters="import os\nSEED = 0")
     with pytest.raises(CourseError, match="02_second.ipynb .* import os"):
         go()
@@ -232,7 +230,7 @@ def test_lessons_run_side_by_side_and_a_process_that_dies_is_a_failure_of_its_le
     assert statuses(go(["1"], parameters={"SEED": 4})) == {1: "done before"}  # whether it was run alone or side by side
 
 
-def test_no_more_run_at_once_than_asked_for_and_the_order_is_kept_where_it_counts(go, write_notebook, monkeypatch):
+def test_the_last_lesson_waits_for_all_others_of_its_seed(go, write_notebook, monkeypatch):
     for number in range(1, 8):
         write_notebook(f"{number:02d}_x.ipynb")
     log, shares = [], []
@@ -262,8 +260,7 @@ def test_each_gets_its_share_of_the_machine(monkeypatch):
     assert [runner.share(0, jobs)["OMP_NUM_THREADS"] for jobs in (1, 4)] == ["3", "2"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert [runner.share(slot, 4)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["0", "1", "2", "0"]
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,8")
     assert [runner.share(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["5", "7"]
 
 
