@@ -63,11 +63,6 @@ def accuracy_left_in_train(model, batches):
     return result
 
 
-def accuracy_mean_of_means(model, batches):
-    a = sum(honest_accuracy(model, [batch])[0] for batch in batches) / len(batches)
-    return a, math.sqrt(a * (1 - a) / 55)
-
-
 RIGHT = {
     "1.1": [subset_by_class(lambda rows, n, generator: rows[torch.randperm(len(rows), generator=generator)[:n]])],
     "1.2": [lambda logits, labels, smoothing: F.cross_entropy(logits, labels, label_smoothing=smoothing)],
@@ -88,21 +83,13 @@ WRONG = {
     },
     "1.2": {
         "overflow": loss_of_target(lambda label, s, classes: label * (1 - s) + s / classes),
-        "sum over the batch": lambda logits, labels, smoothing: F.cross_entropy(
-            logits, labels, label_smoothing=smoothing, reduction="sum"
-        ),
-        "Smoothing is ignored": lambda logits, labels, smoothing: F.cross_entropy(logits, labels),
         "only the other classes": loss_of_target(lambda label, s, classes: torch.where(label > 0, 1 - s, s / (classes - 1))),
-        "the sum is 1 + s": loss_of_target(lambda label, s, classes: label + s / classes),
         "the value is off": lambda logits, labels, smoothing: smoothed_cross_entropy(logits, labels, smoothing) + 0.01,
     },
     "1.3": {
         "was in training mode": accuracy_in_training_mode,
         "left in evaluation mode": accuracy_left_in_eval,
         "left in training mode": accuracy_left_in_train,
-        "mean of the batches": accuracy_mean_of_means,
-        "percent": lambda model, batches: [100 * v for v in honest_accuracy(model, batches)],
-        "variance": lambda model, batches: (honest_accuracy(model, batches)[0], honest_accuracy(model, batches)[1] ** 2),
         "Return two numbers": lambda model, batches: (*honest_accuracy(model, batches), 55),
         "argmax taken over": lambda model, batches: (0.5, 0.07),
         "standard error here": lambda model, batches: (honest_accuracy(model, batches)[0], 0.07),
