@@ -25,17 +25,15 @@ TITLES = {
     6: "Pseudo-labelling",
     7: "Evaluation",
 }
-TIERS = ("smoke", "cpu", "gpu", "full")
 BUDGETS = {
     "smoke": "40 seconds at most on two CPU cores",
     "cpu": "6 minutes at most on two CPU cores",
     "gpu": "15 minutes at most on a T4",
     "full": "hours: the budgets of the papers",
 }
+TIERS = tuple(BUDGETS)
 # How many seeds a lesson takes at most, SEED and the next ones: lesson 1 five at gpu, others three.
 SEEDS_WITHIN = {"smoke": 2, "cpu": 3, "gpu": 5, "full": 5}
-_SIZES = (16, 512)
-
 _current = None
 
 
@@ -75,11 +73,9 @@ def repository_root(start: Path | None = None) -> Path | None:
 
 
 def resolve_folder(value: str | Path, parameter: str, name: str, base: Path | None = None) -> Path:
-    """The folder behind DATA_DIR or RESULTS_DIR.
+    """The folder behind DATA_DIR or RESULTS_DIR; 'default' asks the environment variable (SSLCOURSE_DATA_DIR, ...), then means `name`.
 
-    'default' asks the environment variable (SSLCOURSE_DATA_DIR, ...), then means `name`. A relative path counts from the repository
-    that the notebook lies in, because JupyterLab runs notebooks inside notebooks/ and papermill anywhere; without one, from the working
-    directory. base: look from this folder instead of the working directory.
+    A relative path counts from the repository around base, or from base itself without one. base: the working directory by default.
     """
     if not isinstance(value, (str, Path)) or not str(value).strip():
         raise CourseError(f"{parameter} is {value!r}; it has to be the path of a folder, or 'default'.")
@@ -101,9 +97,8 @@ def check_seed(seed) -> int:
 
 def check_size(size) -> int:
     """The image size in pixels, if it is 0 (the data set's own) or one that the encoders can take."""
-    low, high = _SIZES
-    if type(size) is not int or not (size == 0 or low <= size <= high):
-        raise CourseError(f"SIZE is {size!r}; it has to be 0, for the data set's own size, or a number of pixels from {low} to {high}.")
+    if type(size) is not int or not (size == 0 or 16 <= size <= 512):
+        raise CourseError(f"SIZE is {size!r}; it has to be 0, for the data set's own size, or a number of pixels from 16 to 512.")
     return size
 
 
@@ -149,10 +144,7 @@ class Lesson:
         return next(values[tier] for tier in fallbacks if tier in values)
 
     def network(self, size: int, width: int = 0) -> tuple[str, Callable]:
-        """The encoder that suits the tier: its name for tables, and a function that makes a fresh one.
-
-        size: pixels a side, for the stem. A ResNet-9 of width 8 at smoke and 16 at cpu, a ResNet-18 above; or a ResNet-9 of `width`.
-        """
+        """The encoder that suits the tier, for images of this size, or a ResNet-9 of `width`: its name, and a function that makes one."""
         from sslcourse import models
 
         if width or self.tier in ("smoke", "cpu"):
@@ -170,8 +162,7 @@ class Lesson:
     def record_runs(self, method: str, runs: Sequence, images, per_class: int, **fields) -> dict:
         """A record of one method over several seeds: top-1, and top-3 where that says something, with the error of the mean.
 
-        runs: the `evaluation.Result` of each seed, in the order of fields["seed"], all on images of the same number. images: the ImageSet;
-        per_class: how many labelled images of each of its classes were used. fields: further ones of `sslcourse.results.record`.
+        runs: the `evaluation.Result` of each of fields["seed"]. images: the ImageSet, of which per_class labels of each class were used.
         """
         from sslcourse import results
 
@@ -181,10 +172,9 @@ class Lesson:
         return self.record(f"{method}-{per_class}-a-class", **(about | fields))
 
     def keep(self, model, **about) -> Path:
-        """Keep a network beside the results, for lesson 7 to compare: an encoder or a Classifier. Returns the file's path.
+        """Keep an encoder or Classifier beside the results, for lesson 7 to compare, and return the file's path.
 
-        about: method and size (pixels at which it is evaluated), and labels, block, class_names and the like; lesson, data set, tier and
-        seed are filled in. See `sslcourse.models.save_network`. The same network of another run is replaced.
+        about: method, size and others of `sslcourse.models.save_network`; lesson, data set, tier and seed are filled in.
         """
         from sslcourse import models
 
@@ -229,18 +219,15 @@ def start(
 ) -> Lesson:
     """Begin a lesson: check every parameter, seed Python, NumPy and PyTorch, choose the device, and print a short report.
 
-    data_dir and results_dir: 'default' is `data` and `results` (or SSLCOURSE_DATA_DIR, SSLCOURSE_RESULTS_DIR); see `resolve_folder`.
-    size: image size in pixels, 0 for the data set's own. Further parameters are checked (finite, not negative).
-    Raises CourseError with a sentence that names the right values.
+    For the folders see `resolve_folder`. size: image size in pixels, 0 for the data set's own. Further parameters have to be finite and
+    not negative. Raises CourseError with a sentence that names the right values.
     """
     global _current
     if lesson not in TITLES:
         raise ValueError(f"there are lessons 1 to {max(TITLES)}, not {lesson!r}")
-    tier = resolve_tier(tier)
+    tier, seed, size = resolve_tier(tier), check_seed(seed), check_size(size)
     dataset = resolve_dataset(dataset, tier)
-    seed, size = check_seed(seed), check_size(size)
-    data_dir = resolve_folder(data_dir, "DATA_DIR", "data")
-    results_dir = resolve_folder(results_dir, "RESULTS_DIR", "results")
+    data_dir, results_dir = resolve_folder(data_dir, "DATA_DIR", "data"), resolve_folder(results_dir, "RESULTS_DIR", "results")
     for name, value in parameters.items():
         check_parameter(name, value)
 
@@ -286,10 +273,9 @@ def _report(lesson: Lesson) -> str:
     ]
     costs = results.measured_costs(lesson.number)
     told = [f"{tier} {duration(costs[tier]['seconds'])}, {memory(costs[tier]['peak_memory'])}" for tier in TIERS if tier in costs]
-    unmeasured = [tier for tier in TIERS if tier not in costs]
     if told:
-        measured = next(iter(costs.values()))
-        rest = f" · {' and '.join(unmeasured)} not measured" if unmeasured else ""
+        measured, unmeasured = next(iter(costs.values())), " and ".join(tier for tier in TIERS if tier not in costs)
+        rest = f" · {unmeasured} not measured" if unmeasured else ""
         lines.append(f"measured on {measured['cores']} cores of {measured['device']}: {' · '.join(told)}{rest}")
     if lesson.tier in ("gpu", "full") and lesson.device.type == "cpu":
         lines.append(f"There is no CUDA device here, so tier {lesson.tier!r} will take very long; TIER = 'cpu' is made for this machine.")
@@ -329,8 +315,8 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def expect_error(*exceptions: type[BaseException], lines: int = 3):
-    """For errors that a lesson shows on purpose: print the error's type and the first lines of its message, and go on.
+def expect_error(*exceptions: type[BaseException]):
+    """For errors that a lesson shows on purpose: print the error's type and the first three lines of its message, and go on.
 
     Without arguments any Exception is expected. Fails with an AssertionError if nothing is raised; other errors pass through.
     """
@@ -338,8 +324,8 @@ def expect_error(*exceptions: type[BaseException], lines: int = 3):
     try:
         yield
     except exceptions as error:
-        message = str(error).strip().splitlines()
-        print("\n".join([f"{type(error).__name__}: {message[0] if message else ''}", *message[1:lines]]).rstrip())
+        message = "\n".join(str(error).strip().splitlines()[:3])
+        print(f"{type(error).__name__}: {message}".rstrip())
     else:
         names = " or ".join(kind.__name__ for kind in exceptions)
         raise AssertionError(f"This cell was expected to raise {names}, and it did not.")

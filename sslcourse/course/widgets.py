@@ -1,7 +1,6 @@
 """Explorers: a figure with controls in JupyterLab and Colab, one line of text where nobody can move them.
 
-Only what ipywidgets 7.7 and 8 both have is used, because Colab has 7.7. The cell before an explorer draws the same figure at the
-default settings, so nothing is lost where the controls do not show.
+Only what ipywidgets 7.7 and 8 both have is used, because Colab has 7.7.
 """
 
 import html
@@ -48,8 +47,7 @@ def defaults(controls: Mapping) -> dict:
 def explore(draw: Callable, **controls) -> None:
     """Show what draw(**settings) draws, with a control for each setting; see `defaults` for how controls are written.
 
-    Without a live front end the controls are replaced by a line that says where they work; draw is still called once with the
-    defaults, out of sight, so that an explorer that is broken fails in every run and not only in front of a reader.
+    Without a live front end a line says where the controls work, and draw is called once out of sight, so that a broken explorer fails.
     """
     values = defaults(controls)
     inspect.signature(draw).bind(**values)  # TypeError: the controls are not what draw takes
@@ -61,10 +59,9 @@ def explore(draw: Callable, **controls) -> None:
     import ipywidgets
     from IPython.display import display
 
-    room = max(map(len, controls), default=0)  # for the longest name, so that sliders begin below each other
-    inputs = {name: _control(ipywidgets, name, spec, room) for name, spec in controls.items()}
-    output = ipywidgets.interactive_output(_guarded(draw), inputs)
-    display(ipywidgets.VBox([*inputs.values(), output]))
+    room = f"{max(map(len, controls), default=0) + 1}ch"  # for the longest name, so that sliders begin below each other
+    inputs = {name: _control(ipywidgets, name.replace("_", " "), spec, room) for name, spec in controls.items()}
+    display(ipywidgets.VBox([*inputs.values(), ipywidgets.interactive_output(_guarded(draw), inputs)]))
 
 
 def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None:
@@ -112,8 +109,7 @@ class Game:
         if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
             raise ValueError(f"A guessing game needs two or more different choices, not {self.choices}.")
         if not self.truths or len(self.truths) != len(self.rival):
-            told = f"{len(self.truths)} truths, {len(self.rival)} answers"
-            raise ValueError(f"Each picture of a guessing game needs a truth and an answer of the rival: {told}.")
+            raise ValueError(f"A guessing game needs a truth and an answer of the rival each: {len(self.truths)} and {len(self.rival)}.")
         if not {*self.truths, *self.rival} <= set(range(len(self.choices))):
             raise ValueError(f"truths and rival of a guessing game are indices into its {len(self.choices)} choices.")
         self.answers: list[int] = []
@@ -169,20 +165,18 @@ def guessing_game(
     """A game: the reader names what each picture shows, one button a choice, and is compared with a rival's answers.
 
     pictures: uint8 (n, 3, H, W). truths and rival: n indices into choices. show(picture, text) draws a picture in another way than
-    enlarged; the text says which of how many it is. Without a live front end the first picture is drawn and judged out of sight.
+    enlarged; the text says which of how many it is. Without a live front end the first picture is drawn out of sight.
     """
-    if getattr(pictures, "ndim", 0) != 4 or pictures.shape[1] != 3 or "uint8" not in str(pictures.dtype):
-        raise ValueError("The pictures of a guessing game are a uint8 tensor of shape (n, 3, height, width).")
     game, show = Game(truths, choices, rival, rival_name), show or _enlarged
-    if len(game) != len(pictures):
-        raise ValueError(f"Each picture of a guessing game needs a truth: {len(pictures)} pictures, {len(game)} truths.")
+    if "uint8" not in str(pictures.dtype) or pictures.ndim != 4 or pictures.shape[:2] != (len(game), 3):
+        told = f"not {pictures.dtype} {tuple(pictures.shape)}"
+        raise ValueError(f"The pictures of this guessing game have to be uint8 of shape ({len(game)}, 3, height, width), {told}.")
 
     def draw():
         show(pictures[len(game.answers)], f"Picture {len(game.answers) + 1} of {len(game)}")
 
     if headless():
         _rehearse(draw)
-        game.answer(0)
         right = sum(a == b for a, b in zip(game.rival, game.truths, strict=True))
         works = f"This guessing game ({len(game)} pictures, {len(choices)} choices) works in JupyterLab and Colab"
         print(f"{works}; {rival_name} has {right} of {len(game)} right.")
@@ -216,8 +210,8 @@ def guessing_game(
     for button in buttons:
         button.on_click(pressed)
     again.on_click(restarted)
-    row = ipywidgets.Layout(display="flex", flex_flow="row wrap")
-    display(ipywidgets.VBox([output, ipywidgets.Box(buttons, layout=row), said, again]))
+    row = ipywidgets.Box(buttons, layout=ipywidgets.Layout(display="flex", flex_flow="row wrap"))
+    display(ipywidgets.VBox([output, row, said, again]))
     restarted(again)
 
 
@@ -233,17 +227,16 @@ def _enlarged(picture, text: str) -> None:
     plots.show(figure, f"{text}, to be named by one of the buttons.")
 
 
-def _control(ipywidgets, name: str, spec, room: int):
-    label = name.replace("_", " ")
-    wide = {"description_width": f"{room + 1}ch"}
+def _control(ipywidgets, label: str, spec, room: str):
+    told = {"description": label, "style": {"description_width": room}}
     if isinstance(spec, bool):
-        return ipywidgets.Checkbox(value=spec, description=label, style=wide)
+        return ipywidgets.Checkbox(value=spec, **told)
     if isinstance(spec, list):
-        return ipywidgets.Dropdown(options=spec, value=spec[0], description=label, style=wide)
+        return ipywidgets.Dropdown(options=spec, **told)
     low, high, step, default = spec
     slider = ipywidgets.IntSlider if all(isinstance(number, int) for number in spec) else ipywidgets.FloatSlider
     # Drawing takes longer than moving the slider by a step, so only the place where it is let go counts.
-    return slider(value=default, min=low, max=high, step=step, description=label, continuous_update=False, style=wide)
+    return slider(value=default, min=low, max=high, step=step, continuous_update=False, **told)
 
 
 def _guarded(draw: Callable) -> Callable:
@@ -256,8 +249,7 @@ def _guarded(draw: Callable) -> Callable:
             draw(*args, **settings)
             plt.show()
         except Exception as error:
-            message = str(error).strip() or "no message"
-            print(f"This setting cannot be shown: {type(error).__name__}: {message}")
+            print(f"This setting cannot be shown: {type(error).__name__}: {error}")
         finally:
             plt.close("all")
 

@@ -149,9 +149,9 @@ def test_the_verdict_knows_what_luck_can_do(mine, told):
     [
         ({"pictures": PICTURES.float()}, "uint8"),
         ({"pictures": PICTURES[0]}, "uint8"),
-        ({"pictures": PICTURES[:2]}, "2 pictures, 3 truths"),
-        ({"pictures": PICTURES[:0], "truths": [], "rival": []}, "0 truths"),
-        ({"rival": [0]}, "3 truths, 1 answers"),
+        ({"pictures": PICTURES[:2]}, r"\(3, 3, height"),
+        ({"pictures": PICTURES[:0], "truths": [], "rival": []}, "0 and 0"),
+        ({"rival": [0]}, "3 and 1"),
         ({"truths": [0, 1, 2]}, "indices into its 2 choices"),
         ({"rival": [0, 1, -1]}, "indices into its 2 choices"),
         ({"choices": ["cat"]}, "two or more"),
