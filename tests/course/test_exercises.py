@@ -74,19 +74,10 @@ def test_a_right_answer_is_used(capsys):
     assert capsys.readouterr().out == "✓ Exercise 9.1. Mean square: right. The lesson uses your function from here on.\n"
 
 
-UNTOUCHED = [
-    "...",
-    "pass",
-    "return",
-    "return ...",
-    "raise NotImplementedError",
-    'raise NotImplementedError("your code")',
-    '"""What to do."""',
-    '"""What to do."""\n    ...',
-]
+RAISE = "raise NotImplementedError"
 
 
-@pytest.mark.parametrize("body", UNTOUCHED)
+@pytest.mark.parametrize("body", ["...", "pass", "return", "return ...", RAISE, f"{RAISE}('your code')", "'What to do.'\n    ..."])
 def test_an_untouched_function_gives_the_reference(body, capsys):
     chosen = answer(f"def my(x, y):\n    {body}")
     assert chosen.status == "not attempted" and chosen(x, y) == 6.5
@@ -103,7 +94,7 @@ def test_an_untouched_function_gives_the_reference(body, capsys):
         ("z = (x - y) ** 2", "returned nothing. Is the return statement missing?"),
         ("return (x - y) ** 2", "single number, of shape (), and it has shape (4, 3)"),
         ("return 'text'", "it is str text"),
-        ("return mean((x - y) ** 2)", "NameError: name 'mean' is not defined in line 2"),
+        ("return mean((x - y) ** 2)", "NameError: name 'mean' is not defined in line 2 of the cell: `return mean((x - y) ** 2)`."),
         ("return my(x, y)", "calls itself without end"),
         ("exit(1)", "stopped with SystemExit"),
         ("return ((x - y) ** 2).mean() / 0 * 0", "Not all of the result is finite"),
@@ -115,11 +106,6 @@ def test_a_wrong_answer_gets_its_hint_and_the_lesson_the_reference(body, hint, c
     out = capsys.readouterr().out
     assert chosen.status == "hint" and chosen(x, y) == 6.5 and x[0] == 1
     assert out.startswith("✗ Exercise 9.1. ") and hint in out and "goes on with the reference" in out
-
-
-def test_an_error_shows_the_line_of_the_learners_code(capsys):
-    answer("def my(x, y):\n    d = x - y\n    return d.undefined_thing\n")
-    assert "in line 3 of the cell: `return d.undefined_thing`." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -145,12 +131,6 @@ def test_other_arguments_get_a_hint(arguments, capsys):
 @pytest.mark.parametrize("arguments", ["x, y, reduction='mean'", "x, y, **options"])
 def test_more_arguments_with_defaults_are_welcome(arguments):
     assert answer(f"def my({arguments}):\n    return ((x - y) ** 2).mean()").status == "done"
-
-
-def test_right_after_wrong():
-    assert answer("def my(x, y):\n    return 0.0").status == "hint"
-    assert answer("def my(x, y):\n    return ((x - y) ** 2).mean()").status == "done"
-    assert exercises.report(9).rows[0][-1] == "✓ done"
 
 
 def test_changing_the_input_is_right_where_it_is_the_task():
@@ -204,17 +184,11 @@ def test_the_report_names_every_exercise(capsys):
         ["9.3", "A power", "★★★", "5 min", "· not attempted"],
     ]
     assert [row[0] for row in exercises.report().rows] == ["9.1"]  # no lesson under way: what was tried so far
+    answer("def my(x, y):\n    return ((x - y) ** 2).mean()")
+    assert exercises.report(9).rows[0][-1] == "✓ done"
 
 
-@pytest.mark.parametrize(
-    ("id", "message"),
-    [
-        ("9.7", "no exercise 9.7 in lesson 9; it has 9.1, 9.2, 9.3"),
-        ("88.1", "no exercises"),
-        ("x", "as a text"),
-        (9.1, "not 9.1"),
-    ],
-)
+@pytest.mark.parametrize("id, message", [("9.7", "it has 9.1, 9.2, 9.3"), ("88.1", "no exercises"), ("x", "as a text"), (9.1, "not 9.1")])
 def test_unknown_ids_get_a_sentence(id, message):
     with pytest.raises(CourseError, match=message):
         exercise(id)

@@ -129,18 +129,6 @@ def steps_of_length(length):
     return lambda model, batches, loss_fn, lr: train_steps(model, batches, loss_fn, length(lr, batches))
 
 
-def divided_by_rows(model, batches, loss_fn, lr):
-    return train_steps(model, batches, lambda out, y: loss_fn(out, y) / len(y), lr)
-
-
-def one_step_for_all(model, batches, loss_fn, lr):
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    losses = [loss_fn(model(x), y) for x, y in batches]
-    sum(losses).backward()
-    optimizer.step()
-    return [loss.item() for loss in losses]
-
-
 def losses_after_the_step(model, batches, loss_fn, lr):
     losses = []
     for x, y in batches:
@@ -154,9 +142,8 @@ STEP_MISTAKES = {
         steps_by(clear=False),
     "The steps go uphill and the loss rises. Subtract the gradient: p -= lr * p.grad.": steps_of_length(lambda lr, batches: -lr),
     "The learning rate is ignored. Multiply the gradient by it: p -= lr * p.grad.": steps_of_length(lambda lr, batches: 1.0),
-    "The step is divided by a number of batches or rows. loss_fn is a mean already, and each batch takes its own step: p -= lr * p.grad.":
-        [steps_of_length(lambda lr, batches: lr / len(batches)), divided_by_rows],
-    "There is a single step for all batches. The step belongs inside the loop, once for every batch.": one_step_for_all,
+    "The step is divided by the number of batches. Each batch takes a step of its own: p -= lr * p.grad.":
+        steps_of_length(lambda lr, batches: lr / len(batches)),
     "This is not plain SGD: momentum lets old gradients act on, and Adam rescales them. Use p -= lr * p.grad.":
         [steps_by(momentum=0.9), steps_by(torch.optim.Adam), steps_by(torch.optim.AdamW)],
     "These are the losses after each step. Return the ones that backward() was called on.": losses_after_the_step,

@@ -45,18 +45,12 @@ NT_XENT_MISTAKES = {
     "The rows are not normalised: these are dot products. Divide each by its length, F.normalize(z).": nt_xent_with(unit=lambda z: z),
     "Only the N rows of one view are anchors. Both views take their turn: take the mean over all 2N rows.":
         [nt_xent_with(reduce=lambda rows: rows.chunk(2)[0].mean()), nt_xent_with(reduce=lambda rows: rows.chunk(2)[1].mean())],
-    "The candidates are the N rows of the other view only. An anchor is compared with all 2N − 1 others: join both views first.": [
-        other_view_only,
-        lambda a, b, t: (other_view_only(a, b, t) + other_view_only(b, a, t)) / 2,
-        lambda a, b, t: other_view_only(a, b, t) + other_view_only(b, a, t),
-    ],
+    "The candidates are the N rows of the other view only. An anchor is compared with all 2N − 1 others: join both views first.":
+        [other_view_only, lambda a, b, t: (other_view_only(a, b, t) + other_view_only(b, a, t)) / 2],
     "Twice the value: there are 2N anchors, so divide by 2N and not by N.": lambda *a: 2 * my_nt_xent(*a),
     "The similarities are multiplied by the temperature. Divide: a low temperature sharpens.": lambda a, b, t: my_nt_xent(a, b, 1 / t),
-    "The target of row i is wrong. The rows are z0 first, then z1, so the other view of row i is row (i + N) mod 2N.": [
-        nt_xent_with(targets=lambda n: torch.arange(2 * n), diagonal=None),
-        nt_xent_with(targets=lambda n: torch.arange(2 * n) ^ 1),
-        nt_xent_with(targets=lambda n: torch.arange(2 * n)),
-    ],
+    "The target of row i is wrong. The rows are z0 first, then z1, so the other view of row i is row (i + N) mod 2N.":
+        [nt_xent_with(targets=lambda n: torch.arange(2 * n), diagonal=None), nt_xent_with(targets=lambda n: torch.arange(2 * n) ^ 1)],
 }
 
 
@@ -145,12 +139,8 @@ def vote(similar=cosine, weigh=lambda s, t: (s / t).exp(), largest=True, decide=
 
 
 VOTE_MISTAKES = {
-    "The rows are not all normalised, so long rows win by their length. Use F.normalize(..., dim=1) for the bank and the queries.": [
-        vote(lambda bank, queries: queries @ bank.T),
-        vote(lambda bank, queries: F.normalize(queries) @ bank.T),
-        vote(lambda bank, queries: queries @ F.normalize(bank).T),
-        vote(lambda bank, queries: -torch.cdist(queries, bank)),
-    ],
+    "The rows are not all normalised, so long rows win by their length. Use F.normalize(..., dim=1) for the bank and the queries.":
+        [vote(lambda bank, queries: queries @ bank.T), vote(lambda bank, queries: F.normalize(queries) @ bank.T)],
     "Every neighbour has the same vote. Weigh each by exp(similarity / temperature), so that a near one counts for more.": [
         vote(weigh=lambda s, t: torch.ones_like(s)),
         vote(weigh=lambda s, t: 1 + 0.001 * 0.5 ** torch.arange(s.shape[1]).expand_as(s)),  # of equals, the first met wins

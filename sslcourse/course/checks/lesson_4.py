@@ -23,13 +23,9 @@ def of_cosine(measure):
     return lambda p, z: measure(F.cosine_similarity(p, z, dim=1))
 
 
-def of_rows(measure, unit_p=F.normalize, unit_z=F.normalize):
-    """A wrong loss: measure of rows that are prepared in some way."""
-    return lambda p, z: measure(unit_p(p), unit_z(z))
-
-
-def as_they_are(rows):
-    return rows
+def of_rows(measure):
+    """A wrong loss: measure of normalised rows."""
+    return lambda p, z: measure(F.normalize(p), F.normalize(z))
 
 
 def from_products(p, z):
@@ -43,11 +39,8 @@ def from_distances(p, z):
 BYOL_MISTAKES = {
     "The rows are not normalised. The loss compares directions: divide each row of p and of z by its length, F.normalize(v, dim=1).":
         [from_products, from_distances, F.mse_loss, lambda p, z: -(p * z).sum(1).mean()],
-    "Only one of the two is normalised. Both p and z get rows of length 1.": [
-        of_rows(measure, *units)
-        for measure in (from_products, from_distances)
-        for units in ((F.normalize, as_they_are), (as_they_are, F.normalize))
-    ],
+    "Only one of the two is normalised. Both p and z get rows of length 1.":
+        [lambda p, z: from_products(F.normalize(p), z), lambda p, z: from_distances(F.normalize(p), z)],
     "The cosines are taken over the batch. Take one for each row: dim=1.": lambda p, z: 2 - 2 * F.cosine_similarity(p, z, dim=0).mean(),
     "The squared differences are averaged over the features too, D times too small: sum over dim=1 first.": of_rows(F.mse_loss),
     "This is 1 − cosine, half of the loss. The squared distance is 2 − 2·cosine.": of_cosine(lambda c: 1 - c.mean()),

@@ -199,18 +199,12 @@ def of_bins(measure):
     return error
 
 
-def equally_filled(confidence, right, bins):
-    parts = confidence.argsort().tensor_split(bins)
-    return sum(len(p) * (confidence[p].mean() - right[p].float().mean()).abs() for p in parts) / len(confidence)
-
-
 CALIBRATION_MISTAKES = {
     "There are ten bins, whatever `bins` says.": lambda c, r, bins: expected_calibration_error(c, r, 10),
     "Every bin has the same weight. A bin counts by its rows: n_b / N.": of_bins(lambda n, c, a, m: (c - a).abs().mean()),
     "Opposite gaps cancel. Take the absolute value of each bin's gap.": lambda c, r, bins: (c.double().mean() - r.double().mean()).abs(),
     "The middle of the bin stands for the mean confidence in it.": of_bins(lambda n, c, a, m: (n * (m - a).abs()).sum() / n.sum()),
     "The gap is taken row by row. Average in each bin first.": lambda c, r, bins: (c.double() - r.double()).abs().mean(),
-    "The bins have equal numbers of rows. Here they have equal width, 1 / bins.": equally_filled,
 }
 
 

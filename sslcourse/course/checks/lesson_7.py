@@ -114,19 +114,8 @@ def interval(quantile=lambda r: stats.t.ppf(0.975, r - 1), error=lambda d, a, b:
     return answer
 
 
-def half_widths(sign):
-    """A wrong interval: its ends less the mean, or the mean less its ends."""
-
-    def answer(first, second):
-        mean, low, high = paired_interval(first, second)
-        return mean, sign * (low - mean), sign * (high - mean)
-
-    return answer
-
-
 INTERVAL_MISTAKES = {
     "The ends of the interval are in the other order: difference, low, high.": interval(lambda r: -stats.t.ppf(0.975, r - 1)),
-    "The ends are counted from the mean. Return mean − half and mean + half.": [half_widths(1), half_widths(-1)],
     "The factor is that of many runs, 1.96. With few runs it is stats.t.ppf(0.975, R - 1), 4.30 for R = 3.": interval(lambda r: 1.959964),
     "Student's t with R degrees of freedom. One is spent on the mean: R − 1.": interval(lambda r: stats.t.ppf(0.975, r)),
     "This is the interval for a single run. For the mean divide by the root of R.": interval(error=lambda d, a, b: d.std()),
@@ -231,14 +220,6 @@ def in_order(unlabelled, test):
     return torch.cat([(unlabelled[:n] == test[:n]).flatten(1).all(1), torch.zeros(len(unlabelled) - n, dtype=torch.bool)])
 
 
-def once_each(unlabelled, test):
-    marked, seen = copies_of_test_images(unlabelled, test), set()
-    for i, picture in enumerate(unlabelled.numpy()):
-        marked[i] &= picture.tobytes() not in seen
-        seen.add(picture.tobytes())
-    return marked
-
-
 COPY_MISTAKES = {
     "Only the first channel is compared. An image in other colours is no copy.": alike(lambda x: x[:, :1]),
     "Sums or means are compared. Compare pixel by pixel.": alike(lambda x: x.double().sum((1, 2, 3))[:, None]),
@@ -246,7 +227,6 @@ COPY_MISTAKES = {
     "Image i is compared with image i only. A copy may stand anywhere: each with all.": in_order,
     "Only the last test image is looked for: does a loop overwrite its result?": lambda u, t: copies_of_test_images(u, t[-1:]),
     "A near copy is marked too. Exact copies only: every pixel the same. (Near copies matter, and are another search.)": nearly,
-    "Each distinct picture is marked once: of several copies only the first.": once_each,
 }
 
 
