@@ -237,10 +237,7 @@ def _in_worker(task: Task, share: Mapping[str, str], timeout: float | None) -> L
 
 
 def share(slot: int, jobs: int) -> dict[str, str]:
-    """What one of `jobs` lessons side by side may take, as environment variables: its part of the cores that OMP_NUM_THREADS leaves.
-
-    Of several GPUs it gets one, in turn.
-    """
+    """Environment for one of `jobs` lessons side by side: its part of the cores that OMP_NUM_THREADS allows, and of several GPUs one."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
