@@ -24,8 +24,6 @@ SPLIT_NAMES = {
 }
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
 MAX_PIXELS = 120_000_000  # larger than any camera's photo; a small file can claim far more and fill the memory
-DEFAULT_SIZE = 96
-LARGEST_NATIVE = 128
 NAMED = 10  # unreadable files that a message lists by name
 
 
@@ -154,7 +152,7 @@ def _common_size(files: Sequence[Piece]) -> int:
         with suppress(Exception), file.open() as stream, Image.open(stream) as image:  # they are reported when all files are read
             sizes.add(image.size)
     width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
-    return width if width == height and 8 <= width <= LARGEST_NATIVE else DEFAULT_SIZE
+    return width if width == height and 8 <= width <= 128 else 96
 
 
 def decode(file: Piece, size: int) -> np.ndarray:

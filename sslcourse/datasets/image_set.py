@@ -161,7 +161,10 @@ def load(name="toybox", data_dir: str | os.PathLike = "data", size: int | None =
     else:
         about, parts = _prepared(name, data_dir)
         if size not in (None, about["size"]):
-            about, parts = _resized(data_dir / f"{name}-{size}", about, parts, size)
+            views = {part: prepared.Resized(array, size) if array.ndim == 4 else array for part, array in parts.items()}
+            facts = dict(name=about["name"], class_names=about["class_names"], options={"resized_from": about["id"]})
+            facts["source"] = f"{about['source']}, resized from {about['size']}"
+            _, about, parts = prepared.made_once(data_dir / f"{name}-{size}", lambda: views, **facts)
     tensors = {part: torch.from_numpy(array) for part, array in parts.items()}
     images = ImageSet(name=about["name"], class_names=about["class_names"], mean=about["mean"], std=about["std"], **tensors)
     return images.to(device)
@@ -181,12 +184,6 @@ def _prepared(name: str, data_dir: Path) -> tuple[dict, dict]:
     guess = "".join(f" Did you mean {close!r}?" for close in difflib.get_close_matches(name, names, n=1))
     way = f"Your own images: python data_setup.py --from photos.zip --name {name} {where}"
     raise CourseError(f"There is no data set {name!r} in {data_dir}.{guess} Available: {', '.join(names)}. {way}")
-
-
-def _resized(folder: Path, about: dict, parts: dict, size: int) -> tuple[dict, dict]:
-    views = {part: prepared.Resized(array, size) if array.ndim == 4 else array for part, array in parts.items()}
-    facts = dict(name=about["name"], class_names=about["class_names"], source=f"{about['source']}, resized from {about['size']}")
-    return prepared.made_once(folder, lambda: views, options={"resized_from": about["id"]}, **facts)[1:]
 
 
 def check_size(size: int | None) -> None:
@@ -211,7 +208,7 @@ class Available(list):
         line = "{:<14} {:>7} {:>8} {:>8} {:>9} {:>9}  {}".format
         lines = [line("name", "classes", "images", "size", "download", "prepared", "how to get it")]
         for i in self:
-            size, download = f"{i.size}×{i.size}", prepared.human(i.download_bytes) if i.needs_network else "none"
+            size, download = f"{i.size}×{i.size}", prepared.human(i.download_bytes) if i.download_bytes else "none"
             lines.append(line(i.name, i.classes, f"{i.images:,}", size, download, "yes" if i.prepared else "no", i.how))
         return "\n".join([*lines, "Your own images: python data_setup.py --from photos.zip --name my-photos"])
 

@@ -34,7 +34,7 @@ class Rows:
 
     def __init__(self, source, rows):
         rows = np.asarray(rows)
-        self.source, self.rows = (source.source, source.rows[rows]) if isinstance(source, Rows) else (source, rows)
+        self.source, self.rows = (source.source, source.rows[rows]) if type(source) is Rows else (source, rows)
         self.shape, self.dtype = (len(rows), *source.shape[1:]), source.dtype
 
     def __len__(self) -> int:
@@ -180,19 +180,9 @@ def write(folder: Path, parts: Parts, *, name: str, class_names: Sequence[str], 
                     file.write(np.ascontiguousarray(piece).data)
                     bar.update(len(piece))
         mean, std = statistics({part: np.load(work / f"{part}.npy", mmap_mode="r") for part in parts})
-        about = {
-            "format": FORMAT,
-            "id": uuid.uuid4().hex,
-            "name": name,
-            "size": int(parts["train_images"].shape[-1]),
-            "class_names": list(class_names),
-            "counts": {part: len(array) for part, array in sorted(parts.items())},
-            "mean": mean,
-            "std": std,
-            "source": source,
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "options": dict(options),
-        }
+        about = dict(format=FORMAT, id=uuid.uuid4().hex, name=name, size=int(parts["train_images"].shape[-1]))
+        about |= dict(class_names=list(class_names), counts={part: len(array) for part, array in sorted(parts.items())}, mean=mean, std=std)
+        about |= dict(source=source, date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), options=dict(options))
         (work / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if folder.exists():
             os.rename(folder, replaced / folder.name)

@@ -176,7 +176,6 @@ def _limited(parts: prepared.Parts, classes: int, limit: int) -> prepared.Parts:
 
 
 def _check_files(files: archives.Tree, published: list) -> None:
-    # CourseError that names the first file that is missing or does not have its published MD5 sum.
     for name, md5 in published:
         with contextlib.suppress(KeyError, OSError, ValueError):  # missing, or empty
             if md5 == hashlib.md5(files[name].mapped()).hexdigest():
@@ -202,10 +201,6 @@ def read_stl10(files: archives.Tree, work: Path) -> tuple[list[str], dict[str, n
     return [name.decode(errors="replace") for name in names], parts
 
 
-class _Batches(CIFAR10):
-    base_folder = ""  # torchvision's reader, for a folder of any name
-
-
 def read_cifar10(files: archives.Tree, work: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     """The files of cifar-10-batches-py -> (class names, parts): images uint8 (N, 3, 32, 32), labels int64 in 0..9.
 
@@ -213,11 +208,12 @@ def read_cifar10(files: archives.Tree, work: Path) -> tuple[list[str], dict[str,
     """
     published = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
     _check_files(files, published)
+    (work / CIFAR10.base_folder).mkdir()
     for name, _ in published:
-        (work / name).write_bytes(files[name].open().read())
+        (work / CIFAR10.base_folder / name).write_bytes(files[name].open().read())
     parts = {}
     for split in ("train", "test"):
-        batches = _Batches(work, train=split == "train")
+        batches = CIFAR10(work, train=split == "train")
         parts[f"{split}_images"] = batches.data.transpose(0, 3, 1, 2)
         parts[f"{split}_labels"] = np.array(batches.targets, np.int64)
     return batches.classes, parts

