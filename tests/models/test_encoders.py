@@ -12,33 +12,24 @@ from sslcourse.models import encoders
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def parameters_of_resnet9(w):
-    """Weights of eight 3×3 convolutions without bias, and two numbers a channel for each batch normalisation."""
+@pytest.mark.parametrize("w", [1, 4, 16])
+def test_number_of_parameters(w):
+    encoder = encoders.resnet9(w)
+    # eight 3×3 convolutions without bias, and two numbers a channel for each batch normalisation
     channels = [(3, w), (w, 2 * w), (2 * w, 2 * w), (2 * w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w), (8 * w, 8 * w), (8 * w, 8 * w)]
-    return sum(9 * a * b + 2 * b for a, b in channels)
+    assert encoders.count_parameters(encoder) == sum(9 * a * b + 2 * b for a, b in channels)
+    encoder.blocks[1:].requires_grad_(False)  # frozen ones are not counted
+    assert encoders.count_parameters(encoder) == 9 * 3 * w + 2 * w
 
 
-@pytest.mark.parametrize("width", [1, 4, 16, 64])
-def test_number_of_parameters(width):
-    encoder = encoders.resnet9(width)
-    assert encoders.count_parameters(encoder) == parameters_of_resnet9(width)
-    assert encoder.feature_dim == 8 * width
-    encoder.blocks[0].requires_grad_(False)  # frozen ones are not counted
-    assert encoders.count_parameters(encoder) == parameters_of_resnet9(width) - (9 * 3 * width + 2 * width)
-
-
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 9), (15, 8), (32, 32), (33, 47), (96, 96)])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (15, 8), (33, 47), (96, 96)])
 def test_any_size_from_8_pixels_on(height, width):
     encoder, x = encoders.resnet9(4).eval(), torch.randn(2, 3, height, width)
     features = encoder(x)
     assert features.shape == (2, encoder.feature_dim) and features.isfinite().all()
     assert torch.equal(features, encoder.blocks(x).amax((2, 3)))  # a feature is the largest value of its map
-
-
-def test_a_residual_adds_its_input():
-    block = encoders.Residual(4).eval()
-    x = torch.randn(2, 4, 6, 6)
-    torch.testing.assert_close(block(x) - x, block.body(x), rtol=0, atol=1e-6)
+    maps = encoder.feature_maps(x)
+    assert torch.equal(maps[2], maps[1] + encoder.blocks[2].body(maps[1]))  # a residual adds its input
 
 
 # --- ResNet-18 and ResNet-50 ----------------------------------------------------------------------------------------------------------
@@ -120,7 +111,6 @@ def test_an_image_does_not_see_its_neighbours_and_channels_last_is_the_same_netw
 @pytest.mark.parametrize(
     ("made", "recipe"),
     [
-        (lambda: encoders.resnet9(4), {"name": "resnet9", "width": 4}),
         (lambda: encoders.resnet9(), {"name": "resnet9", "width": 64}),
         (lambda: encoders.resnet18(), {"name": "resnet18", "small_images": True, "max_pool": False}),
         (lambda: encoders.resnet18(False), {"name": "resnet18", "small_images": False, "max_pool": True}),
@@ -142,7 +132,7 @@ def test_an_encoder_says_how_it_was_made(made, recipe):
 @pytest.mark.parametrize(
     ("batch", "named"),
     [
-        *((torch.randn(shape), "8 pixels or more") for shape in [(2, 3, 7, 7), (2, 3, 32, 7), (2, 3, 4, 32)]),
+        *((torch.randn(shape), "8 pixels or more") for shape in [(2, 3, 7, 32), (2, 3, 32, 7)]),
         *((torch.zeros(shape), r"\(N, 3, H, W\)") for shape in [(3, 16, 16), (2, 1, 16, 16)]),
         (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "uint8"),
     ],

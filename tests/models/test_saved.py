@@ -7,8 +7,6 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import Malicious, new_model, same_weights
@@ -21,13 +19,7 @@ from sslcourse.models import saved
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ABOUT = {"method": "SimCLR", "dataset": "toybox", "size": 16}
-MAKERS = {
-    "resnet9": lambda: models.resnet9(8),
-    "resnet18": models.resnet18,
-    "resnet18 large": lambda: models.resnet18(small_images=False, max_pool=False),
-    "resnet50": models.resnet50,
-    "alexnet": models.alexnet,
-}
+MAKERS = {"resnet9": lambda: models.resnet9(8), "resnet18": models.resnet18, "resnet50": models.resnet50, "alexnet": models.alexnet}
 
 
 def encoder(seed=0, width=4):
@@ -104,8 +96,8 @@ def test_keeping_and_reading_leave_everything_else_alone(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        *[{"method": ""}, {"method": " "}, {"dataset": None}, {"tier": 3}, {"size": 0}, {"size": None}, {"seed": -1}, {"labels": 1.5}],
-        *[{"labels": True}, {"lesson": 0}, {"block": 7}, {"block": 0}, {"class_names": ["a", "b"]}, {"class_names": "abc"}],
+        *[{"method": " "}, {"dataset": None}, {"tier": 3}, {"size": 0}, {"size": None}, {"seed": -1}, {"labels": 1.5}],
+        *[{"lesson": 0}, {"block": 7}, {"block": 0}, {"class_names": ["a", "b"]}, {"class_names": "abc"}],
     ],
     ids=str,
 )
@@ -114,16 +106,6 @@ def test_what_is_said_of_a_network_is_checked(change, tmp_path):
     with pytest.raises(ValueError, match=named):
         models.save_network(tmp_path / "kept", new_model(), **(ABOUT | change))
     assert not list(tmp_path.iterdir())
-
-
-def cut_short(kept):
-    kept.blocks = kept.blocks[:3]
-    return kept
-
-
-def with_another_layer(kept):
-    kept.blocks[0][0] = nn.Conv2d(3, 4, 5, padding=2, bias=False)
-    return kept
 
 
 def with_nan(kept):
@@ -136,8 +118,6 @@ def with_nan(kept):
     [
         (lambda: nn.Linear(2, 2), {}, "Linear"),
         (lambda: models.SimCLR(encoder()), {}, "SimCLR"),
-        (lambda: cut_short(encoder()), {}, "recipe"),
-        (lambda: with_another_layer(encoder()), {}, r"blocks\.0\.0\.weight"),
         (lambda: with_nan(encoder()), {}, r"blocks\.1\.1\.running_var holds NaN"),
         (encoder, {"minutes": math.nan}, "plain"),
         (encoder, {"how": object()}, "plain"),
@@ -149,7 +129,9 @@ def test_what_cannot_be_made_again_is_not_kept(make, about, named, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_named_and_a_full_disk_keeps_the_old_network(path, monkeypatch):
+def test_what_cannot_be_found_or_written_is_named_and_a_full_disk_keeps_the_old_network(path, monkeypatch):
+    with pytest.raises(CourseError, match="no network .*missing"):
+        models.load_network(path.with_name("missing"))
     with pytest.raises(CourseError, match="could not be written"):
         models.save_network(path / "within", encoder(), **ABOUT)
     before = path.read_bytes()
@@ -177,31 +159,22 @@ def rewritten(path, weights=(), **described):
 
 
 DAMAGED = {
-    "the unchanged file": (lambda p: rewritten(p), None),
     "cut short": (lambda p: p.write_bytes(p.read_bytes()[:-1]), "cannot be read"),
-    "empty": (lambda p: p.write_bytes(b""), "cannot be read"),
     "text": (lambda p: p.write_text("these are not the weights you are looking for"), "cannot be read"),
-    "a folder": (lambda p: (p.unlink(), p.mkdir()), "cannot be read"),
     "only weights": (lambda p: save_file(load_file(p), p), "cannot be read"),
-    "of another program": (lambda p: save_file(load_file(p), p, metadata={"format": "pt"}), "cannot be read"),
     "a description that is no JSON": (lambda p: save_file(load_file(p), p, metadata={saved.DESCRIPTION: "{"}), "damaged"),
     "a description that is a number": (lambda p: save_file(load_file(p), p, metadata={saved.DESCRIPTION: "3"}), "damaged"),
-    "no recipe": (lambda p: rewritten(p, recipe=None), "damaged"),
     "unknown encoder": (lambda p: rewritten(p, recipe={"name": "resnet1001", "width": 4}), "recipe"),
-    "dangerous name": (lambda p: rewritten(p, recipe={"name": "__import__", "width": "os"}), "recipe"),
     "other arguments": (lambda p: rewritten(p, recipe={"name": "resnet9", "width": 4, "depth": 3}), "recipe"),
     "argument in words": (lambda p: rewritten(p, recipe={"name": "resnet9", "width": "4"}), "not a number"),
     "too large for any memory": (lambda p: rewritten(p, recipe={"name": "resnet9", "width": 10_000_000}), "damaged"),
-    "too large for any number": (lambda p: rewritten(p, recipe={"name": "resnet9", "width": 10**30}), "damaged"),
     "a weight missing": (lambda p: rewritten(p, {NAME: None}), "layers"),
     "a weight more": (lambda p: rewritten(p, {"more": torch.zeros(1)}), "layers"),
     "a weight of another shape": (lambda p: rewritten(p, {NAME: torch.zeros(2, 2)}), NAME),
-    "a weight of whole numbers": (lambda p: rewritten(p, {NAME: torch.zeros(4, 3, 3, 3).int()}), NAME),
     "a weight that is NaN": (lambda p: rewritten(p, {NAME: torch.full((4, 3, 3, 3), math.nan)}), "NaN"),
     "nothing said": (lambda p: rewritten(p, about=None), "damaged"),
     "no size": (lambda p: rewritten(p, about={"method": "SimCLR", "dataset": "toybox"}), "size"),
     "a block that it has not": (lambda p: rewritten(p, about=ABOUT | {"block": 9}), "block"),
-    "a head of text": (lambda p: rewritten(p, head="large"), "damaged"),
     "a head that is not there": (lambda p: rewritten(p, head={"classes": 3, "dropout": 0.2}), "layers"),
 }
 
@@ -209,10 +182,9 @@ DAMAGED = {
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_or_foreign_file_is_refused(kind, path):
     damage, told = DAMAGED[kind]
+    rewritten(path)  # as it was: what is refused is the damage
+    assert same_weights(models.load_network(path).model.half(), encoder().half())
     damage(path)
-    if told is None:
-        assert same_weights(models.load_network(path).model.half(), encoder().half())
-        return
     with pytest.raises(CourseError, match=rf"kept\.safetensors .*{told}.* Delete it, or run the lesson again") as caught:
         models.load_network(path)
     assert "\n" not in str(caught.value)
@@ -225,27 +197,6 @@ def test_nothing_in_a_file_runs(write, path):
     with pytest.raises(CourseError, match="cannot be read"):
         models.load_network(path)
     assert not witness.exists()
-
-
-@given(at=st.integers(0, 2**32), byte=st.integers(0, 255))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_file_with_one_other_byte_is_read_or_refused(path, at, byte):
-    whole = path.read_bytes()
-    header = 8 + int.from_bytes(whole[:8], "little")
-    place = at % (2 * header) if at % 2 else at % len(whole)  # half of them among names and sizes
-    other = path.with_name("other.safetensors")
-    other.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
-    try:
-        found = models.load_network(other)
-    except CourseError:
-        assert byte != whole[place]  # the unchanged file is read
-    else:
-        assert all(value.isfinite().all() for value in found.model.state_dict().values())
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(CourseError, match="no network .*missing"):
-        models.load_network(tmp_path / "missing")
 
 
 # --- folders --------------------------------------------------------------------------------------------------------------------------
