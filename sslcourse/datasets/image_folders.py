@@ -52,14 +52,12 @@ def tree(folder: Path) -> Tree:
 def read(tree: Tree, work: Path, size: int | None = None, *, label: str, strict=False, limit: int | None = None) -> FolderImages:
     """Read image files by folders, from the `tree` of a folder or of `archives.spool`; the images are memory-mapped in the folder `work`.
 
-    Layouts: train/<class>/..., test/<class>/..., if you like validation/<class>/... (or val, valid) and unlabeled/...; or only <class>/...
-    Without a test folder a stratified 20 % of the training images becomes the test set (`prepared.set_aside`, seed 0). Wrapping folders are
-    looked through; hidden files and __MACOSX are ignored. Classes and files are taken in sorted order.
+    Layouts: train/<class>/..., test/<class>/..., if you like validation/<class>/... and unlabeled/...; or only <class>/... Without a test
+    folder a stratified 20 % of train becomes the test set (`prepared.set_aside`, seed 0). Wrapping folders are looked through; hidden files
+    are ignored. Classes and files are taken in sorted order. Images become uint8 (N, 3, size, size) as `decode` does it.
 
-    Images become uint8 (N, 3, size, size) as `decode` does it. size: pixels, 8..512; None takes the images' own size if they are all
-    square, equal, and at most 128, else 96. label: what messages call the folder. strict: refuse files that are no readable images instead
-    of skipping them. limit: at most that many files a class and split.
-
+    size: pixels, 8..512; None takes the images' own size if they are all square, equal, and at most 128, else 96. label: what messages call
+    the folder. strict: refuse files that cannot be read instead of skipping them. limit: at most that many files a class and split.
     CourseError for a layout without images, with a single class, an empty class, or a class in test or validation that train lacks.
     """
     layout = _layout("", tree, label)

@@ -33,8 +33,7 @@ class Rows:
     """Some rows of an array, in the order of `rows`, picked only when sliced: so data sets larger than memory can be copied."""
 
     def __init__(self, source, rows):
-        rows = np.asarray(rows)
-        self.source, self.rows = (source.source, source.rows[rows]) if type(source) is Rows else (source, rows)
+        self.source, self.rows = source, np.asarray(rows)
         self.shape, self.dtype = (len(rows), *source.shape[1:]), source.dtype
 
     def __len__(self) -> int:
@@ -190,10 +189,9 @@ def write(folder: Path, parts: Parts, *, name: str, class_names: Sequence[str], 
 
 
 def made_once(folder: Path, make: Callable[[], Parts], *, options: Mapping, force: bool = False, **facts) -> tuple[bool, dict, dict]:
-    """What is in `folder`, if it is whole and was made with these very `options`; else what `make` gives, kept there from now on.
+    """What is in `folder`, if whole and made with these `options`; else what `make` gives, kept there. -> (made now, about, parts)
 
-    facts: name, class_names and source, as `write` takes them. force: make it even if it is there. -> (made now, about, parts)
-    CourseError where the disk cannot take it.
+    facts: name, class_names and source, as for `write`. force: make it anyway. CourseError where the disk cannot take it.
     """
 
     def found() -> tuple[bool, dict, dict] | None:

@@ -51,11 +51,10 @@ def prepare(name, data_dir="data", *, source=None, size=None, strict=False, limi
     name: toybox, stl10, cifar10, flowers, cats-vs-dogs, or with `source` a name of your own.
     source: the path of an archive or folder (images as at `image_folders.read`, or the original files of STL-10 or CIFAR-10).
     size: pixels, 8..512. Image folders are stored at this size (None: their own, or 96); the others get a second, resized copy.
-    strict: refuse files that cannot be read, instead of skipping and counting them. limit: at most that many images a class and split (and
-    that many unlabelled ones a class). force: do it again even if it is there. keep_archive: keep the downloaded archive.
+    strict: refuse files that cannot be read, instead of skipping them. limit: at most that many images a class and split (and that many
+    unlabelled ones a class). force: do it again even if it is there. keep_archive: keep the downloaded archive.
 
-    After a failure nothing half-made is left; an interrupted download continues next time. CourseError, with a sentence, for everything
-    that can go wrong on the way; ValueError or TypeError for a wrong size or limit.
+    CourseError for everything that can go wrong on the way, with nothing half-made left; ValueError or TypeError for a wrong size or limit.
     """
     check_size(size)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 3):
@@ -138,7 +137,7 @@ def _from_source(folder: Path, source, size, strict, limit, keep_archive) -> Rep
 
 def _remove(downloaded: Path) -> None:
     downloaded.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another download, or a part of one, lies there
+    with contextlib.suppress(OSError):  # it may hold another download, or a part of one
         downloaded.parent.rmdir()
 
 

@@ -61,8 +61,7 @@ class Pen:
         points = np.stack([x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)], 1) + centre
         self.polygon(points, colour)
 
-    def near(self, value, spread=0.04) -> float:
-        """A coordinate that varies from object to object."""
+    def near(self, value, spread=0.04) -> float:  # a coordinate that varies from object to object
         return value + self.rng.normal(0, spread)
 
 
