@@ -11,10 +11,8 @@ from torchvision.transforms.v2 import functional as tv
 from sslcourse import augment
 from sslcourse.augment import augmentation
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 FACTORY_NAMES = ("simclr", "byol_views", "barlow_views", "weak", "strong", "evaluation")
-
-
-# --- the module against torchvision, with the parameters that it drew -----------------------------------------------------------------
 
 
 def in_torchvision(transform, image, drawn, i):
@@ -51,8 +49,6 @@ def test_a_whole_pipeline_equals_torchvisions(make, height, width, size, device)
         torch.testing.assert_close(done[i], in_torchvision(transform, images[i], drawn, i), rtol=0, atol=5e-5)
 
 
-# --- independence between images ------------------------------------------------------------------------------------------------------
-
 JITTER = (0.4, 0.4, 0.4, 0.1)
 EVERYTHING = {"crop": (0.2, 1.0), "flip": 0.5, "jitter": JITTER, "grayscale": 0.5, "blur": 0.5, "solarize": 0.5, "cutout": 0.5}
 
@@ -72,9 +68,8 @@ def test_each_parameter_changes_only_its_own_row():
     transform = augment.Augmentation(20, **EVERYTHING)
     images = colourful(5, 24, 24)
     drawn = transform.draw(5, 24, 24)
-    drawn.update({name: torch.zeros(5) for name in ("flip", "grayscale", "solarize")}, sigma=torch.full((5,), 0.5))
-    drawn.update(top=torch.full((5,), 2.0), left=torch.full((5,), 2.0), height=torch.full((5,), 16.0), width=torch.full((5,), 16.0))
-    drawn["cutout"] = torch.tensor([8.0, 8, 4]).repeat(5, 1)
+    begin = {"flip": 0.0, "grayscale": 0.0, "solarize": 0.0, "sigma": 0.5, "top": 2.0, "left": 2.0, "height": 16.0, "width": 16.0}
+    drawn |= {name: torch.full((5,), value) for name, value in begin.items()} | {"cutout": torch.tensor([8.0, 8, 4]).repeat(5, 1)}
     before = transform.apply_drawn(images, drawn)
     other = {"top": 5.0, "left": 5.0, "height": 12.0, "width": 12.0, "flip": 1.0, "grayscale": 1.0, "solarize": 1.0, "sigma": 2.0}
     other |= {"brightness": 0.5, "contrast": 0.5, "saturation": 0.3, "hue": 0.3, "cutout": 6.0}
@@ -86,7 +81,7 @@ def test_each_parameter_changes_only_its_own_row():
         assert same == [True, False, True, True, True], name
 
 
-@pytest.mark.parametrize("rows", [1, 5, 12, 13, 40])
+@pytest.mark.parametrize("rows", [12, 13, 40])
 def test_chunks_give_what_one_go_gives(rows, monkeypatch):
     transform, images = augment.Augmentation(16, **EVERYTHING), colourful(rows, 24, 18)
     torch.manual_seed(5)
@@ -95,9 +90,6 @@ def test_chunks_give_what_one_go_gives(rows, monkeypatch):
     monkeypatch.setattr(augmentation, "CHUNK_VALUES", 1)  # the smallest chunks there are, a dozen images
     torch.manual_seed(5)
     torch.testing.assert_close(transform(images), whole, rtol=0, atol=1e-5)
-
-
-# --- parameters -----------------------------------------------------------------------------------------------------------------------
 
 
 def drawn_many(transform, n=4000, height=40, width=40, seed=0):
@@ -149,9 +141,6 @@ def test_a_crop_that_cannot_fit_becomes_the_whole_image():
     assert (drawn["height"] == 20).all() and (drawn["width"] == 20).all() and not drawn["top"].any() and not drawn["left"].any()
 
 
-# --- seeds ----------------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", FACTORY_NAMES)
 def test_seeds_and_generators_repeat_the_views_and_other_seeds_do_not(name, device):
@@ -180,9 +169,6 @@ def test_seeds_and_generators_repeat_the_views_and_other_seeds_do_not(name, devi
     assert name in ("weak", "evaluation") or len(copies.flatten(1).unique(dim=0)) == 16
 
 
-# --- what comes out -------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", FACTORY_NAMES)
 @pytest.mark.parametrize(("n", "height", "width", "size"), [(5, 32, 32, 32), (1, 24, 40, 16), (3, 17, 13, 64), (0, 16, 16, 16)])
@@ -208,9 +194,7 @@ def test_views_of_the_papers(size, blurs):
 
 
 def test_options_overrule_a_factory():
-    assert augment.simclr(32, blur=0.5, flip=0.0).blur == 0.5
-    assert augment.byol_views(96, blur=0.0).first.blur == 0.0
-    assert augment.weak(32, translate=0.0).translate == 0.0
+    assert augment.simclr(32, blur=0.5).blur == 0.5 and augment.byol_views(96, blur=0.0).first.blur == 0.0
     assert augment.simclr(32, strength=0.5).jitter == (0.4, 0.4, 0.4, 0.1)
     for part in ("size=64", "crop=(0.08, 1.0)", "flip=0.5", "jitter=(0.8, 0.8, 0.8, 0.2)"):
         assert part in repr(augment.simclr(64))
@@ -232,16 +216,12 @@ def test_weak_only_moves_and_flips():
 
 
 def test_strong_views_differ_in_their_squares():
-    images = torch.full((200, 3, 32, 32), 255, dtype=torch.uint8)
+    images, generator = torch.full((200, 3, 32, 32), 255, dtype=torch.uint8), torch.Generator().manual_seed(0)
     view = augment.strong(32, jitter=(0, 0, 0, 0), grayscale=0.0)
-    torch.manual_seed(0)
-    covered = (view(images)[:, 0] == 0).float().mean((1, 2))  # grey is 0 after normalisation, white is 2
+    covered = (view(images, generator)[:, 0] == 0).float().mean((1, 2))  # grey is 0 after normalisation, white is 2
     assert covered.max() <= 0.25 + 1e-6, "a square has at most half the side"
     assert 0.04 < covered.mean() < 0.09  # a third of (1/2)² in the mean, less what the edges cut off
     assert covered.unique().numel() > 50
-
-
-# --- what is refused ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -269,10 +249,7 @@ def test_other_batches_are_refused(batch):
         augment.simclr(8)(batch)
 
 
-# --- on a GPU -------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@CUDA
 @pytest.mark.parametrize("name", FACTORY_NAMES)
 def test_nothing_waits_for_the_gpu(name):
     transform, images = getattr(augment, name)(64).to("cuda"), colourful(8, 48, 48, "cuda")
@@ -284,7 +261,7 @@ def test_nothing_waits_for_the_gpu(name):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@CUDA
 def test_both_devices_make_the_same_of_the_same_parameters():
     transform, images = augment.Augmentation(64, **{**EVERYTHING, "solarize": 0.0}), colourful(16, 48, 48)
     drawn = transform.draw(16, 48, 48)

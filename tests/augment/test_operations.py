@@ -97,15 +97,6 @@ def test_translation_equals_a_crop_of_the_mirrored_image():
         torch.testing.assert_close(done[i], tv.crop(mirrored[i], top, left, size, size), **CLOSE)
 
 
-@pytest.mark.parametrize("size", [9, 16])
-def test_rows_of_every_matrix_sum_to_one(size):
-    shift, sigma = torch.tensor([-2.0, 0.0, 2.0]), torch.tensor([0.0, 0.5, 2.0])
-    resized = operations.resize_matrix(torch.tensor([0.0, 2, 5]), torch.tensor([9.0, 1, 4]), 9, size)
-    for matrix in (resized, operations.translation_matrix(shift, size, 2), operations.blur_matrix(sigma, size, 3)):
-        torch.testing.assert_close(matrix.sum(2), torch.ones(3, size))
-        assert (matrix >= 0).all()
-
-
 def test_operations_pass_gradients_on_after_inference_mode_used_them():
     with torch.inference_mode():
         operations.gaussian_blur(floats(2, 14, 14), torch.ones(2), 2)

@@ -32,9 +32,6 @@ def test_any_size_from_8_pixels_on(height, width):
     assert torch.equal(maps[2], maps[1] + encoder.blocks[2].body(maps[1]))  # a residual adds its input
 
 
-# --- ResNet-18 and ResNet-50 ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def networks():
     """One of each, in evaluation mode, with statistics that are not the first ones."""
@@ -58,7 +55,6 @@ def test_dimensions_and_parameters(networks, name, dim, millions):
         ({}, 32, [32, 32, 16, 8, 4]),
         ({"max_pool": True}, 64, [32, 32, 16, 8, 4]),
         ({"small_images": False}, 96, [24, 24, 12, 6, 3]),
-        ({"small_images": False, "max_pool": False}, 64, [32, 32, 16, 8, 4]),
     ],
 )
 def test_sides_of_the_maps_with_each_stem(options, size, sides):
@@ -81,8 +77,6 @@ def test_the_large_stem_is_torchvisions_own_network(name):
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)  # and with the statistics that it left
 
-
-# --- all of them ----------------------------------------------------------------------------------------------------------------------
 
 ALL = pytest.mark.parametrize("name", ["resnet9", "resnet18", "resnet50", "alexnet"])
 
@@ -124,9 +118,6 @@ def test_an_encoder_says_how_it_was_made(made, recipe):
         twin = encoders.encoder_from_recipe(encoder.recipe)
     assert encoder.recipe == twin.recipe == recipe and "recipe" not in encoder.state_dict()
     assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in encoder.state_dict().items()}
-
-
-# --- what is refused ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,6 @@ EACH = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 TWO_KINDS = augment.TwoViews(augment.evaluation(16), augment.evaluation(16, mean=(0.2, 0.3, 0.4)))
 
 
-# --- the classifier and the heads -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_the_first_loss_is_that_of_guessing_and_its_gradient_reaches_every_parameter(classes):
     torch.manual_seed(0)
@@ -61,9 +58,6 @@ def test_layers_and_shapes_of_heads(layers, last_norm):
     if last_norm:
         torch.testing.assert_close(z.mean(0), torch.zeros(7), rtol=0, atol=1e-5)
         torch.testing.assert_close(z.std(0, correction=0), torch.ones(7), rtol=0, atol=1e-2)
-
-
-# --- what methods share ---------------------------------------------------------------------------------------------------------------
 
 
 @EACH
@@ -125,9 +119,6 @@ def test_training_on_hostile_images_never_ends_in_a_nan_that_nobody_reported(mak
     assert history.stopped or all(p.isfinite().all() for p in method.parameters())
 
 
-# --- rotation -------------------------------------------------------------------------------------------------------------------------
-
-
 def test_quarter_turns_against_moving_every_pixel():
     x = torch.randn(3, 3, 5, 5)
     turned, turns = models.four_rotations(x)
@@ -147,18 +138,10 @@ def test_the_loss_of_rotation_is_that_of_telling_the_turns():
     torch.testing.assert_close(loss, F.cross_entropy(method.head(method.encoder(turned)), turns))
 
 
-# --- two views ------------------------------------------------------------------------------------------------------------------------
-
-
 def test_views_of_one_augmentation_are_drawn_apart():
     first, second = simclr(augmentation=augment.simclr(16)).two_views(pictures())
     assert first.shape == second.shape == (16, 3, 16, 16)
     assert all((a - b).abs().max() > 0.01 for a, b in zip(first, second, strict=True))
-
-
-def statistics(method):
-    norms = [m for m in method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return [(m.running_mean.clone(), int(m.num_batches_tracked)) for m in norms]
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -168,9 +151,7 @@ def test_the_loss_of_simclr_is_nt_xent_of_its_views_encoded_together_or_apart(to
     z = reference.project(torch.cat(views)).chunk(2) if together else [reference.project(view) for view in views]
     torch.testing.assert_close(loss, losses.nt_xent(*z, 0.3))
     assert method.metrics["positive_similarity"].item() == pytest.approx(F.cosine_similarity(*z).mean().item(), abs=1e-6)
-    for (found, updates), (expected, _) in zip(statistics(method), statistics(reference), strict=True):
-        assert updates == (1 if together else 2)
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(method.state_dict(), reference.state_dict())  # batch statistics, and of how many batches
 
 
 def test_the_loss_of_byol_is_that_of_each_view_predicting_the_other():
@@ -189,9 +170,6 @@ def test_the_loss_of_barlow_twins_is_that_of_its_projections_and_the_diagonal_is
     chance = losses.chance_loss("barlow_twins", batch_size=32, dim=8, lambda_param=0.1)
     assert method.chance_loss(32) == pytest.approx(0.5 * chance)
     assert method.metrics["diagonal"].item() == pytest.approx(losses.cross_correlation(z0, z1).diagonal().mean().item(), abs=1e-6)
-
-
-# --- BYOL's target --------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_target_begins_as_a_copy_that_no_optimizer_gets():
@@ -248,9 +226,6 @@ def test_collapse_shows_in_the_metrics():
     nn.init.ones_(method.projector[-1].bias)
     method(pictures())
     assert method.metrics["projection_std"].item() < 1e-3 < healthy
-
-
-# --- what is refused ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
