@@ -17,13 +17,10 @@ from sslcourse.devices import one_thread, seeded  # noqa: F401  (one_thread: for
 RANDOM = "random initialisation"
 
 
-# --- who takes part -------------------------------------------------------------------------------------------------------------------
-
-
 def taking_part(folder: Path | str, *, dataset: str, tier: str, device="cpu") -> dict[str, models.Network]:
     """Networks of a data set that lessons 1 to 6 kept in a folder at this tier, filled from the committed ones, in the order of lessons.
 
-    Where there is not one pretrained encoder among them, encoders of any data set come in their place: what they show is transfer.
+    Where no encoder among them is pretrained, encoders of any data set come in their place: what they show is transfer.
     """
     own, committed = models.read_networks(folder, device), models.reference_networks(device)
     found = filled(own, committed, tier=tier, dataset=dataset)
@@ -61,10 +58,7 @@ def is_pretrained(network: models.Network) -> bool:
 def fresh(
     like: Iterable[models.Network], make_encoder: Callable[[], nn.Module], *, dataset: str, size: int, seed: int, device
 ) -> models.Network:
-    """An encoder that learned nothing, of the kind of the first of these networks, or as make_encoder has it where there is none.
-
-    size: pixels a side at which it is evaluated, where there is no network to take that from.
-    """
+    """An encoder that learned nothing, of the kind and size of the first of these networks, or else made by make_encoder for this size."""
     first = next(iter(like), None)
     with seeded(seed):
         encoder = make_encoder() if first is None else models.encoder_from_recipe(first.encoder.recipe)
@@ -98,9 +92,6 @@ def roster(networks: Mapping[str, models.Network]) -> results.Table:
         labels = f"{network.labels:,}" if network.labels else "none"
         rows.append([name, what, learned, labels, f"{network.size}", f"{minutes:.1f}" if minutes else "–", origin])
     return results.Table(["name", "what it is", "trained on", "labels", "pixels", "minutes", "origin"], rows)
-
-
-# --- records --------------------------------------------------------------------------------------------------------------------------
 
 
 def by_labels(records: Iterable[Mapping]) -> results.Table:
@@ -138,22 +129,16 @@ def images_seen(records: Iterable[Mapping]) -> dict[str, int]:
     return found
 
 
-# --- the final table ------------------------------------------------------------------------------------------------------------------
-
 JPEG = {"cifar10-jpeg": "cifar10"}  # the same photographs, compressed
 LONG = "long run"  # the tier of what `pretrain` and `evaluate` have made, outside the lessons
 STAND_INS = {"stl10": "cifar10"}  # ten classes too; with 5,000 labels and 45,000 unlabelled images it is much the same task
 
-# What the original projects reported; what was published, by whoever ran it, which need not be the method's own paper; and the methods of
-# our records that belong to the same task.
+# What the original projects reported, what was published by whoever ran it, and the methods of our records that belong to the same task.
 TASKS = json.loads((Path(results.__file__).parent / "reference" / "tasks.json").read_text(encoding="utf-8"))
 
 
 def _our_rows(records: Iterable[Mapping], dataset: str, task: Mapping) -> list[Mapping]:
-    """Our best record of each method of a task: of the lessons, and of longer runs with `pretrain` and `evaluate`, where there are any.
-
-    The best has as many labels as the task, or else the most below that; of two, it has more runs, or then is the newer.
-    """
+    """For each method of a task our best record of the lessons and of longer runs: most labels up to the task's, most runs, newest."""
     fits = [r for r in records if JPEG.get(r["dataset"], r["dataset"]) == dataset and "top1" in r["metrics"]]
     fits = [r for r in fits if r["labels"] is not None and r["labels"] <= task["labels"]]
     rows = []
@@ -187,9 +172,8 @@ def _differs(record: Mapping) -> str:
 def final_table(records: Iterable[Mapping]) -> results.Table:
     """What the original projects reported, what we have for the same task, and what was published; what is open stays open.
 
-    The column `gain` is ours less the reported number of the same kind (the first one where none is), with the standard errors of both
-    added as squares: that of ours over seeds, that of the reported from the number of its test images.
-    Where a task is open, what we have with as many labels on a stand-in for its data set (`STAND_INS`) is shown as such, without a gain.
+    gain: ours less the reported number of the same kind (the first one where none is), with the standard errors of both, ours over seeds
+    and theirs over test images. In an open task, ours on a stand-in for its data set (`STAND_INS`) is shown as such, without a gain.
     """
     records, rows = list(records), []
     for task in TASKS:
@@ -224,20 +208,14 @@ def open_tasks(records: Iterable[Mapping]) -> list[str]:
     return [task["name"] for task in TASKS if not _our_rows(records, task["dataset"], task)]
 
 
-# --- figures --------------------------------------------------------------------------------------------------------------------------
-
-
 def strips(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str, mark: float | None = None, mark_name: str = "") -> None:
     """Every single number as a dot, a row a group, with mean and standard deviation. mark: a value to be marked across all rows."""
     values = {name: np.asarray(list(group), float) for name, group in groups.items()}
-    if not values or not all(len(group) and np.isfinite(group).all() for group in values.values()):
-        raise ValueError("Each row of a strip needs at least one number, and all of them finite.")
     figure, axis = plt.subplots(figsize=(7.6, 0.72 * len(values) + 1.2))
     told, generator = [], np.random.default_rng(0)
     for i, (name, group) in enumerate(values.items()):
         heights = i + generator.uniform(-0.17, 0.17, len(group)) * (len(group) > 1)
-        look = {"marker": plots.MARKERS[i % 8], "color": plots.COLOURS[i % 8]}
-        axis.plot(group, heights, linestyle="", alpha=0.6, markersize=5, **look)
+        axis.plot(group, heights, linestyle="", alpha=0.6, markersize=5, marker=plots.MARKERS[i % 8], color=plots.COLOURS[i % 8])
         axis.plot([group.mean()] * 2, [i - 0.32, i + 0.32], color="black", linestyle="-", marker="", linewidth=1.6)
         text = f"{group.mean():.1f}" + (f", deviation {group.std(ddof=1):.1f}" if len(group) > 1 else "")
         axis.text(1.02, i, text.replace("-", "−"), transform=axis.get_yaxis_transform(), va="center", fontsize=9)
@@ -262,8 +240,8 @@ def curves(x, series: Mapping[str, Sequence[float]], *, title: str, xlabel: str,
     if len(series) > 1:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9.5)
     figure.tight_layout()
-    told = [f"{name} goes from {values[0]:.1f} to {values[-1]:.1f}" for name, values in series.items() if len(values)]
-    plots.show(figure, f"{title}. {ylabel} against {xlabel}: {'; '.join(told)}.")
+    told = "; ".join(f"{name} goes from {values[0]:.1f} to {values[-1]:.1f}" for name, values in series.items())
+    plots.show(figure, f"{title}. {ylabel} against {xlabel}: {told}.")
 
 
 def coverage(runs: int) -> dict[str, float]:

@@ -11,15 +11,17 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslcourse.evaluation.features import check_labels
+
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures between which `fit_temperature` looks
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How sure a classifier was of N images, and how often it was right. Accuracies and confidences are fractions between 0 and 1.
+    """How sure a classifier was of N images, and how often it was right; accuracies and confidences are fractions.
 
-    ece: expected calibration error, the mean over images of |accuracy − confidence| of the image's bin (equation 3). bin_confidence,
-    bin_accuracy: means over the images of each bin, from the least sure to the surest, NaN in an empty bin; bin_count: images in it.
+    ece: the mean over images of |accuracy − confidence| of the image's bin (equation 3). bin_…: of each bin from the least sure to the
+    surest its means, NaN where it is empty, and its number of images.
     """
 
     ece: float
@@ -30,20 +32,15 @@ class Calibration:
     accuracy: float
 
     @property
-    def n(self) -> int:
-        return sum(self.bin_count)
-
-    @property
     def overconfidence(self) -> float:
         """Mean confidence less accuracy: above zero it promises too much."""
         return self.mean_confidence - self.accuracy
 
 
 def calibration(logits, labels=None, bins: int = 10) -> Calibration:
-    """Hold confidences against accuracies, in `bins` bins of equal width: the m-th takes confidences above (m − 1)/bins up to m/bins.
+    """Confidences, the largest probability of each image, against accuracies, in bins of equal width: above (m − 1)/bins up to m/bins.
 
-    logits: an evaluation.Result, or float (N, C) with labels (N,). The confidence of an image is the largest of its probabilities.
-    With few images a bin's accuracy is uncertain, and the ECE of a perfectly calibrated classifier is above zero: compare equal numbers.
+    logits: an evaluation.Result, or float (N, C) with labels (N,). The ECE depends on N: compare those of equal numbers of images.
     """
     logits, labels = _checked(logits, labels)
     if bins < 1:
@@ -55,21 +52,15 @@ def calibration(logits, labels=None, bins: int = 10) -> Calibration:
     count = torch.bincount(of, minlength=bins)
     mean_confidence, mean_right = (torch.bincount(of, weights=v, minlength=bins) / count for v in (confidence, right))  # 0 / 0 is NaN
     ece = ((mean_right - mean_confidence).abs() * count).nansum() / len(labels)
-    return Calibration(
-        ece=ece.item(),
-        bin_confidence=tuple(mean_confidence.tolist()),
-        bin_accuracy=tuple(mean_right.tolist()),
-        bin_count=tuple(count.tolist()),
-        mean_confidence=confidence.mean().item(),
-        accuracy=right.mean().item(),
-    )
+    by_bin = (tuple(found.tolist()) for found in (mean_confidence, mean_right, count))
+    return Calibration(ece.item(), *by_bin, confidence.mean().item(), right.mean().item())
 
 
 def fit_temperature(logits, labels=None) -> float:
     """The temperature T for which softmax(logits / T) gives these labels the highest likelihood (temperature scaling, section 4.2).
 
-    logits: an evaluation.Result of the validation images, or float (N, C) with labels (N,). Above 1 the classifier was too sure of itself.
-    T is looked for between 0.05 and 20: where every answer is right, each smaller T is better still, and 0.05 comes back.
+    logits: an evaluation.Result of the validation images, or float (N, C) with labels (N,). T lies between 0.05 and 20; above 1 the
+    classifier was too sure of itself.
     """
     logits, labels = _checked(logits, labels)
 
@@ -89,11 +80,9 @@ def _checked(logits, labels) -> tuple[Tensor, Tensor]:
         logits, labels = logits.logits, logits.labels
     logits, labels = torch.as_tensor(logits).detach().cpu().double(), torch.as_tensor(labels).cpu().long()
     if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels) or logits.shape[1] < 2:
-        raise ValueError(
-            f"Logits are (N, C) and labels (N,), N at least 1 and C at least 2, not {tuple(logits.shape)} and {tuple(labels.shape)}."
-        )
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"Logits are (N, C) and labels (N,), N at least 1 and C at least 2, not {shapes}.")
     if not logits.isfinite().all():
         raise ValueError("The logits hold NaN or inf: the network that made them is broken, so train it anew.")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(f"Labels must lie in 0..{logits.shape[1] - 1}; these lie in {int(labels.min())}..{int(labels.max())}.")
+    check_labels(labels, logits.shape[1])
     return logits, labels

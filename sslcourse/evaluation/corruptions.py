@@ -1,7 +1,6 @@
 """Images as they come from worse cameras: what accuracy is left of on them tells more than the accuracy on clean ones.
 
-The idea, and most of the kinds, are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261); the severities are our own, so that they
-mean the same at 32 pixels as at 96, and no numbers of theirs can be compared with ours.
+After Hendrycks and Dietterich 2019 (arXiv 1903.12261). The severities are our own and mean the same at any size of image.
 """
 
 import torch
@@ -11,12 +10,7 @@ from torch.nn import functional as F
 CHUNK = 128  # images worked on at once; part of what a seed means
 SEVERITIES = 5
 
-# Each of the six takes x, float (n, 3, H, W) in 0..1; the severity's amount; and draw(distribution, *shape), random numbers of shape
-# (CHUNK, *shape), a row for each image.
-
-
-def _gaussian_noise(x, amount, draw):
-    return x + amount * draw(torch.randn, *x.shape[1:])[: len(x)]
+# Each of the six takes x, float (n, 3, H, W) in 0..1; the severity's amount; and draw(distribution, *shape) -> (CHUNK, *shape).
 
 
 def _blur(x, amount, draw):
@@ -33,10 +27,6 @@ def _blurring(side: int, sigma: float, like: Tensor) -> Tensor:
 def _contrast(x, amount, draw):
     mean = x.mean((2, 3), keepdim=True)
     return mean + amount * (x - mean)
-
-
-def _brightness(x, amount, draw):
-    return x + amount
 
 
 def _pixelate(x, amount, draw):
@@ -56,20 +46,22 @@ def _occlusion(x, amount, draw):
 
 # name -> (function, its amounts at severities 1 to 5)
 CORRUPTIONS = {
-    "gaussian_noise": (_gaussian_noise, (0.04, 0.08, 0.12, 0.18, 0.26)),  # deviation, of 0..1
+    "gaussian_noise": (  # deviation, of 0..1
+        lambda x, amount, draw: x + amount * draw(torch.randn, *x.shape[1:])[: len(x)],
+        (0.04, 0.08, 0.12, 0.18, 0.26),
+    ),
     "blur": (_blur, (0.015, 0.025, 0.035, 0.05, 0.065)),  # deviation, of the side: 0.5 to 2.1 pixels of 32
     "contrast": (_contrast, (0.7, 0.5, 0.35, 0.2, 0.1)),  # what is left of the distance from each channel's mean
-    "brightness": (_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),  # added to every pixel, of 0..1
+    "brightness": (lambda x, amount, draw: x + amount, (0.1, 0.2, 0.3, 0.4, 0.5)),  # added to every pixel, of 0..1
     "pixelate": (_pixelate, (0.75, 0.6, 0.5, 0.35, 0.25)),  # of the side: 24 to 8 pixels of 32
     "occlusion": (_occlusion, (0.2, 0.3, 0.4, 0.5, 0.6)),  # side of a grey square anywhere in the image, of the side
 }
 
 
 def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
-    """Images made worse: uint8 (N, 3, H, W) -> uint8 of the same shape and device; those that were given stay as they are.
+    """Worse copies of images: uint8 (N, 3, H, W) -> uint8 of the same shape and device.
 
-    kind: one of CORRUPTIONS. severity: 1, hardly seen, to 5; 0 changes nothing. seed: of the noise and of the places of the grey squares.
-    Each image has its own, which do not depend on the images after it. Values beyond black and white are cut off.
+    kind: one of CORRUPTIONS. severity: 1, hardly seen, to 5; 0 changes nothing. seed: of noise and of grey squares, each image's own.
     """
     if kind not in CORRUPTIONS:
         raise ValueError(f"kind is one of {', '.join(CORRUPTIONS)}, not {kind!r}.")

@@ -17,7 +17,7 @@ BATCH_SIZE = 512
 def evaluation_view(augmentation: nn.Module | None, size: int) -> augment.Augmentation:
     """No randomness, at the size and with the normalisation of this augmentation: what an encoder that was trained with it should see.
 
-    size: pixels a side of the images, which counts where the augmentation is none of `augment`'s and does not tell its own.
+    size: pixels a side, where the augmentation does not tell its own.
     """
     augmentation = getattr(augmentation, "first", augmentation)  # of two views
     if not isinstance(augmentation, augment.Augmentation):
@@ -39,26 +39,21 @@ def _in_batches(model: nn.Module, compute, images: Tensor, size, transform, prec
     return torch.cat(pieces)
 
 
-def predict(
-    model: nn.Module, images: Tensor, *, size: int | None = None, transform: nn.Module | None = None, precision: str = "fp32"
-) -> Tensor:
-    """Logits of a classifier in evaluation mode, whatever mode it was in (which is put back).
+def predict(model: nn.Module, images: Tensor, *, size: int | None = None, transform=None, precision: str = "fp32") -> Tensor:
+    """Logits of a classifier in evaluation mode; its own mode is put back: uint8 (N, 3, H, W) -> float32 (N, classes) on the CPU.
 
-    images: uint8 (N, 3, H, W). size: resize to it first. transform: uint8 -> normalised float; `augment.evaluation` when None.
-    Returns float32 (N, classes) on the CPU. The order of the images and the size of the batches do not change a prediction.
+    size: resize to it first. transform: uint8 -> normalised float; `augment.evaluation` when None.
     """
     return _in_batches(model, model, images, size, transform, precision)
 
 
 def features(
-    encoder: nn.Module, images: Tensor, *, block: int | None = None, size: int | None = None, transform: nn.Module | None = None,
-    precision: str = "auto",
-) -> Tensor:  # fmt: skip
+    encoder: nn.Module, images: Tensor, *, block: int | None = None, size: int | None = None, transform=None, precision: str = "auto"
+) -> Tensor:
     """What an encoder makes of images, in evaluation mode, before any head: uint8 (N, 3, H, W) -> float32 (N, D) on the CPU.
 
-    block: None takes the encoder's own output, D = feature_dim. A number takes the feature map after that block, counted from 1 (-1 is the
-    last), and keeps the largest value of each channel: D = channels.
-    size, transform: as in `predict`; they have to be those that the encoder was trained with.
+    block: None takes the encoder's own output, D = feature_dim. A number takes the map after that block, counted from 1 (-1 is the last),
+    and the largest value of each channel: D = channels. size, transform: as in `predict`; those that the encoder was trained with.
     """
     if block is None:
         return _in_batches(encoder, encoder, images, size, transform, precision)
@@ -68,11 +63,21 @@ def features(
     if block == 0 or not -blocks <= block <= blocks:
         raise ValueError(f"block is {block}; this encoder has blocks 1 to {blocks}, or -1 for the last.")
     upto = block if block > 0 else blocks + 1 + block
+    return _in_batches(encoder, lambda x: encoder.feature_maps(x, upto)[-1].amax((2, 3)), images, size, transform, precision)
 
-    def compute(x: Tensor) -> Tensor:
-        return encoder.feature_maps(x, upto)[-1].amax((2, 3))
 
-    return _in_batches(encoder, compute, images, size, transform, precision)
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise ValueError unless each label is a class."""
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"Labels must lie in 0..{classes - 1}; these lie in {int(labels.min())}..{int(labels.max())}.")
+
+
+def check_split(found, name: str) -> None:
+    """Raise ValueError unless an ImageSet or a FeatureSet has images in this split."""
+    if name not in SPLITS:
+        raise ValueError(f"split is one of {', '.join(SPLITS)}, not {name!r}.")
+    if not len(getattr(found, f"{name}_labels")):
+        raise ValueError(f"The {name} split is empty, so nothing can be measured on it: name another split.")
 
 
 @dataclass
@@ -97,9 +102,8 @@ class FeatureSet:
         return replace(self, train=self.train[rows], train_labels=self.train_labels[rows])
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Features and labels of "train", "validation" or "test"."""
-        if name not in SPLITS:
-            raise ValueError(f"split is one of {', '.join(SPLITS)}, not {name!r}.")
+        """Features and labels of "train", "validation" or "test"; ValueError where there are none."""
+        check_split(self, name)
         return getattr(self, name), getattr(self, f"{name}_labels")
 
 
@@ -118,7 +122,7 @@ def feature_set(encoder: nn.Module, images, **options) -> FeatureSet:
 def neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k rows of the bank most alike to each query, by cosine: bank (N, D), queries (Q, D) -> similarities (Q, k), indices (Q, k).
 
-    The most alike come first. Worked through in chunks of 1,024 queries, so memory stays at 1,024 × N.
+    The most alike come first. Memory stays at 1,024 × N.
     """
     if bank.dim() != 2 or queries.dim() != 2 or bank.shape[1] != queries.shape[1]:
         raise ValueError(f"bank and queries must be (N, D) and (Q, D) with the same D, not {tuple(bank.shape)} and {tuple(queries.shape)}.")
@@ -132,8 +136,7 @@ def neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def knn_scores(bank: Tensor, labels: Tensor, queries: Tensor, num_classes: int, k: int = 20, temperature: float = 0.1) -> Tensor:
     """The weighted vote of the k nearest neighbours (Wu et al. 2018, section 3.4): (Q, num_classes), each row sums to 1.
 
-    Each of the k neighbours votes for its own class with weight exp(cosine / temperature).
-    bank (N, D) with labels (N,), queries (Q, D); k is cut to N.
+    bank (N, D) with labels (N,), queries (Q, D); k is cut to N. A neighbour's vote has weight exp(cosine / temperature).
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}.")

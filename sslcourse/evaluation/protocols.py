@@ -5,7 +5,7 @@ Everything that chooses, chooses on the validation split. The test split is meas
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,9 +19,8 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
-from sslcourse.datasets.prepared import SPLITS
 from sslcourse.devices import one_thread, seeded
-from sslcourse.evaluation.features import FeatureSet, evaluation_view, knn_scores, neighbours, predict
+from sslcourse.evaluation.features import FeatureSet, check_labels, check_split, evaluation_view, knn_scores, neighbours, predict
 from sslcourse.evaluation.uncertainty import standard_error, wilson_interval
 from sslcourse.models import Classifier
 
@@ -46,13 +45,11 @@ class Result:
         return len(self.labels)
 
     @cached_property
-    def predictions(self) -> Tensor:
-        """The most probable class of each image, (N,)."""
+    def predictions(self) -> Tensor:  # (N,)
         return self.logits.argmax(1)
 
     @cached_property
-    def probabilities(self) -> Tensor:
-        """Softmax of the logits, (N, C)."""
+    def probabilities(self) -> Tensor:  # (N, C)
         return self.logits.softmax(1)
 
     @property
@@ -88,8 +85,7 @@ class Result:
         """The k most frequent mistakes as (true class, predicted class, count)."""
         counts = self.confusion.copy()
         np.fill_diagonal(counts, 0)
-        order = np.argsort(counts, axis=None)[::-1][:k]
-        pairs = [np.unravel_index(i, counts.shape) for i in order]
+        pairs = [divmod(int(i), len(counts)) for i in np.argsort(counts, axis=None)[::-1][:k]]
         return [(self.class_names[t], self.class_names[p], int(counts[t, p])) for t, p in pairs if counts[t, p]]
 
     def __str__(self) -> str:
@@ -104,21 +100,14 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, class_names: Sequ
     if len(images) != len(labels) or not len(labels):
         raise ValueError(f"evaluate needs as many labels as images, and at least one: {len(images)} images, {len(labels)} labels.")
     logits = predict(model, images, **options)
-    labels = labels.cpu()
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(f"Labels must lie in 0..{logits.shape[1] - 1}; these lie in {int(labels.min())}..{int(labels.max())}.")
-    return Result(logits, labels, list(class_names) if class_names is not None else [str(c) for c in range(logits.shape[1])])
+    check_labels(labels, logits.shape[1])
+    return Result(logits, labels.cpu(), list(class_names) if class_names is not None else [str(c) for c in range(logits.shape[1])])
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     """Part of the rows whose label is among the k largest logits. logits (N, C), labels (N,)."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}.")
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (best == labels.unsqueeze(1)).any(1).double().mean().item()
-
-
-# --- measuring an encoder -------------------------------------------------------------------------------------------------------------
 
 
 def _check_features(found, split: str) -> None:
@@ -129,15 +118,10 @@ def _check_features(found, split: str) -> None:
     for name in ("train", split):
         if not found.split(name)[0].isfinite().all():
             raise ValueError(f"The features of the {name} split hold NaN or inf: the encoder that made them is broken, so train it anew.")
-    if not len(found.split(split)[1]):
-        raise ValueError(f"The {split} split is empty, so nothing can be measured on it: name another split.")
 
 
 def knn_accuracy(found: FeatureSet, *, k: int = 20, temperature: float = 0.1, split: str = "validation") -> Result:
-    """The weighted vote of the k nearest training rows (Wu et al. 2018, section 3.4), for each row of a split. Nothing is trained.
-
-    found: from `feature_set`; its train rows are the bank. k is cut to their number.
-    """
+    """The weighted vote of the k nearest training rows (Wu et al. 2018, section 3.4), for each row of a split. k is cut to their number."""
     _check_features(found, split)
     rows, labels = found.split(split)
     scores = knn_scores(found.train, found.train_labels, rows, len(found.class_names), k, temperature)
@@ -148,10 +132,8 @@ def knn_accuracy(found: FeatureSet, *, k: int = 20, temperature: float = 0.1, sp
 def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Sequence[float] = PENALTIES) -> Result:
     """Logistic regression on frozen features, each scaled to mean 0 and deviation 1 over the training rows.
 
-    found: from `feature_set`. penalties: values of scikit-learn's C (small is a strong penalty); the one with the best accuracy on the
-    validation split is taken, the stronger of equals, and noted in `.settings`. Without validation rows there has to be one value only.
-    split: where the chosen probe is then measured.
-    Protocol: Zhang et al. 2016 and Chen et al. 2020, section 2.3.
+    After Zhang et al. 2016; Chen et al. 2020, section 2.3. penalties: values of scikit-learn's C, small is strong; that with the best
+    accuracy on the validation split, the stronger of equals, is taken and noted in `.settings`. split: where the probe is then measured.
     """
     _check_features(found, split)
     penalties = sorted(float(c) for c in penalties)
@@ -162,7 +144,13 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     labels = found.train_labels.numpy()
     if len(np.unique(labels)) < 2:
         raise ValueError("A probe needs labelled rows of at least two classes: take more of them.")
-    scaled = _scaling(found.train)
+    wide = found.train.double()  # means of large numbers lose their digits in float32
+    mean, std = wide.mean(0), wide.std(0, correction=0)
+    std = torch.where(std > 1e-6 * mean.abs(), std, math.inf)  # differences below float32's own are noise: such a feature becomes 0
+
+    def scaled(rows: Tensor) -> np.ndarray:
+        return ((rows.double() - mean) / std).float().numpy()
+
     train, validation, best = scaled(found.train), scaled(found.validation), None
     probe = LogisticRegression(max_iter=1000, warm_start=True)  # each penalty begins where the one before ended
     with one_thread() if train.size < SMALL_PROBE else nullcontext():
@@ -181,14 +169,6 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     return Result(logits, truth, found.class_names, {"C": c, "features": found.dim})
 
 
-def _scaling(train: Tensor) -> Callable[[Tensor], np.ndarray]:
-    """What brings each feature to mean 0 and deviation 1 over these rows (N, D); one that does not change there becomes 0."""
-    train = train.double()  # means of large numbers lose their digits in float32
-    mean, std = train.mean(0), train.std(0, correction=0)
-    std = torch.where(std > 1e-6 * mean.abs(), std, math.inf)  # differences below float32's own are noise
-    return lambda rows: ((rows.double() - mean) / std).float().numpy()
-
-
 @dataclass
 class FineTuned(Result):
     """A Result with the network that gave it and the History of its training."""
@@ -200,18 +180,13 @@ class FineTuned(Result):
 def fine_tune(
     encoder: nn.Module, images, epochs: int, *, split: str = "validation", lr: float = 2e-3, encoder_lr_scale: float = 0.5, **options
 ) -> FineTuned:
-    """Train a copy of the encoder and a new linear layer on the labelled images, then measure on a split. The encoder itself is left alone.
+    """Train a copy of the encoder and a new linear layer on the labelled images, then measure on a split (Chen et al. 2020, section 4.2).
 
-    images: an ImageSet, usually with few labels. lr: of the new layer; the encoder's is encoder_lr_scale times that.
-    options: those of `training.fit_classifier`.
-    Protocol: Chen et al. 2020, section 4.2 (semi-supervised).
+    images: an ImageSet. lr: of the new layer; the encoder's is encoder_lr_scale times that. options: those of `training.fit_classifier`.
     """
     from sslcourse import training
 
-    if split not in SPLITS:
-        raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
-    if not len(getattr(images, f"{split}_labels")):
-        raise ValueError(f"The {split} split is empty, so nothing can be measured on it: name another split.")
+    check_split(images, split)
     with seeded(int(options.get("seed", 0))):
         model = Classifier(copy.deepcopy(encoder).requires_grad_(True), len(images.class_names)).to(next(encoder.parameters()).device)
     history = training.fit_classifier(model, images, epochs, lr=lr, lr_scales={"encoder": encoder_lr_scale}, **options)
@@ -222,10 +197,9 @@ def fine_tune(
 
 @dataclass
 class Retrieval:
-    """For each query of a split, its nearest training images: indices, cosines and whether they show the same class, each (Q, k)."""
+    """For each query of a split, its nearest training images and whether they show the same class, each (Q, k)."""
 
     indices: Tensor
-    similarities: Tensor
     right: Tensor
 
     @property
@@ -238,11 +212,8 @@ def retrieve(found: FeatureSet, *, k: int = 8, split: str = "validation") -> Ret
     """The k training images most alike to each image of a split, by the cosine of their features, the most alike first."""
     _check_features(found, split)
     rows, labels = found.split(split)
-    similarities, indices = neighbours(found.train, rows, k)
-    return Retrieval(indices, similarities, found.train_labels[indices] == labels.unsqueeze(1))
-
-
-# --- maps -----------------------------------------------------------------------------------------------------------------------------
+    indices = neighbours(found.train, rows, k)[1]
+    return Retrieval(indices, found.train_labels[indices] == labels.unsqueeze(1))
 
 
 def pca(rows: Tensor) -> Tensor:
@@ -253,9 +224,7 @@ def pca(rows: Tensor) -> Tensor:
 def tsne(rows: Tensor, perplexity: float = 30) -> Tensor:
     """t-SNE (van der Maaten and Hinton 2008): float (N, D) -> (N, 2). Neighbours lie together; sizes and distances of clumps mean nothing.
 
-    perplexity: about how many neighbours count, below N.
+    perplexity: about how many neighbours count, below N (scikit-learn refuses others).
     """
-    if not 0 < perplexity < len(rows):
-        raise ValueError(f"perplexity is about a number of neighbours and must lie between 0 and the {len(rows)} rows, not {perplexity}.")
     with one_thread():  # its threads beside PyTorch's, more than there are cores, wait for each other far longer than they work
         return torch.from_numpy(TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(rows.numpy()))

@@ -1,7 +1,7 @@
 """How sure can we be of an accuracy, and of a difference between two? Standard errors, 95 % intervals and tests.
 
-One trained network on many test images: `standard_error`, `wilson_interval`; two on the same images: `paired_difference`, `mcnemar`.
-One method over several seeds: `mean_and_error`, `t_interval`; two methods over the same seeds: `paired_runs`. Many comparisons: `holm`.
+Networks on many test images: `standard_error`, `wilson_interval`; two on the same images: `paired_difference`, `mcnemar`.
+Methods over several seeds: `mean_and_error`, `t_interval`; two over the same seeds: `paired_runs`. Many comparisons: `holm`.
 """
 
 import math
@@ -21,12 +21,8 @@ def standard_error(accuracy: float, n: int) -> float:
 
 
 def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
-    """95 % interval for an accuracy measured on n images that stays inside 0..1 and holds near its ends too (Wilson 1927).
-
-    accuracy: taken as that of the nearest whole number of right images.
-    """
-    if not 0 <= accuracy <= 1 or n < 1:
-        raise ValueError(f"accuracy must lie in 0..1 and n be at least 1, not {accuracy} and {n}.")
+    """95 % interval for an accuracy measured on n images that stays inside 0..1 and holds near its ends too (Wilson 1927)."""
+    standard_error(accuracy, n)  # refuses what is no accuracy
     found = stats.binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
 
@@ -36,18 +32,12 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     values = [float(v) for v in values]
     if not values:
         raise ValueError("mean_and_error needs at least one value.")
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, math.nan
-    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
+    n, mean = len(values), sum(values) / len(values)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.nan
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval for the mean of a few runs: mean ± t · deviation / sqrt(runs), with Student's t of runs − 1 degrees (Student 1908).
-
-    values: one a run, taken to be independent and roughly normal. One run gives (NaN, NaN): it says nothing about its own luck.
-    """
+    """95 % interval for the mean of a few runs: mean ± t · deviation / sqrt(runs) (Student 1908); of a single run it is NaN."""
     mean, error = mean_and_error(_finite(values))
     half = float(stats.t.ppf(0.975, len(values) - 1)) * error
     return mean - half, mean + half
@@ -64,10 +54,8 @@ class PairedRuns:
 
 
 def paired_runs(first: Sequence[float], second: Sequence[float]) -> PairedRuns:
-    """Two methods run with the same seeds: the paired t-test, two-sided (Student 1908).
+    """Two methods run with the same seeds, one value a run: the paired t-test, two-sided (Student 1908).
 
-    What a seed brings to both methods, such as the labels that it draws, drops out of the difference.
-    first, second: one value a run, in the order of the same seeds.
     One run, or differences that are all the same, give no estimate of luck: p_value and interval are NaN then.
     """
     first, second = _finite(first), _finite(second)
@@ -88,11 +76,7 @@ def _finite(values: Sequence[float]) -> list[float]:
 
 
 def paired_difference(first, second) -> tuple[float, float]:
-    """top1 of the first evaluation.Result less that of the second on the same images, and the standard error of the difference.
-
-    The two share their images, so hard images cost both: the difference is known better than either accuracy.
-    Raises ValueError when the labels differ.
-    """
+    """top1 of the first evaluation.Result less that of the second on the same images, and the standard error of the difference."""
     if not torch.equal(first.labels, second.labels):
         raise ValueError("A paired difference needs two results on the same images in the same order.")
     difference = (first.predictions == first.labels).double() - (second.predictions == second.labels).double()
@@ -112,9 +96,8 @@ class McNemar:
 def mcnemar(first_right, second_right) -> McNemar:
     """Two classifiers on the same test images: McNemar's test (McNemar 1947) in its exact form, two-sided.
 
-    p_value is the binomial probability, for a fair coin, of splitting the images that only one has right at least as unevenly.
+    first_right, second_right: bool (N,), the same images in the same order. No image in dispute gives p_value 1.
     It speaks of these two trained networks, not of their methods: another seed is another network; see `paired_runs`.
-    first_right, second_right: bool (N), the same images in the same order. No image in dispute gives p_value 1.
     """
     first, second = (torch.as_tensor(right).cpu() for right in (first_right, second_right))
     if first.dim() != 1 or first.shape != second.shape or not len(first):
@@ -130,8 +113,7 @@ def mcnemar(first_right, second_right) -> McNemar:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values of several comparisons at once (Holm 1979), in the order given.
 
-    The k-th smallest of m is multiplied by m − k + 1, never falls below a smaller one's, and stops at 1.
-    A NaN, a comparison without a test, stays NaN and is not counted.
+    The k-th smallest of m is multiplied by m − k + 1, never falls below a smaller one's, and stops at 1. A NaN stays NaN, uncounted.
     """
     p = np.asarray(p_values, float)
     if ((p < 0) | (p > 1)).any():

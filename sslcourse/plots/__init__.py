@@ -1,7 +1,7 @@
 """Figures of the lessons. Each carries a text that says what is to be seen, written from the data that it shows.
 
-A function here draws, shows and closes its figure. Titles state the finding and are the caller's; the alternative text begins with that
-title. Nothing is told by colour alone: line style, marker, hatch or sign differ too, for grey print and for the colour-blind.
+A function here draws, shows and closes its figure. The title states the finding and begins the alternative text. Nothing is told by colour
+alone: line style, marker, hatch or sign differ too. Wrong arguments get matplotlib's own errors.
 """
 
 from sslcourse.plots.comparisons import bars, cost_against_accuracy, forest  # noqa: F401

@@ -9,12 +9,10 @@ from matplotlib.transforms import Bbox
 from sslcourse.plots.style import COLOURS, MARKERS, show
 
 
-def bars(
-    values: Mapping[str, float], *, title: str, ylabel: str, errors: Mapping[str, float] | None = None, chance: float | None = None
-) -> None:
+def bars(values: Mapping[str, float], *, title: str, ylabel: str, errors: Mapping[str, float] = {}, chance: float | None = None):
     """One horizontal bar a name, with its number at the end and error bars where given."""
     names, numbers = list(values), [float(v) for v in values.values()]
-    spread = [0.0 if errors is None or not math.isfinite(errors.get(n, math.nan)) else errors[n] for n in names]
+    spread = [errors[n] if math.isfinite(errors.get(n, math.nan)) else 0.0 for n in names]
     figure, axis = plt.subplots(figsize=(7.2, 0.42 * (len(names) + (chance is not None) / 2) + 1.2))
     colours = [COLOURS[i % 6] for i in range(len(names))]
     axis.barh(names, numbers, xerr=spread if any(spread) else None, color=colours, capsize=3, height=0.65)
@@ -34,15 +32,10 @@ def bars(
 
 
 def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel: str) -> None:
-    """Differences with their intervals about a line at zero, a row each. rows: name -> (difference, low, high).
+    """Differences with their intervals about zero. rows: name -> (difference, low, high), the interval NaN where it is not known.
 
-    An interval that leaves zero out has a filled marker, one that holds it an open one; an interval of NaN is not drawn.
+    A filled marker has zero outside its interval.
     """
-    if not rows:
-        raise ValueError("There is no difference to show.")
-    for name, (difference, low, high) in rows.items():
-        if not math.isfinite(difference) or low > difference or high < difference:
-            raise ValueError(f"{name!r} needs a finite difference that lies in its interval, not {difference:g} in {low:g} to {high:g}.")
     figure, axis = plt.subplots(figsize=(7.6, 0.42 * len(rows) + 1.25))
     axis.axvline(0, color="black", linestyle=":", linewidth=1.2)
     told = []
@@ -52,12 +45,10 @@ def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel
         colour, marker = (COLOURS[0], "o") if difference >= 0 else (COLOURS[1], "s")
         if known:
             axis.plot([low, high], [i, i], color=colour, linestyle="-", linewidth=2, marker="|", markersize=8)
-        face = colour if clear else "white"
-        axis.plot(difference, i, color=colour, linestyle="", marker=marker, markersize=7, markerfacecolor=face)
+        axis.plot(difference, i, color=colour, linestyle="", marker=marker, markersize=7, markerfacecolor=colour if clear else "white")
         at, start, end = (f"{round(points, 1) + 0.0:+.1f}" for points in (difference, low, high))  # never -0.0
         interval = f"{start} to {end}" if known else "interval unknown"
-        text = f"{at}  ({interval})".replace("-", "−")
-        axis.text(1.02, i, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
+        axis.text(1.02, i, f"{at}  ({interval})".replace("-", "−"), transform=axis.get_yaxis_transform(), va="center", fontsize=9)
         told.append(f"{name} {at}, {interval}" + (", without zero" if clear else ", with zero" if known else ""))
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set_ylim(len(rows) - 0.5, -0.5)
@@ -70,14 +61,7 @@ def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel
 
 
 def cost_against_accuracy(rows: Mapping[str, tuple[float, float, float]], *, title: str) -> None:
-    """What accuracy was had for how much time: a labelled point a row, minutes on a logarithmic axis.
-
-    rows: name -> (minutes, accuracy in percent, its error in points or NaN).
-    """
-    if not rows:
-        raise ValueError("There is no point to show.")
-    if wrong := [name for name, (minutes, accuracy, _) in rows.items() if not (0 < minutes < math.inf and math.isfinite(accuracy))]:
-        raise ValueError(f"{wrong[0]!r} needs more than 0 minutes, for the axis is logarithmic, and a finite accuracy.")
+    """A labelled point a row, minutes on a logarithmic axis. rows: name -> (minutes, accuracy in percent, its error in points or NaN)."""
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
     told = []
     for i, (name, (minutes, accuracy, error)) in enumerate(rows.items()):
@@ -99,10 +83,7 @@ def cost_against_accuracy(rows: Mapping[str, tuple[float, float, float]], *, tit
 
 
 def _name_points(axis, points: Mapping[str, tuple[float, float, float]], away: float = 9) -> None:
-    """Each point's name beside it, where it covers no other name and no point with its error bar, as far as there is such a place.
-
-    points: name -> (x, y, error).
-    """
+    """Each point's name beside it, where it covers no other name and no error bar, if it can. points: name -> (x, y, error)."""
     frame, taken = axis.get_window_extent(), []
     for x, y, error in points.values():
         spread = error if math.isfinite(error) else 0.0

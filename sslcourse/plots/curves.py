@@ -12,7 +12,7 @@ from sslcourse.plots.style import COLOURS, LINES, MARKERS, heading, reference_li
 
 def _line(axis, x, values, name: str, i: int, xlabel: str, ends: tuple[float, float], errors=None) -> str:
     """Draw one series in the i-th style and say where it goes. ends: the x between which the figure runs."""
-    x, values = np.asarray(x, float), np.asarray(values, float)
+    values = np.asarray(values, float)
     style = {"label": name, "color": COLOURS[i % 8], "linestyle": LINES[i % 4], "marker": MARKERS[i % 8]}
     if len(values) > 25:
         style["markevery"] = len(values) // 12
@@ -37,23 +37,18 @@ def _whole_ticks(axis, x: np.ndarray) -> None:
 
 def lines(
     x: Sequence[float] | Mapping[str, Sequence[float]], series: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str,
-    errors: Mapping[str, Sequence[float]] | None = None, chance: float | None = None, chance_name: str = "guessing", log_x: bool = False,
+    errors: Mapping[str, Sequence[float]] = {}, chance: float | None = None, chance_name: str = "guessing", log_x: bool = False,
     ylim: tuple[float, float] | None = None, ax=None,
 ) -> None:  # fmt: skip
-    """One line a series over the same x, with error bars where given and a dotted line at the chance level.
+    """One line a series, with error bars where given and a dotted line at the chance level; values that are not finite leave gaps.
 
-    x may be a mapping from the names of the series to the x of each. A line has a gap where a value is not finite, and the alternative
-    text says so. ax: a panel of the caller's, who then shows the figure.
+    x: of all series, or name -> x of each. ax: a panel of the caller's, who then shows the figure.
     """
-    own = {name: np.asarray(x.get(name, ()) if isinstance(x, Mapping) else x, float) for name in series}
-    if wrong := [name for name, values in series.items() if len(own[name]) != len(values)]:
-        raise ValueError(f"Each value needs its x: {wrong[0]!r} has {len(series[wrong[0]])} values and {len(own[wrong[0]])} x.")
+    own = {name: np.asarray(x[name] if isinstance(x, Mapping) else x, float) for name in series}
     everywhere = np.sort(np.concatenate([*own.values()])) if isinstance(x, Mapping) else np.asarray(x, float)
     figure, axis = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(6.4, 3.6))
     ends = (everywhere[0], everywhere[-1])
-    told = [
-        _line(axis, own[name], values, name, i, xlabel, ends, (errors or {}).get(name)) for i, (name, values) in enumerate(series.items())
-    ]
+    told = [_line(axis, own[name], values, name, i, xlabel, ends, errors.get(name)) for i, (name, values) in enumerate(series.items())]
     if chance is not None:
         reference_line(axis, chance, chance_name)
         told.append(f"{chance_name} is at {chance:.3g}")
@@ -115,17 +110,16 @@ _PRETRAINING = (
 
 
 def pretraining_curves(history, *, title: str, num_classes: int) -> None:
-    """Loss, accuracy on the way and the meters of collapse, a panel each. history: a training.History; what it lacks is left out.
+    """Loss, accuracy and the meters of collapse, a panel each. history: a training.History; what it lacks is left out.
 
-    num_classes: of the data set, to draw where guessing them lies; guessing one of four rotations is drawn where they are measured.
-
-    The columns: loss and the constant chance_loss; knn_accuracy and rotation_accuracy as fractions; feature_std, feature_rank and the
-    constant healthy_std. All but the loss may be NaN in most rows: their points are joined.
+    Columns: loss, the constant chance_loss; knn_accuracy, rotation_accuracy; feature_std, feature_rank, the constant healthy_std.
+    All but the loss may be NaN in most rows: their points are joined.
     """
-    measured = _measured(history)
+    measured = {}  # column -> epochs and values of the rows that have it, and but for the loss are not NaN
+    for column in {name: None for row in history.rows for name in row}:
+        rows = [row for row in history.rows if column in row and (column == "loss" or not math.isnan(row[column]))]
+        measured[column] = np.array([row["epoch"] for row in rows], float), np.array([row[column] for row in rows], float)
     panels = [panel for panel in _PRETRAINING if any(column in measured for column in panel[2])]
-    if not panels:
-        raise ValueError("The history has no column of pretraining, neither a loss nor an accuracy nor the spread of the features.")
     across = len(panels) if len(panels) < 4 else 2
     rows = len(panels) // across
     figure, axes = plt.subplots(rows, across, figsize=((5.4, 9.4, 10.8)[across - 1], 3.2 * rows + 0.2), squeeze=False)
@@ -160,12 +154,3 @@ def pretraining_curves(history, *, title: str, num_classes: int) -> None:
     heading(figure, title)
     figure.tight_layout()
     show(figure, f"{title}. {len(panels)} panel{'s' if len(panels) > 1 else ''} over {ends[1]:g} epochs.{told}")
-
-
-def _measured(history) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """column -> the epochs at which it was measured, and what was found: the rows that have it, and but for the loss are not NaN."""
-    found = {}
-    for column in {name: None for row in history.rows for name in row}:
-        rows = [row for row in history.rows if column in row and (column == "loss" or not math.isnan(row[column]))]
-        found[column] = np.array([row["epoch"] for row in rows], float), np.array([row[column] for row in rows], float)
-    return found

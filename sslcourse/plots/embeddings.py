@@ -14,20 +14,9 @@ TEN_MARKERS = (*MARKERS, "<", ">")  # so that ten classes can be told apart in g
 
 
 def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *, title: str) -> None:
-    """Maps of the same images side by side, a colour and a marker for each class. panels: name -> points (N, 2); labels: (N,).
-
-    The axes have no ticks, as directions and units of such maps mean nothing. The alternative text says which part of the points has
-    a nearest neighbour of the same class on the map.
-    """
+    """Maps of the same images side by side, a colour and a marker for each class. panels: name -> points (N, 2); labels: (N,)."""
     labels = torch.as_tensor(labels).cpu().numpy()
     points = {name: torch.as_tensor(value).detach().cpu().double().numpy() for name, value in panels.items()}
-    if not points:
-        raise ValueError("There are no maps to show.")
-    for name, value in points.items():
-        if value.shape != (len(labels), 2) or len(labels) < 2 or not np.isfinite(value).all():
-            raise ValueError(f"The map {name!r} needs a finite point (x, y) for each of {len(labels)} labels, two or more.")
-    if labels.min() < 0 or labels.max() >= len(class_names):
-        raise ValueError(f"Labels lie between 0 and {len(class_names) - 1}, one below the number of class names.")
     across = 2 if len(points) == 4 else min(len(points), 3)
     rows = -(-len(points) // across)
     figure, axes = plt.subplots(rows, across, figsize=(3.9 * across, 3.6 * rows + 0.3), squeeze=False)
@@ -36,9 +25,7 @@ def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *,
         for c in np.unique(labels):
             look = {"s": size, "c": COLOURS[c % 8], "marker": TEN_MARKERS[c % 10], "alpha": 0.8}
             axis.scatter(*value[labels == c].T, label=class_names[c], **look, **edge)
-        axis.set_title(name)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(title=name, xticks=[], yticks=[])  # directions and units of such maps mean nothing
         axis.margins(0.04)
         for spine in axis.spines.values():
             spine.set(visible=True, color="0.75")
@@ -51,23 +38,16 @@ def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *,
     legend = figure.legend(handles, names, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, fontsize=9.5)
     for handle in legend.legend_handles:
         handle.set(sizes=[42], alpha=1)
-    told = ", ".join(f"{name} {100 * _same_class(value, labels):.0f} percent" for name, value in points.items())
+    nearest = [NearestNeighbors(n_neighbors=1).fit(p).kneighbors(return_distance=False)[:, 0] for p in points.values()]  # never itself
+    told = ", ".join(f"{name} {100 * (labels[n] == labels).mean():.0f} percent" for name, n in zip(points, nearest, strict=True))
     maps = f"{len(points)} map{'s' if len(points) > 1 else ''} of {len(labels)} images of {len(names)} classes"
     show(figure, f"{title}. {maps}; points whose nearest neighbour on the map is of the same class: {told}.")
-
-
-def _same_class(points: np.ndarray, labels: np.ndarray) -> float:
-    """The part of the points whose nearest other point has the same label."""
-    nearest = NearestNeighbors(n_neighbors=1).fit(points).kneighbors(return_distance=False)[:, 0]  # a point is not its own neighbour
-    return float((labels[nearest] == labels).mean())
 
 
 def similarity_histogram(groups: Mapping[str, Tensor], *, title: str) -> None:
     """How cosine similarities are distributed, one outline a group. groups: name -> values (n,)."""
     values = {name: torch.as_tensor(group).detach().cpu().double().flatten().numpy() for name, group in groups.items()}
     finite = {name: group[np.isfinite(group)] for name, group in values.items()}
-    if not finite or not all(map(len, finite.values())):
-        raise ValueError("A histogram needs at least one group, and each group at least one finite value.")
     low, high = min(group.min() for group in finite.values()), max(group.max() for group in finite.values())
     if high - low < 1e-3:  # a collapsed network: all the same
         low, high = low - 0.05, high + 0.05
@@ -77,8 +57,7 @@ def similarity_histogram(groups: Mapping[str, Tensor], *, title: str) -> None:
         look = {"color": COLOURS[i % 8], "linestyle": LINES[i % 4], "linewidth": 1.8}
         axis.hist(group, np.linspace(low, high, 41), density=True, histtype="step", label=name, **look)
         handles.append(plt.Line2D([], [], marker="", **look))
-        lost = len(values[name]) - len(group)
-        gone = f", and {lost} not finite" if lost else ""
+        gone = f", and {lost} not finite" if (lost := len(values[name]) - len(group)) else ""
         told.append(f"{name} has mean {group.mean():.3g} and standard deviation {group.std():.3g} ({len(group)} values{gone})")
     axis.set(xlabel="cosine similarity", ylabel="density", title=title)
     if len(handles) > 1:

@@ -19,12 +19,7 @@ def matrix(
     values: (rows, columns). limits: the values at the ends of the colours. numbers: write them into the cells (None: up to 12 × 12).
     """
     values = np.asarray(values.detach().cpu().float() if isinstance(values, Tensor) else values, float)
-    if values.ndim != 2 or not np.isfinite(values).any():
-        raise ValueError(f"A matrix has rows, columns and at least one finite number, not the shape {values.shape} or only NaN.")
     n, m = values.shape
-    for names, number, kind in ((row_names, n, "row"), (column_names, m, "column")):
-        if names is not None and len(names) != number:
-            raise ValueError(f"Each {kind} needs its name: {number} {kind}s, {len(names)} names.")
     cells = np.ma.masked_invalid(values)
     low, high = float(cells.min()), float(cells.max())
     start, end = limits or (low, high)
@@ -80,44 +75,32 @@ def _beside(cells: np.ndarray) -> np.ndarray:
 def confusion(result, *, title: str) -> None:
     """Confusion matrix as row percentages: row true, column predicted. result: an evaluation.Result."""
     percent, classes = _row_percent(result.confusion), result.class_names
-    k = len(percent)
-    side = min(0.5 * k + 1.9, 8)
-    figure, axis = plt.subplots(figsize=(side + 0.6, side))
-    axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    if k <= 20:
-        for i, j in zip(*np.nonzero(percent >= 0.5), strict=True):
-            _write(axis, i, j, f"{percent[i, j]:.0f}", dark=percent[i, j] > 55)
-    _name_classes(axis, classes, title)
+    figure, *_ = _class_grid(percent, classes, title, (0.6, 0), percent >= 0.5, ".0f", percent > 55, cmap="Blues", vmin=0, vmax=100)
     figure.tight_layout()
     pairs = ", ".join(f"{true} taken for {predicted} {count} times" for true, predicted, count in result.most_confused(3))
     diagonal = np.diag(percent)
     told = f"best {classes[diagonal.argmax()]} with {diagonal.max():.0f}, worst {classes[diagonal.argmin()]} with {diagonal.min():.0f}; "
     told += f"most frequent mistakes: {pairs}" if pairs else "no mistakes"
-    show(figure, f"{title}. Confusion matrix of {k} classes in percent of each true class: {told}.")
+    show(figure, f"{title}. Confusion matrix of {len(percent)} classes in percent of each true class: {told}.")
 
 
 def confusion_difference(first, second, *, title: str, names: Sequence[str]) -> None:
-    """Where the second classifier answers otherwise than the first: its confusion matrix less the first's, in points of each true class.
+    """The second classifier's confusion matrix less the first's, in points of each true class: blue and + is more often, red and − less.
 
-    first, second: evaluation.Results on the same images. names: what the two are called. Blue with a plus is more often, red with a minus
-    less often; blue is good on the diagonal and bad beside it.
+    first, second: evaluation.Results on the same images. names: what the two are called.
     """
     if list(first.class_names) != list(second.class_names) or not torch.equal(first.labels, second.labels):
         raise ValueError("A difference of confusions needs two results on the same images with the same classes.")
     classes, (before, after) = list(first.class_names), names
     change = _row_percent(second.confusion) - _row_percent(first.confusion)
-    k, largest = len(classes), max(float(np.abs(change).max()), 1.0)
-    side = min(0.5 * k + 1.9, 8)
-    figure, axis = plt.subplots(figsize=(side + 1.5, side + 0.1))
-    drawn = axis.imshow(change, cmap="RdBu", vmin=-largest, vmax=largest)
+    k, size = len(classes), np.abs(change)
+    largest = max(float(size.max()), 1.0)
+    look = {"cmap": "RdBu", "vmin": -largest, "vmax": largest}
+    figure, axis, drawn = _class_grid(change, classes, title, (1.5, 0.1), size > 0.5, "+.0f", size > 0.6 * largest, **look)
     bar = figure.colorbar(drawn, ax=axis, label="points", shrink=0.85)
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0f}" if value else "0")
-    if k <= 20:
-        for i, j in zip(*np.nonzero(np.abs(change) > 0.5), strict=True):
-            _write(axis, i, j, f"{change[i, j]:+.0f}".replace("-", "−"), dark=abs(change[i, j]) > 0.6 * largest)
     for i in range(k):  # the diagonal means something else than the rest
         axis.add_patch(plt.Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1))
-    _name_classes(axis, classes, title)
     figure.tight_layout()
     diagonal, beside = np.diag(change), _beside(change)
     told = f"{after} gets {(diagonal > 0.5).sum()} classes better than {before} and {(diagonal < -0.5).sum()} worse"
@@ -129,23 +112,26 @@ def confusion_difference(first, second, *, title: str, names: Sequence[str]) -> 
     show(figure, f"{title}. Confusion matrix of {after} less that of {before}, in points of each true class: {told}.")
 
 
-def _name_classes(axis, classes: Sequence[str], title: str) -> None:
+def _class_grid(cells: np.ndarray, classes: Sequence[str], title: str, more: tuple[float, float], written, form: str, dark, **look):
+    """(C, C) cells as colours, with numbers in those that are `written` for up to 20 classes. more: inches beside the grid."""
+    side = min(0.5 * len(classes) + 1.9, 8)
+    figure, axis = plt.subplots(figsize=(side + more[0], side + more[1]))
+    drawn = axis.imshow(cells, **look)
+    for i, j in zip(*np.nonzero(written), strict=True) if len(classes) <= 20 else ():
+        _write(axis, i, j, format(cells[i, j], form).replace("-", "−"), dark[i, j])
     axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axis.set_yticks(range(len(classes)), classes)
     axis.grid(False)
     axis.set(xlabel="predicted", ylabel="true", title=title)
+    return figure, axis, drawn
 
 
 def confusions_over_time(matrices: Sequence, titles: Sequence[str], class_names: Sequence[str], *, title: str) -> None:
-    """How the confusion matrix changes while something is trained: small matrices in the order given, rows true, columns predicted.
+    """Small confusion matrices in the order given, rows true, columns predicted, each under its accuracy averaged over classes.
 
-    matrices: counts (C, C), each shown in percent of its rows. titles: one a matrix, such as "step 200". Above each panel
-    stands the mean of its diagonal, the accuracy averaged over classes.
+    matrices: counts (C, C), each shown in percent of its rows. titles: one a matrix, such as "step 200".
     """
     k, panels = len(class_names), [_row_percent(counts) for counts in matrices]
-    if not panels or len(titles) != len(panels) or any(percent.shape != (k, k) for percent in panels):
-        shapes = ", ".join(str(percent.shape) for percent in panels) or "none"
-        raise ValueError(f"Each matrix needs its title, and a row and a column for each of {k} classes: {len(titles)} titles, {shapes}.")
     rows = -(-len(panels) // 4)
     across = -(-len(panels) // rows)
     figure, axes = plt.subplots(rows, across, figsize=(2.35 * across + 1.5, 2.55 * rows + 1.5), squeeze=False, layout="constrained")

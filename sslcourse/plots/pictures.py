@@ -18,10 +18,6 @@ def images(
     zoom: inches a side of each. also: a sentence for the end of the alternative text.
     """
     n = len(pictures)
-    if not n:
-        raise ValueError("There are no images to show.")
-    if titles is not None and len(titles) != n:
-        raise ValueError(f"Each image needs its title: {n} images, {len(titles)} titles.")
     pictures = unnormalise(pictures) if pictures.is_floating_point() else pictures
     titles = titles or [""] * n
     columns = min(columns, n)
@@ -51,34 +47,23 @@ def unnormalise(views: Tensor) -> Tensor:
 
 def mistakes(result, pictures: Tensor, k: int = 10, *, title: str) -> None:
     """The k most confident wrong predictions, each with what it is, what was said and how surely. pictures: the images of the result."""
-    chosen = result.worst_mistakes(k)
+    chosen, names = result.worst_mistakes(k), result.class_names
     if not len(chosen):
-        print("There are no mistakes to show.")
-        return
-    names = result.class_names
-    captions = [
-        f"{names[result.labels[i]]}\nsaid {names[result.predictions[i]]}\n{100 * result.probabilities[i].max():.0f} % sure"
-        for i in chosen.tolist()
-    ]
+        return print("There are no mistakes to show.")
+    rows = zip(result.labels[chosen], result.predictions[chosen], result.probabilities[chosen].max(1).values, strict=True)
+    captions = [f"{names[true]}\nsaid {names[said]}\n{100 * sure:.0f} % sure" for true, said, sure in rows]
     images(pictures[chosen], captions, columns=min(k, 5), title=title, zoom=1.35)
 
 
 def neighbours(queries: Tensor, found: Tensor, *, title: str, query_names: Sequence[str], right) -> None:
     """One row a query: the image asked for at the left, then a gap, then its k nearest images, nearest first.
 
-    queries: uint8 (Q, 3, H, W), with Q names. found: uint8 (Q, k, 3, H, W). right: bool (Q, k), whether a neighbour is of the query's
-    class; it is shown by a frame and a mark.
+    queries: uint8 (Q, 3, H, W), with Q names. found: uint8 (Q, k, 3, H, W). right: bool (Q, k), of the query's class.
     """
     right = torch.as_tensor(right).bool()
     n, k = found.shape[:2]
-    if found.dim() != 5 or len(queries) != n or right.shape != (n, k) or len(query_names) != n or not right.numel():
-        raise ValueError(
-            f"Each query needs its name and its neighbours, each neighbour its mark: queries {tuple(queries.shape)}, "
-            f"query_names {len(query_names)}, found {tuple(found.shape)}, right {tuple(right.shape)}."
-        )
-    figure, axes = plt.subplots(
-        n, k + 2, figsize=(0.98 * (k + 1) + 0.3, height := 1.18 * n + 0.4), squeeze=False, gridspec_kw={"width_ratios": [1, 0.3, *[1] * k]}
-    )
+    width, height, widths = 0.98 * (k + 1) + 0.3, 1.18 * n + 0.4, {"width_ratios": [1, 0.3, *[1] * k]}
+    figure, axes = plt.subplots(n, k + 2, figsize=(width, height), squeeze=False, gridspec_kw=widths)
     for row, axis in enumerate(axes):
         _framed(axis[0], queries[row], query_names[row], "black", "")
         axis[1].axis("off")
@@ -96,8 +81,7 @@ def _framed(axis, picture: Tensor, caption: str, colour: str, line) -> None:
     """One image with a caption, and a frame where a line style is given."""
     axis.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
     axis.grid(False)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
     axis.set_title(caption, fontsize=8.5, fontweight="normal", loc="center", pad=3, color=colour)
     for spine in axis.spines.values():
         spine.set(visible=bool(line), color=colour, linewidth=2.5, linestyle=line or "-")
@@ -108,18 +92,13 @@ def rotations(
 ) -> None:
     """Images and by how many degrees they are turned, counter-clockwise. pictures: uint8 (N, 3, H, W) or normalised views.
 
-    Pictures alone are upright, and each is a column that shows its four turns, row by row. With answers and truth, quarter turns (N,),
-    they are shown as they are, and each answer is marked as right or wrong.
+    Pictures alone are upright, and each is a column that shows its four turns. With answers and truth, quarter turns (N,), they are shown
+    as they are, and each answer is marked as right or wrong.
     """
-    if answers is None and truth is None:
-        if pictures.dim() != 4 or pictures.shape[2] != pictures.shape[3]:
-            raise ValueError(f"Only square images fit on a sheet in each turn, not those of shape {tuple(pictures.shape)}.")
+    if answers is None:
         turned = torch.cat([torch.rot90(pictures, quarters, (2, 3)) for quarters in range(4)])
         captions = ["" if i % len(pictures) else _turned(i // len(pictures)) for i in range(len(turned))]  # each row's first image
-        images(turned, captions, columns=max(1, len(pictures)), title=title, zoom=1.1)
-        return
-    if answers is None or truth is None or not len(answers) == len(truth) == len(pictures):
-        raise ValueError(f"Each of {len(pictures)} images needs its true number of quarter turns and the answer.")
+        return images(turned, captions, columns=len(pictures), title=title, zoom=1.1)
     pairs = [(int(t), int(a)) for t, a in zip(truth, answers, strict=True)]
     captions = [f"{_turned(t)}\nsays {90 * a}° {'✓' if a == t else '✗'}" for t, a in pairs]
     good = sum(a == t for t, a in pairs)

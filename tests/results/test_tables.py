@@ -6,10 +6,6 @@ from example_records import make
 from sslcourse import results
 
 
-def test_percent():
-    assert results.percent(0.873, 0.004) == "87.3 ± 0.4 %" and results.percent(1 / 3) == "33.3 %"
-
-
 def test_a_table_sets_ours_beside_others():
     published = {"source": "published", "method": "SimCLR", "dataset": "CIFAR-10", "metrics": {"top1": 0.906}}
     published |= {"differs": "ResNet-50, 1000 epochs"}
