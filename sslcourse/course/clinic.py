@@ -1,10 +1,6 @@
 """The NaN clinic: small patients with one numerical fault each, their repaired twins, and the instruments that examine them.
 
-A patient is a network of one layer whose forward pass is its loss, and the batch on which it fails. A fault is described in words and by
-two losses of projections z (N, D), the broken one and its repair. Everything else that is said about it is measured by running it.
-
->>> print(examine("constant dimension"))
->>> ill = unknown(seed=0)  # one of SUSPECTS, and nobody says which
+A patient is one layer, a loss and the batch on which it fails. Words aside, whatever is said about a fault is measured by running it.
 """
 
 import math
@@ -24,9 +20,13 @@ from sslcourse.errors import CourseError
 EPS = 1e-5
 SUSPECTS = ("NaN in the data", "NaN in the weights", "batch of one", "constant dimension", "eps outside the power", "variance in one pass")
 
-LOSS_NAN, LOSS_INF, NO_GRADIENT = "loss NaN", "loss infinite", "loss NaN, gradient 0"
+LOSS_NAN, LOSS_INF, NO_GRADIENT, ALL_FINITE, AN_ERROR = "loss NaN", "loss infinite", "loss NaN, gradient 0", "all finite", "an error"
 GRADIENT_NAN, GRADIENT_INF = "loss finite, gradient NaN", "loss finite, gradient infinite"
-ALL_FINITE, AN_ERROR = "all finite", "an error"
+
+
+def rows(n: int = 8, d: int = 4, seed: int = 0) -> Tensor:
+    """Normal random numbers (n, d), which do no harm."""
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
 class Patient(nn.Module):
@@ -42,11 +42,6 @@ class Patient(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*degrees of freedom")  # of a batch of one, which shall be seen by other means
             return self.loss(self.layer(x))
-
-
-def rows(n: int = 8, d: int = 4, seed: int = 0) -> Tensor:
-    """Normal random numbers (n, d), which do no harm."""
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True)
@@ -148,8 +143,8 @@ _FAULTS = [  # in the order in which a step meets them: what is there before, st
     Fault("eps outside the power", "var ** 0.5 + eps, and a dimension is constant", GRADIENT_NAN, GRADIENTS, INSIDE,
           broken=lambda z: distance((z - z.mean(0)) / (z.var(0) ** 0.5 + EPS)), repaired=eps_inside, harmful=with_constant_column),
     Fault("bare root", "the deviation of a constant dimension, as a loss", GRADIENT_NAN, GRADIENTS, INSIDE,
-          broken=lambda z: F.relu(1 - z.var(0).sqrt()).mean(),
-          repaired=lambda z: F.relu(1 - (z.var(0) + EPS).sqrt()).mean(), harmful=with_constant_column),
+          broken=lambda z: F.relu(1 - z.var(0).sqrt()).mean(), repaired=lambda z: F.relu(1 - (z.var(0) + EPS).sqrt()).mean(),
+          harmful=with_constant_column),
     Fault("variance in one pass", "E[x²] − E[x]² of numbers far from 0 falls below 0 by rounding", LOSS_NAN,
           "the mean of a dimension, in units of its std", "var(), which takes the mean off first",
           broken=lambda z: distance((z - z.mean(0)) / ((z * z).mean(0) - z.mean(0) ** 2).sqrt()),
@@ -158,16 +153,15 @@ _FAULTS = [  # in the order in which a step meets them: what is there before, st
           "a smaller eps, or larger features", broken=lambda z: distance(F.batch_norm(z, None, None, training=True, eps=EPS)),
           repaired=lambda z: distance(F.batch_norm(z, None, None, training=True, eps=1e-12)), harmful=lambda x: 1e-3 * x),
     Fault("row of zeros", "z / z.norm() of a row of zeros: 0/0", LOSS_NAN, "the smallest norm of a row", "F.normalize",
-          broken=lambda z: (z / z.norm(dim=1, keepdim=True)).sum(1).mean(),
-          repaired=lambda z: F.normalize(z, dim=1).sum(1).mean(), harmful=with_row_of_zeros),
+          broken=lambda z: (z / z.norm(dim=1, keepdim=True)).sum(1).mean(), repaired=lambda z: F.normalize(z, dim=1).sum(1).mean(),
+          harmful=with_row_of_zeros),
     Fault("norm by hand", "sum(z²) ** 0.5 of a row of zeros", GRADIENT_NAN, GRADIENTS, ".norm()",
           broken=lambda z: (z.pow(2).sum(1) ** 0.5).mean(), repaired=lambda z: z.norm(dim=1).mean(), harmful=with_row_of_zeros),
     Fault("exp, then log", "exp(similarity / 0.01) passes the largest float32", LOSS_NAN, "the largest similarity", "log-sum-exp",
-          broken=lambda z: exp_then_log(z @ z.T), repaired=log_sum_exp,
-          harmful=lambda x: 10 * F.normalize(1 + 0.1 * x)),  # all in nearly one direction
+          broken=lambda z: exp_then_log(z @ z.T), repaired=log_sum_exp, harmful=lambda x: 10 * F.normalize(1 + 0.1 * x)),
     Fault("exp in half precision", "exp(similarity / 0.1), in float16", GRADIENT_NAN, GRADIENTS, "the loss in float32",
-          broken=lambda z: exp_then_log((z @ z.T).half()), repaired=lambda z: exp_then_log(z @ z.T),
-          harmful=lambda x: 10**0.5 * x, harmless=lambda: F.normalize(rows())),
+          broken=lambda z: exp_then_log((z @ z.T).half()), repaired=lambda z: exp_then_log(z @ z.T), harmful=lambda x: 10**0.5 * x,
+          harmless=lambda: F.normalize(rows())),
     Fault("mask too low", "masked with −9e15 in float16, which ends at 65504", AN_ERROR, "the error's own words", "−inf, or finfo.min",
           broken=lambda z: F.cross_entropy((z @ z.T).half().masked_fill(torch.eye(len(z)) > 0, -9e15).float(), partners(z)),
           repaired=lambda z: F.cross_entropy(similarities(z).half().float(), partners(z))),
@@ -175,19 +169,19 @@ _FAULTS = [  # in the order in which a step meets them: what is there before, st
           broken=lambda z: F.cross_entropy(z @ z.T + torch.eye(len(z)) * -math.inf, partners(z)), repaired=log_sum_exp),
     Fault("unused branch", "torch.where(z > 0, z.sqrt(), 0)", GRADIENT_NAN, GRADIENTS, "a harmless number in the unused branch too",
           broken=lambda z: torch.where(z > 0, z.sqrt(), 0.0).mean(),
-          repaired=lambda z: torch.where(z > 0, torch.where(z > 0, z, 1.0).sqrt(), 0.0).mean(),
-          harmful=lambda x: x - 1, harmless=lambda: rows().abs()),
+          repaired=lambda z: torch.where(z > 0, torch.where(z > 0, z, 1.0).sqrt(), 0.0).mean(), harmful=lambda x: x - 1,
+          harmless=lambda: rows().abs()),
     Fault("mean of nothing", "the mean over the images of which the network is sure, and there are none", NO_GRADIENT,
           "isfinite on the loss", "the mean of loss · mask",
           broken=lambda z: F.cross_entropy(z, z.argmax(1), reduction="none")[z.softmax(1).amax(1) > 0.95].mean(),
           repaired=lambda z: (F.cross_entropy(z, z.argmax(1), reduction="none") * (z.softmax(1).amax(1) > 0.95)).mean(),
           harmful=lambda x: 0.01 * x, harmless=lambda: 20 * torch.eye(4).repeat(2, 1)),
     Fault("overflowing gradient", "one enormous number in the batch, and nothing is standardised", GRADIENT_INF, GRADIENTS,
-          "leave out the step, and look at its batch",
-          broken=distance, harmful=lambda x: with_value(x, 1e10, column=0), mended=lambda x: x[x.abs().amax(1) < 1e6]),
+          "leave out the step, and look at its batch", broken=distance, harmful=lambda x: with_value(x, 1e10, column=0),
+          mended=lambda x: x[x.abs().amax(1) < 1e6]),
     Fault("correlation in half precision", "features that are not standardised, in float16", LOSS_INF, "isfinite on the loss", "float32",
-          broken=lambda z: (z.half().T @ z.half() / len(z)).float().abs().mean(),
-          repaired=lambda z: (z.T @ z / len(z)).abs().mean(), harmful=lambda x: 1000 * x),
+          broken=lambda z: (z.half().T @ z.half() / len(z)).float().abs().mean(), repaired=lambda z: (z.T @ z / len(z)).abs().mean(),
+          harmful=lambda x: 1000 * x),
 ]  # fmt: skip
 
 
@@ -286,7 +280,6 @@ def examine(name: str) -> Examination:
     found = find_nonfinite(ill, ill.batch) if seen != AN_ERROR else None
     culprit = f"{found.kind}: {found.operation or found.name}" if found else "nothing"
     before, after = (Patient(loss_of, fault.harmless()) for loss_of in (fault.broken, fault.repaired or fault.broken))
-    same = None
-    if symptom(before) == ALL_FINITE:
-        same = math.isclose(before(before.batch).item(), after(after.batch).item(), rel_tol=2e-3)
+    harmless = symptom(before) == ALL_FINITE
+    same = math.isclose(before(before.batch).item(), after(after.batch).item(), rel_tol=2e-3) if harmless else None
     return Examination(fault, seen, anomaly_mode(ill, ill.batch), culprit, symptom(patient(name, repaired=True)) == ALL_FINITE, same)

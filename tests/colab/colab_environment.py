@@ -11,19 +11,16 @@ MADE_FROM = "made-from.txt"  # in an environment: the versions that it was made 
 
 
 def prepared(folder: Path, python: str | None = None) -> Path:
-    """The site-packages of the environment in this folder, which is made if it is not there, or was made from another versions.txt.
+    """The site-packages of the environment in this folder, which is made anew unless it was made from this versions.txt.
 
-    python: the interpreter to make it with (default: 3.12, as Colab has it, or near it). Raises SystemExit for a folder of something else.
+    python: the interpreter to make it with (default: 3.12, as Colab has it, or this one). Raises SystemExit for a folder of something else.
     """
     folder = folder.resolve()
     if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
         raise SystemExit(f"{folder} holds something else than an environment. Give a new folder, or delete that one.")
     made_from = folder / MADE_FROM
     if not made_from.exists() or made_from.read_bytes() != VERSIONS.read_bytes():
-        named = [found for minor in (12, 11, 13) if (found := shutil.which(f"python3.{minor}"))]
-        # a shim of pyenv may stand for nothing, and Debian's Python comes without venv
-        can = [one for one in named if subprocess.run([one, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0]
-        python = python or next(iter(can), sys.executable)
+        python = python or shutil.which("python3.12") or sys.executable
         print(f"Making an environment with Colab's versions in {folder}, with {python} (gigabytes, most of them torch).", flush=True)
         subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
         install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", VERSIONS]
@@ -38,10 +35,7 @@ def site_packages(folder: Path) -> Path:
 
 
 def layer(base: Path, folder: Path) -> Path:
-    """An environment over another one's site-packages, whose own ones hold only what is installed later; -> its interpreter.
-
-    google.colab can be imported in it.
-    """
+    """An environment over another one's site-packages, in which google.colab can be imported; -> its interpreter."""
     python = base.parents[2] / "bin" / "python"
     subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
     (site_packages(folder) / "below.pth").write_text(f"{base}\n{HERE / 'stand_in'}\n")

@@ -1,7 +1,4 @@
-"""A lesson's kernel with a person in front of it: runs the cells, and moves the controls as Colab's front end would.
-
-Controls are moved by the messages that a front end sends, and what they draw is what arrives while the widget for output is listening.
-"""
+"""A lesson's kernel with a person in front of it: runs the cells, and moves the controls by the messages that a front end sends."""
 
 import json
 import time
@@ -29,8 +26,7 @@ class Session:
 async def run(notebook, python: Path, folder: Path, environment: dict[str, str], specs: Path) -> Session:
     """Run all cells in place and move every control that a cell shows; a cell that fails ends the lesson.
 
-    python: the interpreter of the kernel. folder: its working directory. environment: its variables, all of them. specs: an empty folder
-    of the caller's, for the kernel's description.
+    python, folder, environment: the kernel's interpreter, working directory and variables. specs: an empty folder for its description.
     """
     session = Session()
     (specs / "colab").mkdir(parents=True)
@@ -65,20 +61,19 @@ async def _play(client: NotebookClient, models: dict[str, dict]) -> tuple[list[s
     if not seen and not buttons:
         problems.append("the controls came without a first figure")
     for model, state in models.items():
-        home, others = _settings(state)
-        if not others:
-            continue
-        moved += 1
+        key, others = _settings(state)
+        moved += bool(others)
+        home = {key: state.get(key)}  # the state follows the moves
         name = state.get("description") or state["_model_name"]
-        for setting in others:
-            shown = await _move(client, model, setting)
+        for value in others:
+            shown = await _move(client, model, {key: value})
             if _trouble(shown):
-                problems.append(f"{name!r} moved to {setting}: {_trouble(shown)}")
+                problems.append(f"{name!r} moved to {value}: {_trouble(shown)}")
             if buttons or _trouble(shown) or (shown and shown != seen):
                 break
         else:
-            problems.append(f"{name!r} was moved to {others}, and the output stayed as it was")
-        if not buttons:  # a menu beside a button shows nothing by itself, and stays where it is for the button
+            problems += [f"{name!r} was moved to {others}, and the output stayed as it was"] if others else []
+        if others and not buttons:  # a menu beside a button shows nothing by itself, and stays where it is for the button
             seen = await _move(client, model, home)
     for model in buttons:
         moved += 1
@@ -88,19 +83,16 @@ async def _play(client: NotebookClient, models: dict[str, dict]) -> tuple[list[s
     return problems, moved
 
 
-def _settings(state: dict) -> tuple[dict, list[dict]]:
-    """The setting that a control has, and others, as a front end would send them; no others for what is no control."""
+def _settings(state: dict) -> tuple[str, list]:
+    """What a front end changes of a control, and to what else it can be set; nothing for what is no control."""
     kind = state["_model_name"]
     if kind == "CheckboxModel":
-        return {"value": state["value"]}, [{"value": not state["value"]}]
+        return "value", [not state["value"]]
     if kind == "DropdownModel":
-        others = [{"index": index} for index in range(len(state["_options_labels"])) if index != state["index"]]
-        return {"index": state["index"]}, others
+        return "index", [index for index in range(len(state["_options_labels"])) if index != state["index"]]
     if kind in ("IntSliderModel", "FloatSliderModel"):
-        values = [state["max"], state["min"], (state["min"] + state["max"]) / 2]
-        values = [int(value) for value in values] if kind == "IntSliderModel" else values
-        return {"value": state["value"]}, [{"value": value} for value in values if value != state["value"]]
-    return {}, []
+        return "value", [value for value in (state["max"], state["min"]) if value != state["value"]]
+    return "", []
 
 
 async def _move(client: NotebookClient, model: str, setting: dict) -> list:

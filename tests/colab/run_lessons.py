@@ -3,11 +3,9 @@
     python tests/colab/run_lessons.py                                  # all lessons; the environment is made and deleted
     python tests/colab/run_lessons.py 3 --environment build/colab      # one lesson; the environment stays for the next time
 
-Each lesson runs at tier smoke in a kernel in which google.colab has been imported, and its set-up cell runs unchanged: git finds the
-repository's address in a copy of this checkout. What is checked: no cell fails; nothing that Colab brings is installed once more in
-another version; every control draws when it is moved; data and results lie in the working directory; no picture is a file beside the
-notebook, and links lead to files that the repository has. The second lesson runs in the first one's runtime, where there is nothing
-left to install. The exit status is 1 if anything of this fails.
+Each lesson runs at tier smoke, and its set-up cell runs unchanged: git finds the repository's address in a copy of this checkout. No cell
+may fail, nothing that Colab brings may be installed once more, every control has to draw when it is moved, data and results have to lie in
+the working directory. The second lesson runs in the first one's runtime, where nothing is left to install. Exit status 1 if any fails.
 """
 
 import argparse
@@ -29,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _NOT_PASSED_ON = ("SSLCOURSE_", "JUPYTER", "IPYTHON", "PYTHON", "GIT_", "MPL", "VIRTUAL_ENV", "CONDA", "PYTEST")
 
 
-def lesson_in_colab(path: Path, python: Path, content: Path, variables: dict[str, str]) -> tuple[object, front_end.Session]:
-    """Run one notebook in the folder `content`, which stands for Colab's /content; -> the executed notebook, what became of it."""
+def lesson_in_colab(path: Path, python: Path, content: Path, variables: dict[str, str]) -> front_end.Session:
+    """Run one notebook in the folder `content`, which stands for Colab's /content; -> what became of it."""
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as specs:
         session = asyncio.run(front_end.run(notebook, python, content, variables, Path(specs)))
@@ -40,19 +38,7 @@ def lesson_in_colab(path: Path, python: Path, content: Path, variables: dict[str
         session.problems.append(f"it left {left} in the working directory, and not data and results")
     if not any("· Colab" in output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])):
         session.problems.append("it did not notice that it ran in Colab")
-    return notebook, session
-
-
-def needed_files(notebook) -> tuple[list[str], list[str]]:
-    """The files of the repository that a notebook's pictures show, and those that its links lead to, as they are written."""
-    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        texts += [output.get("data", {}).get(kind, "") for kind in ("text/markdown", "text/html")]
-    prose = "\n\n".join(re.sub(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$", "", text, flags=re.DOTALL) for text in texts)
-    pictures = re.findall(r"!\[[^\]]*\]\(\s*<?([^)\s>]+)|<img\b[^>]*\bsrc\s*=\s*[\"']([^\"']+)", prose)
-    links = re.findall(r"(?<!!)\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\]\(\s*<?([^)\s>]+)|\bhref\s*=\s*[\"']([^\"']+)", prose)
-    here = re.compile(r"(?!https?:|data:|mailto:|attachment:|#)")
-    return tuple([target for pair in found for target in pair if target and here.match(target)] for found in (pictures, links))
+    return session
 
 
 def missing_files(notebook, folder: Path) -> list[str]:
@@ -60,12 +46,18 @@ def missing_files(notebook, folder: Path) -> list[str]:
 
     Colab opens the notebook alone: it shows no picture from beside it, and looks a link up in the repository that it came from.
     """
-    pictures, links = needed_files(notebook)
-    gone = [target for target in links if not (folder / target.partition("#")[0]).exists()]
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        texts += [output.get("data", {}).get(kind, "") for kind in ("text/markdown", "text/html")]
+    prose = "\n\n".join(re.sub(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$", "", text, flags=re.DOTALL) for text in texts)
+    elsewhere = r"(?!https?:|data:|mailto:|attachment:|#)"
+    pictures = re.findall(rf"(?:!\[[^\]]*\]\(|<img\b[^>]*\bsrc=[\"']){elsewhere}([^)\s\"']+)", prose)
+    targets = re.findall(rf"(?:\]\(|\bhref=[\"']){elsewhere}([^)\s\"']+)", prose)
+    gone = [target for target in targets if target not in pictures and not (folder / target.partition("#")[0]).exists()]
     return [f"the picture {target} is a file beside the notebook" for target in pictures] + [f"a link leads to {t}" for t in gone]
 
 
-def run_all(base: Path, chosen: list[str], place: Path, keep: Path | None) -> bool:
+def run_all(base: Path, chosen: list[str], place: Path) -> bool:
     """Each lesson in a runtime of its own, but the second in the first one's; prints what became of each. -> whether all went well."""
     repository = colab_environment.copy_as_repository(ROOT, place / "repository")
     address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
@@ -81,7 +73,7 @@ def run_all(base: Path, chosen: list[str], place: Path, keep: Path | None) -> bo
             python = colab_environment.layer(base, runtime)
         before = colab_environment.installed(colab_environment.site_packages(runtime))
         here = variables | {"PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])}
-        notebook, session = lesson_in_colab(path, python, content, here)
+        session = lesson_in_colab(path, python, content, here)
         now = colab_environment.installed(colab_environment.site_packages(runtime))
         added = sorted(set(now) - set(before))
         session.problems += [f"{name}, which Colab has, was installed as {now[name]}" for name in added if name in colab]
@@ -90,9 +82,6 @@ def run_all(base: Path, chosen: list[str], place: Path, keep: Path | None) -> bo
         print(f"{path.stem}: {'ok' if not session.problems else 'FAILED'}, {session.controls} controls, added {', '.join(added) or '-'}")
         print("".join(f"  {problem}\n" for problem in session.problems), end="", flush=True)
         all_well &= not session.problems
-        if keep:
-            keep.mkdir(parents=True, exist_ok=True)
-            nbformat.write(notebook, keep / path.name)
     return all_well
 
 
@@ -101,11 +90,10 @@ def main() -> int:
     parser.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers (3), ranges (3-5) or names (simclr); all if left out")
     parser.add_argument("--environment", type=Path, metavar="DIR", help="keep the environment in this folder for the next time")
     parser.add_argument("--python", help="the Python to make the environment with (default: 3.12, as Colab has it, or near it)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the executed notebooks in this folder, to look at")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="colab-") as place:
         base = colab_environment.prepared(args.environment or Path(place) / "environment", args.python)
-        return int(not run_all(base, args.lessons, Path(place), args.keep))
+        return int(not run_all(base, args.lessons, Path(place)))
 
 
 if __name__ == "__main__":

@@ -45,12 +45,9 @@ def test_pictures_and_links_that_do_not_work_in_colab_are_found(tmp_path):
     output = nbformat.v4.new_output("display_data", {"text/html": "<img src='z.png'>", "text/plain": "[no](link.md)"})
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text), nbformat.v4.new_markdown_cell(harmless)])
     notebook.cells.append(nbformat.v4.new_code_cell("[x](y)", outputs=[output]))
-    pictures, links = run_lessons.needed_files(notebook)
-    assert pictures == ["pictures/x.png", "y.png", "d.svg", "z.png"] and links == ["GLOSSARY.md#x", "02_two.ipynb", "03_three.ipynb"]
     (tmp_path / "GLOSSARY.md").touch()
-    (tmp_path / "03_three.ipynb").touch()
-    found = run_lessons.missing_files(notebook, tmp_path)
-    assert len(found) == 5 and "02_two.ipynb" in found[-1] and all("picture" in sentence for sentence in found[:4])
+    found = " ".join(run_lessons.missing_files(notebook, tmp_path))
+    assert re.findall(r"\w+\.(?:png|svg|md|ipynb)", found) == ["x.png", "y.png", "d.svg", "z.png", "02_two.ipynb", "03_three.ipynb"]
 
 
 def test_a_layer_has_what_is_below_and_keeps_what_is_installed_later_to_itself(tmp_path):
@@ -74,13 +71,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_the_copy_has_what_is_not_committed_and_leaves_out_what_git_ignores(tmp_path):
     root = tmp_path / "checkout"
-    (root / "data").mkdir(parents=True)
-    for name, text in ((".gitignore", "/data/\n"), ("kept.py", "1"), ("gone.py", "1")):
+    root.mkdir()
+    for name, text in ((".gitignore", "big.bin\n"), ("kept.py", "1"), ("gone.py", "1")):
         (root / name).write_text(text)
-    for command in (["init", "-q"], ["add", "."]):
-        subprocess.run(["git", *command], cwd=root, check=True)
+    subprocess.run("git init -q; git add .", shell=True, cwd=root, check=True)
     (root / "gone.py").unlink()
-    for name, text in (("kept.py", "2"), ("new.py", "3"), ("data/big.bin", "4")):
+    for name, text in (("kept.py", "2"), ("new.py", "3"), ("big.bin", "4")):
         (root / name).write_text(text)
     copy = colab_environment.copy_as_repository(root, tmp_path / "copy")
     listed = subprocess.run(["git", "ls-tree", "-r", "--name-only", "main"], cwd=copy, capture_output=True, text=True, check=True).stdout

@@ -29,32 +29,18 @@ def test_a_table_with_a_header(read, mark):
     assert ann == f"ann,Ann,Lee,a@x.org,{seed_of('ann')}" and bob == f"bob,,Ray,,{seed_of('bob')}"
 
 
-@pytest.mark.parametrize("id", ["../ann", "a/b", "a\\b", ".ann", "ann.", "-ann", "a b", "a*b", "müller", "con", "LPT1.txt", "x" * 65])
-def test_ids_that_are_no_safe_names_are_refused(read, id):
-    with pytest.raises(CourseError, match="folder's name"):
-        read(f"bob\n{id}\n")
+BAD = {f"bob\n{id}\n": "folder's name" for id in ("../ann", "a\\b", ".ann", "ann.", "-ann", "a b", "müller", "LPT1.txt", "x" * 65)}
+BAD |= {"first_name,id\nAnn,ann\nBob,\n": "''", "ann\nANN\n": "ANN", "# nobody\n": "no student", "name,email\nann,a@x.org\n": "called id"}
 
 
-@pytest.mark.parametrize(
-    "text, word",
-    [
-        ("first_name,id\nAnn,ann\nBob,\n", "''"),
-        ("ann\nbob\nANN\n", "ANN"),
-        ("", "names no student"),
-        ("\n# nobody\n", "names no student"),
-        ("id,email\n", "names no student"),
-        ("name,email\nann,a@x.org\n", "called id"),
-    ],
-)
-def test_lists_that_are_not_right_are_refused(read, text, word):
-    with pytest.raises(CourseError, match=word):
+@pytest.mark.parametrize("text", BAD)
+def test_lists_that_are_not_right_are_refused(read, text):
+    with pytest.raises(CourseError, match=BAD[text]):
         read(text)
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path, read):
-    with pytest.raises(CourseError, match="nobody.txt"):
-        read_students(tmp_path / "nobody.txt")
-    with pytest.raises(CourseError, match="utf-8"):
+def test_files_that_cannot_be_read_are_named(read):
+    with pytest.raises(CourseError, match="class.csv.*utf-8"):
         read("müller\n", "latin-1")
 
 

@@ -57,20 +57,6 @@ def test_a_patient_shows_its_symptom_the_instruments_what_is_known_and_its_repai
     assert find_nonfinite(well, well.batch) is None
 
 
-def test_the_quiet_fault_costs_what_the_lesson_says():
-    ill, well = clinic.patient("eps too large"), clinic.patient("eps too large", repaired=True)
-    z = torch.nn.functional.batch_norm(ill.batch, None, None, training=True, eps=clinic.EPS)
-    assert 0.2 < z.std(0, correction=0).mean() < 0.4  # for a standard deviation of 1e-3
-    assert ill(ill.batch) > well(well.batch) + 1
-
-
-def test_poisoned_statistics_spoil_evaluation_and_not_training():
-    ill = clinic.patient("poisoned statistics")
-    assert ill(ill.batch).isnan()
-    assert ill.train()(ill.batch).isfinite()
-    assert not ill.loss.norm.running_mean.isfinite().all()
-
-
 def test_unknown_patients():
     seen = set()
     for seed in range(24):

@@ -17,18 +17,14 @@ def rows(n, d, seed=0, dtype=torch.float64):
 
 def test_collapse_against_loops():
     z = rows(12, 5) * torch.linspace(0.1, 4, 5, dtype=torch.float64) + 0.5
-    u = [[float(x) / math.sqrt(sum(float(y) ** 2 for y in row)) for x in row] for row in z]
-    deviations = []
-    for column in zip(*u, strict=True):
-        mean = sum(column) / 12
-        deviations.append(math.sqrt(sum((x - mean) ** 2 for x in column) / 12))
-    # the singular values are the roots of the eigenvalues of uᵀu
-    values = [math.sqrt(v) for v in np.linalg.eigvalsh(np.array(u).T @ np.array(u))]
+    lengths = [math.sqrt(sum(float(x) ** 2 for x in row)) for row in z]
+    u = z.numpy() / np.array(lengths)[:, None]
+    values = [math.sqrt(v) for v in np.linalg.eigvalsh(u.T @ u)]  # the singular values are the roots of the eigenvalues of uᵀu
     share = [v / sum(values) for v in values]
     found = collapse(z)
-    assert found.std == pytest.approx(sum(deviations) / 5, rel=1e-12)
+    assert found.std == pytest.approx(sum(math.sqrt(sum((c - sum(c) / 12) ** 2) / 12) for c in u.T) / 5, rel=1e-12)
     assert found.effective_rank == pytest.approx(math.exp(-sum(p * math.log(p) for p in share)), rel=1e-9)
-    assert found.norm == pytest.approx(sum(math.sqrt(sum(float(y) ** 2 for y in row)) for row in z) / 12, rel=1e-12)
+    assert found.norm == pytest.approx(sum(lengths) / 12, rel=1e-12)
     assert (found.n, found.dim, found.healthy_std) == (12, 5, 5**-0.5)
 
 

@@ -14,24 +14,22 @@ _SAFE_ID = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))[a-z0-9_][a-z0-9.
 
 
 def read_students(path: str | Path) -> list[dict]:
-    """The students of a file, in its order, each with what COLUMNS names.
+    """The students of a file, in its order, each with what COLUMNS names. Lines that begin with # are skipped.
 
-    The file has one id a line, or columns with names in the first row, `id` among them, between commas, semicolons or tabs. Empty lines
-    and lines that begin with # are skipped. Ids become names of folders, and give everybody a seed of their own.
-    Raises CourseError for a file that cannot be read, and for an id that is no safe name or that comes twice.
+    The file has one id a line, or columns with names in the first row, `id` among them, between commas, semicolons or tabs.
+    Raises CourseError for a file that cannot be read, and for an id that cannot be a folder's name or that comes twice.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CourseError(f"The class list {path} cannot be read ({error}). Give a text file with one student's id a line.") from None
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    separator = next((mark for mark in ",;\t" if lines and mark in lines[0]), ",")
-    header = [name.strip().lower() for name in lines[0].split(separator)] if lines else []
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")] or [""]
+    separator = next((mark for mark in ",;\t" if mark in lines[0]), ",")
+    header = [name.strip().lower() for name in lines[0].split(separator)]
     if len(header) > 1 and "id" not in header:
         raise CourseError(f"The first line of {path} has columns, and none is called id. Begin with a line such as id,email.")
-    rows = csv.DictReader(lines[1:], header, delimiter=separator) if "id" in header else [{"id": line} for line in lines]
     students: dict[str, dict] = {}
-    for row in rows:
+    for row in csv.DictReader(lines[1:], header, delimiter=separator) if "id" in header else ({"id": line} for line in lines if line):
         name = (row["id"] or "").strip()
         if not _SAFE_ID.fullmatch(name):
             raise CourseError(f"{path}: {name!r} cannot be a folder's name. Ids are letters from a to z, digits and _ . @ -, 64 at most.")

@@ -1,7 +1,4 @@
-"""Copies of a lesson: without solutions for students, with every exercise filled in for whoever teaches.
-
-Functions here take a notebook as `notebook_files.load` gives it and return a changed copy.
-"""
+"""Copies of a lesson: without solutions for students, with every exercise filled in for whoever teaches."""
 
 import copy
 import re
@@ -22,23 +19,19 @@ _CHOICE = re.compile(r"<details><summary>(?!Hint</summary>)(.*?)</summary>.*?</d
 
 
 def student_copy(notebook, *, seed: int | None = None, answers: bool = True):
-    """The notebook without solutions, outputs, and the badge that opens the published lesson, which has the solutions.
-
-    seed: the value that SEED gets. answers: whether the explanations of quiz choices and of diagnosed faults stay.
-    """
+    """A copy without solutions and outputs. seed: the value that SEED gets. answers: whether explanations of quiz choices stay."""
     made = _bare(notebook)
     if not answers:
         leave_out_answers(made)
-    for cell in made.cells if seed is not None else ():
-        if "parameters" in tags(cell):
+    for cell in made.cells:
+        if seed is not None and "parameters" in tags(cell):
             cell.source = re.sub(r"^SEED = \d+", f"SEED = {seed}", cell.source, flags=re.MULTILINE)
     return made
 
 
 def solved_copy(notebook, name: str, begin: str = "", end: str = ""):
-    """The notebook without outputs, every exercise filled in with its solution, so that `report()` shows all of them as done.
+    """A copy without outputs, every exercise filled in with its solution. name: the notebook's. begin, end: put around every solution.
 
-    name: the notebook's, for error messages. begin, end: put before and after every solution.
     Raises CourseError for an exercise that has no solution, or one that takes other arguments.
     """
     found = (_SOLUTION.search(cell.source) for cell in notebook.cells if "solution" in tags(cell))
@@ -60,7 +53,7 @@ def exercise_in(cell) -> re.Match | None:
 
 
 def _bare(notebook):
-    """A copy without solutions, outputs, execution counts and the Colab badge."""
+    """A copy without solutions, outputs, execution counts and the badge that opens the published lesson, which has the solutions."""
     from nbconvert.preprocessors import ClearOutputPreprocessor, TagRemovePreprocessor
 
     made = copy.deepcopy(notebook)
@@ -90,9 +83,5 @@ def leave_out_answers(notebook) -> None:
 
 def with_links(text: str, folder: Path, beside: Sequence[str]) -> str:
     """Markdown of a file in `folder`, whose links to files other than those `beside` the copy lead to the published course."""
-
-    def published(link: re.Match) -> str:
-        stays = link[2] in beside or not (folder / link[2]).is_file()
-        return link[0] if stays else f"{link[1]}{PUBLISHED}/{link[2]}"
-
-    return _LINK.sub(published, text)
+    away = {name for _, name in _LINK.findall(text) if name not in beside and (folder / name).is_file()}
+    return _LINK.sub(lambda link: f"{link[1]}{PUBLISHED}/{link[2]}" if link[2] in away else link[0], text)

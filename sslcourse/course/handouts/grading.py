@@ -12,10 +12,8 @@ from sslcourse.course.exercises import DONE, OPEN, find_exercise, judge
 def check_answer(id: str, answer: Callable) -> None:
     """Return if the answer to exercise `id` is right, and raise AssertionError with the hint if it is not, or not attempted.
 
-    answer: the learner's function as the notebook has it after @exercise. What is judged is the function that the learner wrote, on
-    the spot: neither what @exercise found earlier, nor the reference that took over, nor a function of the package itself counts.
-    Prints nothing whatever the function prints, because nbgrader takes any output on stderr for a failure.
-    Raises CourseError for an id that the lesson does not have.
+    answer: the learner's function as the notebook has it after @exercise. It is judged on the spot: neither what @exercise found earlier,
+    nor the reference that took over, nor a function of the package counts. Raises CourseError for an id that no lesson has.
     """
     task = find_exercise(id)
     learner = getattr(answer, "learner", answer)
@@ -23,6 +21,7 @@ def check_answer(id: str, answer: Callable) -> None:
         raise AssertionError(f"Exercise {id}: {learner!r} is not a function.")
     if str(getattr(inspect.unwrap(learner), "__module__", "")).partition(".")[0] == "sslcourse":
         raise AssertionError(f"Exercise {id}: this is a function of the course. Write one of your own.")
+    # nbgrader takes any output on stderr for a failure
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         status, message = judge(task, learner)

@@ -25,10 +25,9 @@ check_answer("{id}", {name})"""
 
 
 def source_copy(notebook, name: str, *, answers: bool = True):
-    """The instructor's version of a lesson, for `nbgrader generate_assignment`.
+    """The instructor's version of a lesson, for `nbgrader generate_assignment`: solutions between marks, and a locked test after each.
 
-    Every exercise holds its solution between the marks that nbgrader looks for, and a locked test follows it, with a point for each star
-    of its difficulty. The cells that import, choose the tier and start the lesson are locked too; the parameters stay free. name: the
+    A test has a point for each star of difficulty. The cells that import, choose the tier and start the lesson are locked too. name: the
     notebook's, for errors. Raises CourseError if a cell is not there that has to be locked.
     """
     made = copies.solved_copy(notebook, name, begin="    ### BEGIN SOLUTION\n", end="\n    ### END SOLUTION")
