@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sslcourse.losses import pseudo_label_loss, pseudo_label_weight
 
@@ -43,7 +41,7 @@ def passing(weak, threshold):
     return pseudo_label_loss(weak, torch.zeros_like(weak), threshold).item() * n / math.log(c)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.8, 0.95, 1.0])
 @pytest.mark.parametrize("n, c", [(1, 2), (5, 3), (64, 10), (7, 100)])
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-6)])
 def test_it_equals_a_computation_by_loops(n, c, threshold, dtype, rtol):
@@ -68,25 +66,12 @@ def test_the_threshold_itself_passes():
     assert passing(even, 0.5 + 1e-9) == 0
 
 
-rows = st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=12)
-
-
-@given(rows, st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=150, deadline=None)
-def test_no_more_rows_pass_a_higher_threshold(weak, one, other):
-    weak = torch.tensor(weak, dtype=torch.float64)
-    low, high = sorted((one, other))
-    few, many = passing(weak, high), passing(weak, low)
-    assert few <= many + 1e-9 and passing(weak, 0.0) == pytest.approx(len(weak))
-    assert many == pytest.approx(int((weak.softmax(1).amax(1) >= low).sum()), abs=1e-9)
-
-
-@pytest.mark.parametrize("damaged", ["weak", "strong"])
+@pytest.mark.parametrize("damaged", [0, 1], ids=["weak", "strong"])
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_nan_is_not_hidden(damaged, threshold):
-    weak, strong = logits(6, 3, 1, sharpness=0.1), logits(6, 3, 2)
-    {"weak": weak, "strong": strong}[damaged][2, 1] = math.nan
-    assert math.isnan(pseudo_label_loss(weak, strong, threshold).item())
+    views = logits(6, 3, 1, sharpness=0.1), logits(6, 3, 2)
+    views[damaged][2, 1] = math.nan
+    assert pseudo_label_loss(*views, threshold).isnan()
 
 
 @pytest.mark.parametrize("size", [1e4, 1e30])

@@ -128,18 +128,14 @@ def test_the_averaged_weights_are_never_trained_and_without_an_average_the_class
 
 
 @EACH
-def test_a_label_of_minus_one_is_refused(kind):
-    x, y, u = batch()
-    with pytest.raises(ValueError, match="label is -1"):
-        method(kind)(x, y.index_fill(0, torch.tensor([3]), -1), u)
-
-
-@EACH
 @pytest.mark.parametrize("name, wrong", [
     ("threshold", 1.5), ("average", 1.01), ("label_smoothing", -1), ("weight", -1),
     ("ramp", (0.5, 0.2)), ("ramp", (0, 40)), ("ramp", (0.1,)),
 ])  # fmt: skip
-def test_options_that_cannot_be_are_refused(kind, name, wrong):
+def test_options_and_labels_that_cannot_be_are_refused(kind, name, wrong):
     with pytest.raises(ValueError, match=name):
         method(kind, **{name: wrong})
     assert method(kind, threshold=1.0, average=0.0, label_smoothing=1.0, ramp=(0, 1), weight=0.0).threshold == 1.0
+    x, y, u = batch()
+    with pytest.raises(ValueError, match="label is -1"):
+        method(kind)(x, y.index_fill(0, torch.tensor([3]), -1), u)
