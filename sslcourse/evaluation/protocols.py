@@ -67,7 +67,6 @@ class Result:
 
     @property
     def confidence_interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of top1."""
         return wilson_interval(self.top1, self.n)
 
     @cached_property
@@ -93,10 +92,7 @@ class Result:
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, class_names: Sequence[str] | None = None, **options) -> Result:
-    """Predict in evaluation mode and hold the predictions against the labels. images uint8 (N, 3, H, W), labels int64 (N,).
-
-    options: those of `predict`. Raises ValueError when there are no images, lengths differ, or a label is not a class.
-    """
+    """`predict`, with its options, held against the labels: images uint8 (N, 3, H, W), labels int64 (N,), each a class, N at least 1."""
     if len(images) != len(labels) or not len(labels):
         raise ValueError(f"evaluate needs as many labels as images, and at least one: {len(images)} images, {len(labels)} labels.")
     logits = predict(model, images, **options)
@@ -170,9 +166,7 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
 
 
 @dataclass
-class FineTuned(Result):
-    """A Result with the network that gave it and the History of its training."""
-
+class FineTuned(Result):  # with the network that gave it and the History of its training
     model: nn.Module | None = None
     history: "History | None" = None
 
@@ -203,8 +197,7 @@ class Retrieval:
     right: Tensor
 
     @property
-    def precision(self) -> float:
-        """Part of the neighbours that show the query's class."""
+    def precision(self) -> float:  # part of the neighbours that show the query's class
         return self.right.double().mean().item()
 
 

@@ -96,8 +96,7 @@ class McNemar:
 def mcnemar(first_right, second_right) -> McNemar:
     """Two classifiers on the same test images: McNemar's test (McNemar 1947) in its exact form, two-sided.
 
-    first_right, second_right: bool (N,), the same images in the same order. No image in dispute gives p_value 1.
-    It speaks of these two trained networks, not of their methods: another seed is another network; see `paired_runs`.
+    first_right, second_right: bool (N,), the same images in the same order. It speaks of two networks, not of their methods.
     """
     first, second = (torch.as_tensor(right).cpu() for right in (first_right, second_right))
     if first.dim() != 1 or first.shape != second.shape or not len(first):

@@ -34,7 +34,7 @@ def show(figure: Figure, alt: str) -> None:
     encoded = base64.b64encode(png(figure)).decode()
     plt.close(figure)
     style = "max-width:100%;height:auto;background:white"
-    image = f'<img alt="{html.escape(alt, quote=True)}" style="{style}" src="data:image/png;base64,{encoded}">'
+    image = f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/png;base64,{encoded}">'
     from IPython.display import display
 
     display({"text/html": image, "text/plain": f"[figure: {alt}]"}, raw=True)

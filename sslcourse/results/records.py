@@ -132,10 +132,7 @@ def git_commit() -> str | None:
 
 
 def file_name(result: Mapping) -> str:
-    """The name of a record's file, from lesson, name, data set and labels: '01-supervised-toybox-100.json'.
-
-    Another tier than cpu and another seed than 0 are added, so that a quick smoke run never replaces a real result.
-    """
+    """The name of a record's file, '01-supervised-toybox-100.json'; another tier than cpu and another seed than 0 are added."""
     labels = "all" if result["labels"] is None else str(result["labels"])
     parts = [f"{int(result['lesson']):02d}", slug(result["name"]), slug(result["dataset"]), labels]
     parts += [slug(result["tier"])] if result["tier"] != "cpu" else []

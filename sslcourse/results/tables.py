@@ -1,7 +1,4 @@
-"""Tables of result records, beside numbers from elsewhere: HTML in a notebook, Markdown on a page, aligned text in a terminal.
-
-A row is a record, or a plain dict with the same keys for what an original project or a publication reports; see `table`.
-"""
+"""Tables of result records, beside numbers from elsewhere: HTML in a notebook, Markdown on a page, aligned text in a terminal."""
 
 import html
 import math

@@ -43,9 +43,6 @@ def alts(monkeypatch):
     return told
 
 
-# --- who takes part ---
-
-
 def test_networks_of_the_data_set_take_part_in_the_order_of_lessons(tmp_path, nothing_committed):
     keep(tmp_path, encoder(), method="SimCLR", lesson=3)
     keep(tmp_path, encoder(), method="rotation", lesson=2, block=3)
@@ -103,9 +100,6 @@ def test_the_best_block_is_the_one_that_a_probe_reads_best(monkeypatch):
     assert comparison.best_block(network, None, 5, range(2)) == 2
 
 
-# --- records ---
-
-
 def record(method="SimCLR, frozen", top1=0.5, error=0.01, lesson=3, seeds=(0, 1, 2), **changes):
     metric = {"value": top1, "standard_error": error, "n": 2000}
     return example_records.make(lesson=lesson, method=method, seed=list(seeds), metrics={"top1": metric}, **changes)
@@ -131,9 +125,6 @@ def test_single_runs_belong_to_their_seeds_and_images_seen_are_passes_times_imag
         record("BYOL, frozen"),
     ]
     assert comparison.images_seen(given) == {"SimCLR": 30_000, "rotation": 18_000}
-
-
-# --- the final table ---
 
 
 def ours(records):
@@ -177,9 +168,6 @@ def test_what_was_reported_is_what_the_package_says_elsewhere():
     assert told - known == {("stl10", 5000, 0.886)} and known <= told  # the row with ImageNet's weights stands in lesson 7 alone
 
 
-# --- figures ---
-
-
 def test_strips_and_curves_tell_every_group(alts):
     comparison.strips({"honest": [1.0, 2.0, 3.0], "leaky": [4.0]}, title="Two", xlabel="points", mark=2.5, mark_name="reported")
     alt = alts[0][1]
@@ -189,9 +177,6 @@ def test_strips_and_curves_tell_every_group(alts):
     figure, alt = alts[1]
     assert alt == "Up. accuracy, % against labels: a goes from 10.0 to 20.0; b goes from 5.0 to 6.0."
     assert figure.axes[0].get_legend().get_bbox_to_anchor()._bbox.x0 == 1.0  # beside the figure
-
-
-# --- simulation ---
 
 
 def test_three_runs_hold_the_mean_as_often_as_promised_only_with_students_factor():

@@ -76,7 +76,6 @@ def test_without_a_mistake_or_without_a_hint_it_stops_at_its_bounds():
     ("logits", "labels", "told"),
     [
         (torch.zeros(3, 2), torch.zeros(4), "Logits"),
-        (torch.zeros(0, 2), torch.zeros(0), "Logits"),
         (torch.zeros(3, 1), torch.zeros(3), "Logits"),
         (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "NaN or inf"),
         (torch.zeros(2, 2), torch.tensor([0, 2]), "Labels"),

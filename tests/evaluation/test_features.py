@@ -42,9 +42,6 @@ def test_the_mode_does_not_matter_and_is_put_back_after_an_error_too(model, imag
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-# --- features -------------------------------------------------------------------------------------------------------------------------
-
-
 def test_features_are_the_encoders_own_output(model, images):
     expected = model.encoder.eval()(augment.evaluation(16)(images))
     found = evaluation.features(model.encoder, images, precision="fp32")
@@ -94,9 +91,6 @@ def test_the_view_for_evaluation_is_that_of_the_augmentation(images):
         assert torch.equal(evaluation.evaluation_view(other, 16)(images), augment.evaluation(16)(images))
 
 
-# --- feature sets ---------------------------------------------------------------------------------------------------------------------
-
-
 def image_set(validation=9):
     parts, generator = {}, torch.Generator().manual_seed(3)
     for name, count in (("train", 60), ("validation", validation), ("test", 6)):
@@ -125,9 +119,6 @@ def test_few_labels_are_those_of_the_image_set(model, per_class, seed):
     torch.testing.assert_close(few.train, same.train, **CLOSE)
     torch.testing.assert_close(few.test, same.test, **CLOSE)
     assert torch.equal(few.train_labels, same.train_labels) and len(few.train) == 3 * per_class
-
-
-# --- neighbours -----------------------------------------------------------------------------------------------------------------------
 
 
 def points(n=40, queries=15):

@@ -30,9 +30,6 @@ for package in [name for _, name, is_folder in pkgutil.iter_modules(sslcourse.__
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- results --------------------------------------------------------------------------------------------------------------------------
-
-
 def random_result(n=200, classes=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
     logits, labels = torch.randn(n, classes, generator=generator), torch.randint(0, classes, (n,), generator=generator)
@@ -82,9 +79,6 @@ def test_evaluate_holds_predictions_against_labels(model, images):
             evaluation.evaluate(model, images[:n], torch.tensor(wrong))
 
 
-# --- kNN and retrieval ----------------------------------------------------------------------------------------------------------------
-
-
 def feature_set(n=60, d=8, classes=3, validation=45, spread=1.0):
     """A cloud around a point for each class."""
     generator = torch.Generator().manual_seed(0)
@@ -119,9 +113,6 @@ def test_precision_of_retrieval_by_hand():
     scores = evaluation.knn_scores(bank, labels, queries[0], 2, 4, 0.2)
     torch.testing.assert_close(vote.probabilities, scores, rtol=0, atol=1e-5)
     assert vote.settings == {"k": 4, "temperature": 0.2}
-
-
-# --- linear probe ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("c", [0.001, 0.1, 1.0])
@@ -214,9 +205,6 @@ def test_what_cannot_be_measured_is_refused(measure):
             measure(replace(found, **{name: broken}), split="test")
 
 
-# --- fine-tuning ----------------------------------------------------------------------------------------------------------------------
-
-
 def encoder(seed=0):
     torch.manual_seed(seed)
     made = models.resnet9(4)
@@ -282,9 +270,6 @@ def test_fine_tuning_learns_and_is_measured_on_the_split_that_is_named():
     none = image_set(validation_images=torch.empty(0, 3, 8, 8, dtype=torch.uint8), validation_labels=torch.empty(0).long())
     with pytest.raises(ValueError, match="validation split is empty"):
         tune(encoder(), none)
-
-
-# --- maps -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_pca_keeps_the_distances_of_rows_that_lie_in_a_plane():

@@ -89,9 +89,6 @@ def test_no_figure_is_left_without_such_a_text():
     assert {name for name, value in vars(plots).items() if type(value).__name__ == "function"} - helpers == {name for name, *_ in FIGURES}
 
 
-# --- what is seen -----------------------------------------------------------------------------------------------------------------------
-
-
 def test_an_interval_with_zero_has_an_open_marker(shown):
     plots.forest(DIFFERENCES, title="T", xlabel="points")
     (axis,) = shown[0].axes
