@@ -11,14 +11,11 @@ class TensorLoader:
 
     tensors: one or more tensors with the same first dimension N, on the same device: images uint8 (N, 3, H, W), labels (N,), ...
     batch_size: rows a batch. shuffle: a new order every pass. drop_last: leave out a smaller last batch (batch statistics need it).
-    seed: the order of pass number e depends on (seed, e) alone, on any device; that is what makes a resumed run exact.
-    device: where batches go, when it is not where the tensors lie, such as a mapped file that does not fit the GPU. A GPU gets them through
-    page-locked memory: neither Python nor the step that is being computed waits for the copy.
-    part: (rank, world), where several processes share every batch: this one gets the rank-th of `world` equal parts of it. batch_size
-    stays that of all together, so the batches of a run do not depend on how many processes it has. It needs drop_last.
+    seed: the order of pass number e depends on (seed, e) alone, on any device, so that a resumed run is exact.
+    device: where batches go, when it is not where the tensors lie; a GPU gets them through page-locked memory, and nobody waits.
+    part: (rank, world), where several processes share every batch: this one gets the rank-th of `world` equal parts of batch_size rows.
 
-    Yields tuples (x,) or (x, y), ... Every pass covers every row once, but for the last rows that `drop_last` leaves out.
-    state_dict and load_state_dict keep the place inside a pass too: the next pass then begins after the batches that were given.
+    Yields tuples (x,) or (x, y), ... state_dict and load_state_dict keep the place inside a pass too.
     Raises ValueError when lengths differ, when there are no rows, when drop_last would leave nothing, or when a batch cannot be shared.
 
     >>> loader = TensorLoader(torch.arange(5), batch_size=2, shuffle=False)
@@ -26,29 +23,21 @@ class TensorLoader:
     [[0, 1], [2, 3], [4]]
     """
 
+    epoch = 0  # number of the next pass
+    start = 0  # batches of the next pass that were given before, in the run that it goes on from
+    batch = 0  # batches of the present pass that have been given
+
     def __init__(
-        self,
-        *tensors: Tensor,
-        batch_size: int,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        seed: int = 0,
-        device: str | torch.device | None = None,
-        part: tuple[int, int] = (0, 1),
-    ):
-        if not tensors:
-            raise ValueError("TensorLoader needs at least one tensor to take rows from.")
+        self, *tensors: Tensor, batch_size: int, shuffle: bool = False, drop_last: bool = False, seed: int = 0,
+        device: str | torch.device | None = None, part: tuple[int, int] = (0, 1),
+    ):  # fmt: skip
         lengths = [len(t) for t in tensors]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"All tensors must have as many rows as each other; these have {lengths}.")
-        if lengths[0] == 0:
-            raise ValueError("There are no rows to load: the first dimension of the tensors is 0.")
+        if len(set(lengths)) != 1 or not lengths[0]:
+            raise ValueError(f"The tensors to load must have one number of rows, at least 1; these have {lengths}.")
         if int(batch_size) != batch_size or batch_size < 1:
             raise ValueError(f"batch_size must be a positive whole number, not {batch_size}.")
         if drop_last and lengths[0] < batch_size:
-            raise ValueError(
-                f"drop_last would leave no batch at all: {lengths[0]} rows, batch_size {batch_size}. Take a smaller batch_size."
-            )
+            raise ValueError(f"drop_last would leave no batch at all: {lengths[0]} rows, batch_size {batch_size}. Make that smaller.")
         rank, world = part
         if not 0 <= rank < world:
             raise ValueError(f"part is (rank, world) with 0 <= rank < world, not {part}.")
@@ -57,9 +46,6 @@ class TensorLoader:
         self.tensors, self.part = tensors, (rank, world)
         self.batch_size, self.shuffle, self.drop_last, self.seed = int(batch_size), shuffle, drop_last, seed
         self.device = torch.device(device) if device is not None else tensors[0].device
-        self.epoch = 0  # number of the next pass
-        self.start = 0  # batches of the next pass that were given before, in the run that it goes on from
-        self.batch = 0  # batches of the present pass that have been given
 
     def __len__(self) -> int:
         """Batches a pass."""
@@ -102,9 +88,9 @@ class TensorLoader:
 class PairedLoader:
     """Labelled and unlabelled images side by side: yields (x, y, u), where u comes from `unlabeled` and x, y from `labeled`.
 
-    A pass is one pass over the unlabelled images. The labelled ones, usually far fewer, go round as often as that takes, a new order every
-    round. Which labelled batch comes at a step depends on the seeds and the number of the step alone, so a resumed run is exact.
-    labeled: a TensorLoader of two tensors, unlabeled: one of one tensor, both with drop_last, which batch statistics need.
+    A pass is one over the unlabelled images; the labelled ones go round as often as that takes, in a new order every round. Which labelled
+    batch comes depends on the seeds and the number of the step alone. labeled: a TensorLoader of two tensors, unlabeled: of one, both with
+    drop_last.
     """
 
     def __init__(self, labeled: TensorLoader, unlabeled: TensorLoader):
@@ -118,7 +104,6 @@ class PairedLoader:
     batch = property(lambda self: self.unlabeled.batch)
 
     def __len__(self) -> int:
-        """Batches a pass."""
         return len(self.unlabeled)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -139,10 +124,7 @@ class PairedLoader:
 
 
 def loader_for(*tensors: Tensor, device: str | torch.device, **options) -> TensorLoader:
-    """A TensorLoader from tensors that are moved to the device at once, unless they take more than a third of what a GPU has free.
-
-    Two thirds are left for the training; what does not fit goes there batch by batch. options: those of `TensorLoader`.
-    """
+    """A TensorLoader of tensors that are moved to the device first, or batch by batch if they take over a third of a GPU's free memory."""
     device = torch.device(device)
     size = sum(t.nbytes for t in tensors if t.device != device)
     if device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 3:

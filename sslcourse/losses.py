@@ -184,7 +184,7 @@ def _check_pair(**tensors: Tensor) -> None:
 
 
 def _check_directions(*tensors: Tensor) -> None:
-    zero = sum(int((z == 0).all(1).sum()) for z in tensors if z.device.type == "cpu")
+    zero = int(sum((z == 0).all(1).sum() for z in tensors)) if tensors[0].device.type == "cpu" else 0
     if zero:
         raise ValueError(f"The loss compares directions, and a row of zeros has none ({zero} such rows): look at the layer that made it.")
 

@@ -10,22 +10,16 @@ from sslcourse import devices
 
 def test_precision_is_chosen_or_taken():
     cpu = torch.device("cpu")
-    assert devices.choose_precision(cpu) in ("fp32", "bf16")
     assert [devices.choose_precision(cpu, name) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
     with pytest.raises(ValueError, match="not 'half'"):
         devices.choose_precision(cpu, "half")
 
 
-@pytest.mark.parametrize(("tiles", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_on_a_cpu_depends_on_its_matrix_tiles(tiles, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
-    assert devices.choose_precision(torch.device("cpu")) == expected
-
-
-@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
-def test_auto_on_a_gpu_depends_on_its_generation(capability, expected, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert devices.choose_precision(torch.device("cuda")) == expected
+@pytest.mark.parametrize(("kind", "has", "auto"), [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", 7, "fp16"), ("cuda", 8, "bf16")])
+def test_auto_depends_on_a_cpus_matrix_tiles_and_a_gpus_generation(kind, has, auto, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (has, 5))
+    assert devices.choose_precision(torch.device(kind)) == auto
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])

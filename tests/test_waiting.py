@@ -11,8 +11,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ASKING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
 METHODS = {"rotation": models.Rotation, "simclr": models.SimCLR, "byol": models.BYOL, "barlow_twins": models.BarlowTwins}
-# on the CPU, where it costs nothing, two losses look for rows of zeros in both views, which have no direction
-CHECKS = {"rotation": 0, "simclr": 2, "byol": 2, "barlow_twins": 0}
+# on the CPU, where it costs nothing, two losses look for rows of zeros, which have no direction
+CHECKS = {"rotation": 0, "simclr": 1, "byol": 1, "barlow_twins": 0}
 
 
 class Questions(TorchDispatchMode):
@@ -27,7 +27,7 @@ class Questions(TorchDispatchMode):
 
 def questions(name, batches, **options):
     # blur and solarisation pick out the images that get them on the CPU, where that saves work, and so are left out here
-    method = METHODS[name](models.resnet9(2), augment.weak(8) if name in ("rotation", "curious") else augment.simclr(8))
+    method = METHODS[name](models.resnet9(2), augment.weak(8) if name == "rotation" else augment.simclr(8))
     with Questions() as asked:  # LARS, because AdamW keeps its number of steps in a tensor on the CPU and reads it there
         how = {"batch_size": 6, "optimizer": "lars", "look_every": 0, "precision": "fp32", "progress": False}
         training.pretrain(method, image_set(n=6 * batches), 1, **(how | options))
@@ -42,19 +42,12 @@ def test_a_step_asks_for_nothing(name):
 
 
 def test_the_count_can_fail():
-    real = models.Rotation.forward
+    class Curious(training.Callback):
+        def after_step(self, run):
+            run.loss.item()
 
-    class Curious(models.Rotation):
-        def forward(self, images):
-            loss = real(self, images)
-            float(loss.detach())
-            return loss
-
-    METHODS["curious"] = Curious
-    try:
-        assert questions("curious", 8) - questions("curious", 3) == 5
-    finally:
-        del METHODS["curious"]
+    few, many = (questions("rotation", batches, callbacks=[Curious()]) for batches in (3, 8))
+    assert many - few == 5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")

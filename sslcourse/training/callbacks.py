@@ -1,4 +1,4 @@
-"""What happens around the steps of a training, a small class each: views, guard, averages, looks, checkpoints, progress, stopping."""
+"""What happens around the steps of a training, a small class each: views, guard, rows, checkpoints, progress, stopping."""
 
 import math
 import sys
@@ -20,15 +20,10 @@ class Callback:
     """Called by `loop.train` with its Run at the moments that the methods name; a subclass has those that it needs."""
 
     def start(self, run: Run) -> None: ...
-
     def before_step(self, run: Run) -> None: ...
-
     def after_backward(self, run: Run) -> None: ...
-
     def after_step(self, run: Run) -> None: ...
-
     def after_epoch(self, run: Run) -> None: ...
-
     def end(self, run: Run) -> None: ...
 
 
@@ -65,41 +60,30 @@ class AfterStep(Callback):
             run.model.after_step(run.step, run.steps)
 
 
-class Averages(Callback):
-    """Adds up loss and metrics, and makes their means the row of the epoch. A loss that is not finite ends the run there."""
+class Rows(Callback):
+    """Makes the means of an epoch's loss and metrics a row of the History. A loss that is not finite ends the run there.
+
+    look(epoch, last), called on the first process -> further columns, or None for no row.
+    """
+
+    def __init__(self, look: Callable[[int, bool], dict | None]):
+        self.look = look
 
     def after_step(self, run: Run) -> None:
         for name, value in {"loss": run.loss.detach(), **run.metrics}.items():
             run.totals[name] = run.totals[name] + value if name in run.totals else value.clone()
 
     def after_epoch(self, run: Run) -> None:
-        means = {name: (total / len(run.loader)).item() for name, total in run.totals.items()}
-        means = mean_over_ranks(means, run.options.device)
-        run.totals = {}
-        lr = run.options.lr
+        means = mean_over_ranks({name: (total / len(run.loader)).item() for name, total in run.totals.items()}, run.options.device)
+        lr, run.totals = run.options.lr, {}
         if not math.isfinite(means["loss"]):
             run.history.stopped = f"The loss was {means['loss']} in epoch {run.epoch}; lower lr (it is {lr:g}) or look for bad inputs."
         rate = lr * run.schedule.lr_lambdas[0](run.schedule.last_epoch)  # before any factor of lr_scales
-        run.row = {"epoch": run.epoch, "step": run.step, "lr": rate, **means}
-
-
-class Looks(Callback):
-    """Completes the row of an epoch and puts it into the History. look(epoch, last) -> further columns, or None for no row.
-
-    With several processes the first one looks.
-    """
-
-    def __init__(self, look: Callable[[int, bool], dict | None]):
-        self.look = look
-
-    def after_epoch(self, run: Run) -> None:
         last = run.epoch == run.last_epoch or bool(run.history.stopped)
-        seen = self.look(run.epoch, last) if rank() == 0 else {}
-        if seen is None:
-            run.row = None
-            return
-        run.row |= seen | {"seconds": time.perf_counter() - run.started}
-        run.history.rows.append(run.row)
+        seen, run.row = self.look(run.epoch, last) if rank() == 0 else {}, None
+        if seen is not None:
+            run.row = {"epoch": run.epoch, "step": run.step, "lr": rate, **means, **seen, "seconds": time.perf_counter() - run.started}
+            run.history.rows.append(run.row)
 
 
 class Checkpoint(Callback):
@@ -131,7 +115,7 @@ class Checkpoint(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar over the epochs, with the loss and what was seen at the last look. On the first process only."""
+    """A bar over the epochs, with loss, accuracy and spread as last seen. On the first process only."""
 
     def start(self, run: Run) -> None:
         # in a notebook among what is printed, where the next line covers it; stderr leaves a coloured gap
@@ -141,20 +125,13 @@ class ProgressBar(Callback):
 
     def after_epoch(self, run: Run) -> None:
         self.bar.update()
-        if run.row is not None:
-            self.bar.set_postfix_str(in_short(run.row))
+        if (row := run.row) is not None:
+            shown = {"loss": "loss {:.3f}", "chance_loss": "chance {:.3f}", "validation_accuracy": "validation {:.1%}"}
+            shown |= {"knn_accuracy": "kNN {:.1%}", "feature_std": "std {:.3f}"}
+            self.bar.set_postfix_str(", ".join(text.format(row[name]) for name, text in shown.items() if name in row))
 
     def end(self, run: Run) -> None:
         self.bar.close()
-
-
-def in_short(row: dict[str, float]) -> str:
-    """Loss, accuracy and spread of an epoch, for a progress bar."""
-    texts = [f"loss {row['loss']:.3f}" + (f" (chance {row['chance_loss']:.3f})" if "chance_loss" in row else "")]
-    accuracies = {"validation_accuracy": "validation", "knn_accuracy": "kNN"}
-    texts += [f"{label} {100 * row[name]:.1f} %" for name, label in accuracies.items() if name in row]
-    texts += [f"std {row['feature_std']:.3f}"] if "feature_std" in row else []
-    return ", ".join(texts)
 
 
 class Stopped(CourseError):
@@ -188,4 +165,4 @@ def around(look: Callable[[int, bool], dict | None], options) -> list[Callback]:
     """The callbacks of a training with these options, in the order in which they are called."""
     guard = [Guard(options.guard)] if options.guard is not None else []
     checkpoint = [Checkpoint(options.checkpoint)] if options.checkpoint else []
-    return [OwnViews(), *guard, AfterStep(), Averages(), Looks(look), *checkpoint, ProgressBar(), *options.callbacks]
+    return [OwnViews(), *guard, AfterStep(), Rows(look), *checkpoint, ProgressBar(), *options.callbacks]

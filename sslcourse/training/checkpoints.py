@@ -41,29 +41,20 @@ class History:
         write_json(path, {"rows": rows, "settings": self.settings, "stopped": self.stopped})
 
 
-def previous(path: str | os.PathLike) -> Path:
+def previous(path) -> Path:
     """Where `save_checkpoint` keeps the checkpoint before the newest: run.pt -> run.previous.pt."""
     path = Path(path)
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def save_checkpoint(
-    path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History, under_way: Mapping | None = None
-) -> None:
+def save_checkpoint(path, settings: dict, parts: dict[str, object], history: History, under_way: Mapping | None = None) -> None:
     """Everything that a run needs to go on exactly: states of the parts, random generators, history. Written atomically.
 
-    The file that was there before stays beside it, under the name that `previous` gives; at every moment one of the two is whole.
-    under_way: what an unfinished epoch has added up so far, numbers and tensors.
+    The file before it stays, as `previous` names it. under_way: what an unfinished epoch has added up so far, numbers and tensors.
     """
-    state = {
-        "settings": settings,
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-        "rows": history.rows,
-        "under_way": dict(under_way or {}),
-        "rng": random_states(),
-    }
+    state = {"settings": settings, "rows": history.rows, "under_way": dict(under_way or {}), "rng": random_states()}
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({**state, "parts": {name: part.state_dict() for name, part in parts.items()}}, buffer)
     try:
         write_atomically(path, buffer.getvalue(), keep=previous(path))
     except OSError as error:
@@ -71,7 +62,7 @@ def save_checkpoint(
         raise CourseError(f"{path} could not be written ({error.strerror}). {way_out}") from error
 
 
-def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, object], history: History) -> dict:
+def load_checkpoint(path, settings: dict, parts: dict[str, object], history: History) -> dict:
     """Put the states of `save_checkpoint` back into the parts, the history and the random generators; returns what was under way.
 
     A damaged file is passed over, with a warning, if the one before it is whole. Raises CourseError when neither is a checkpoint of this
@@ -100,13 +91,12 @@ def load_checkpoint(path: str | os.PathLike, settings: dict, parts: dict[str, ob
         raise CourseError(f"{path} does not fit this model or optimizer ({reason}). {WAY_OUT}") from error
 
 
-def _read(path: str | os.PathLike) -> dict:
+def _read(path) -> dict:
     try:
         with open(path, "rb") as stream:
             if stream.read(len(ZIP)) != ZIP:
                 raise ValueError("not a file of torch.save")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        state["settings"] = dict(state["settings"])
-        return state
+        return {**state, "settings": dict(state["settings"])}
     except Exception as error:  # torch raises many kinds for what is not its file; each means the same to the reader
         raise CourseError(f"{path} cannot be read as a checkpoint of this course ({type(error).__name__}). {WAY_OUT}") from error

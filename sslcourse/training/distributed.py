@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from sslcourse.devices import rank, sum_over_ranks, world_size
+from sslcourse.devices import at_least_float32, rank, sum_over_ranks, world_size
 from sslcourse.errors import CourseError
 
 PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, which may be drawing or unpacking images
@@ -26,8 +26,8 @@ PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, whi
 def process_group(device: str | torch.device | None = None) -> Iterator[torch.device]:
     """Inside, the processes of one torchrun know each other: NCCL between GPUs, gloo elsewhere. Yields this process's device.
 
-    Each process takes the GPU of its number on its machine (LOCAL_RANK). Without torchrun there is no group, and the device is as given;
-    None is CUDA where there is one. Raises CourseError when there are more processes than GPUs.
+    Each takes the GPU of its number on its machine (LOCAL_RANK). Without torchrun there is no group, and the device is as given; None is
+    CUDA where there is one. Raises CourseError when there are more processes than GPUs.
     """
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     if not (dist.is_available() and dist.is_torchelastic_launched()):
@@ -57,19 +57,13 @@ def first_then_others(make: Callable[[], object]):
 
 def any_rank(here: bool, device: torch.device) -> bool:
     """Whether it is so on any of the processes."""
-    if world_size() == 1:
-        return here
-    flag = torch.tensor(float(here), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
+    return here if world_size() == 1 else bool(sum_over_ranks(torch.tensor(float(here), device=device)).item())
 
 
 def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
     """Numbers that every process has under the same names, averaged over the processes."""
-    if world_size() == 1:
-        return dict(values)
-    numbers = sum_over_ranks(torch.tensor(list(values.values()), dtype=torch.float64, device=device))
-    return dict(zip(values, (numbers / world_size()).tolist(), strict=True))
+    numbers = torch.tensor(list(values.values()), dtype=torch.float64, device=device if world_size() > 1 else "cpu")
+    return dict(zip(values, (sum_over_ranks(numbers) / world_size()).tolist(), strict=True))
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -85,8 +79,7 @@ class GlobalBatchNorm(_BatchNorm):
         if world_size() == 1 or not self.training:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            wide = x if x.dtype == torch.float64 else x.float()
-            dims, shape = [d for d in range(x.dim()) if d != 1], [1, -1] + [1] * (x.dim() - 2)
+            wide, dims, shape = at_least_float32(x), [d for d in range(x.dim()) if d != 1], [1, -1] + [1] * (x.dim() - 2)
             n = world_size() * x.numel() / x.shape[1]
             mean = sum_over_ranks(wide.sum(dims)) / n  # (C,)
             centred = wide - mean.view(shape)
@@ -94,8 +87,8 @@ class GlobalBatchNorm(_BatchNorm):
             if self.track_running_stats:
                 with torch.no_grad():
                     self.num_batches_tracked += 1
-                    self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                    self.running_var.lerp_((variance * n / (n - 1)).to(self.running_var.dtype), self.momentum)
+                    for kept, new in ((self.running_mean, mean), (self.running_var, variance * n / (n - 1))):
+                        kept.lerp_(new.to(kept.dtype), self.momentum)
             y = centred * (variance + self.eps).rsqrt().view(shape)
             return (y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y).to(x.dtype)
 
@@ -115,9 +108,9 @@ def one_gradient(method: nn.Module, device: torch.device) -> Iterator[nn.Module]
     else:
         for name in ordinary:
             method.get_submodule(name).__class__ = GlobalBatchNorm  # of one class with it but for the forward pass
-    # statistics are the same everywhere already; the argument that says so has got another name in newer versions
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    options = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    # statistics are the same everywhere already; newer versions of torch have another name for the argument that says so
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    options = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     try:
         yield DistributedDataParallel(method, device_ids=[device.index] if device.type == "cuda" else None, **options)
     finally:

@@ -22,42 +22,33 @@ from sslcourse.training.optimizers import WEIGHT_DECAY, make_optimizer, one_cycl
 
 @dataclass(kw_only=True)
 class Options:
-    """What `pretrain`, `fit_classifier` and `fit_semi_supervised` have in common: each takes these by name, with its own first three.
+    """What `pretrain`, `fit_classifier` and `fit_semi_supervised` have in common; each takes these by name."""
 
-    batch_size: images a step. lr: the peak of a cosine schedule that rises along a line for the first `warmup` part of the steps.
-    optimizer: adamw, sgd or lars; weight_decay: 0.05, 5e-4 and 1e-6 for them when None, never on biases and normalisation.
-    lr_scales: part of the model -> factor on its learning rate, such as {"encoder": 0.1}. clip_norm: largest norm of the whole gradient;
-    None does not clip. precision: auto, fp32, bf16 or fp16. device: where the model is when None.
-    seed: order of the images, augmentation and dropout; the caller's random state is left alone.
-    guard: a `diagnostics.NonFiniteGuard`, which stops at the first step whose loss, gradients or weights are not finite, names the cause,
-    saves the batch, and leaves the last checkpoint as it was.
-    checkpoint: a file, written with every row of the History, and every `checkpoint_every` steps inside an epoch (0: never). If it exists,
-    the run goes on from it, and on a CPU with the same number of threads it ends with the same weights bit for bit.
-    stop_after: stop when this epoch is done, as if interrupted. progress, name: whether there is a progress bar, and what it is called.
-    callbacks: further `Callback`s, called after the package's own.
-    """
-
-    batch_size: int
-    warmup: float
-    name: str
-    lr: float = 2e-3
-    optimizer: str = "adamw"
-    weight_decay: float | None = None
-    lr_scales: Mapping[str, float] | None = None
-    clip_norm: float | None = None
-    precision: str = "auto"
-    device: str | torch.device | None = None
-    seed: int = 0
-    guard: NonFiniteGuard | None = None
-    checkpoint: str | os.PathLike | None = None
-    checkpoint_every: int = 0
-    stop_after: int | None = None
-    progress: bool = True
-    callbacks: Sequence = ()
+    batch_size: int  # images a step
+    warmup: float  # part of the steps in which the learning rate rises along a line, before it falls along a cosine
+    name: str  # of the progress bar
+    lr: float = 2e-3  # the peak of the learning rate
+    optimizer: str = "adamw"  # or sgd, lars
+    weight_decay: float | None = None  # None: 0.05, 5e-4 and 1e-6 for the three; never on biases and normalisation
+    lr_scales: Mapping[str, float] | None = None  # part of the model -> factor on its learning rate, such as {"encoder": 0.1}
+    clip_norm: float | None = None  # largest norm of the whole gradient; None does not clip
+    precision: str = "auto"  # or fp32, bf16, fp16
+    device: str | torch.device | None = None  # None: where the model is
+    seed: int = 0  # of the images' order, augmentation and dropout; the caller's random state is left alone
+    guard: NonFiniteGuard | None = None  # stops at the first step that is not finite, names the cause, keeps batch and last checkpoint
+    checkpoint: str | os.PathLike | None = None  # a file, written with every row; where it exists, the run goes on from it exactly
+    checkpoint_every: int = 0  # steps between further checkpoints inside an epoch; 0: none
+    stop_after: int | None = None  # stop when this epoch is done, as if interrupted
+    progress: bool = True  # whether there is a progress bar
+    callbacks: Sequence = ()  # further `Callback`s, called after the package's own
 
 
-def make_ready(model: nn.Module, images, learned_from: str, epochs: int, options: Options) -> Options:
+NOT_SETTINGS = {"name", "device", "guard", "checkpoint", "checkpoint_every", "stop_after", "progress", "callbacks"}  # change no number
+
+
+def make_ready(model: nn.Module, images, learned_from: str, epochs: int, **options) -> Options:
     """Put the model on its device, with its augmentations settled, and fill in what the options left open. learned_from: part of images."""
+    options = Options(**options)
     if not hasattr(images, learned_from) or not hasattr(images, "validation_images"):
         raise TypeError(f"images must be a datasets.ImageSet, such as datasets.load gives, not {type(images).__name__}.")
     if int(epochs) != epochs or epochs < 1:
@@ -80,8 +71,14 @@ class Run:
 
     loader: a TensorLoader or PairedLoader. loss_of(*batch) -> loss and further scalars to be averaged, by name.
     facts: what a checkpoint must agree with, beside the options.
-    totals: what the present epoch has added up. row: what the epoch came to, once it is over; None where it gets no row.
     """
+
+    batch: tuple = ()
+    loss: Tensor | None = None
+    metrics: Mapping[str, Tensor] = {}
+    row: dict[str, float] | None = None  # what the epoch came to, once it is over; None where it gets no row
+    checkpoint = None  # the Checkpoint among the callbacks
+    step = 0
 
     def __init__(self, model: nn.Module, loader, loss_of: Callable, epochs: int, options: Options, facts: dict):
         self.model, self.loader, self.loss_of, self.epochs, self.options = model, loader, loss_of, int(epochs), options
@@ -89,21 +86,11 @@ class Run:
         self.steps = self.epochs * len(loader)
         self.schedule = one_cycle(self.optimizer, options.lr, self.steps, options.warmup)
         self.scaler = torch.amp.GradScaler(options.device.type, enabled=options.precision == "fp16")
-        self.history = History(settings=self._settings(facts))
         self.last_epoch = self.epochs if options.stop_after is None else min(self.epochs, options.stop_after)
-        self.step, self.started = 0, 0.0
-        self.batch: tuple = ()
-        self.loss: Tensor | None = None
-        self.metrics: Mapping[str, Tensor] = {}
-        self.totals: dict[str, Tensor] = {}
-        self.row: dict[str, float] | None = None
-        self.checkpoint = None  # the Checkpoint among the callbacks
-
-    def _settings(self, facts: dict) -> dict:
-        unimportant = ("name", "device", "guard", "checkpoint", "checkpoint_every", "stop_after", "progress", "callbacks")
-        chosen = {name: value for name, value in vars(self.options).items() if name not in unimportant}
-        parameters = sum(p.numel() for p in self.model.parameters())
-        return plain({**chosen, "lr_scales": dict(self.options.lr_scales or {}), "epochs": self.epochs, "parameters": parameters, **facts})
+        self.totals: dict[str, Tensor] = {}  # what the present epoch has added up
+        chosen = {name: value for name, value in vars(options).items() if name not in NOT_SETTINGS}
+        chosen |= {"lr_scales": dict(options.lr_scales or {}), "epochs": self.epochs}
+        self.history = History(settings=plain({**chosen, "parameters": sum(p.numel() for p in model.parameters()), **facts}))
 
     @property
     def parts(self) -> dict[str, object]:

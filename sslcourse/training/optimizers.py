@@ -12,8 +12,8 @@ WEIGHT_DECAY = {"adamw": 0.05, "sgd": 5e-4, "lars": 1e-6}  # where nothing else 
 def decayed_and_not(module: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None) -> list[dict]:
     """Parameter groups: weight decay on matrices and kernels, none on biases and normalisation (Goyal et al. 2017, section 5.3).
 
-    lr_scales: a part's name (the beginning of its parameters' names, such as "encoder") -> factor on its learning rate. Where several
-    names fit, the longest decides. Raises ValueError for a name that no parameter has, and when there is nothing to train.
+    lr_scales: a part's name, such as "encoder" -> factor on its learning rate; where several fit a parameter, the longest name decides.
+    Raises ValueError for a name that no parameter has, a negative factor, and when there is nothing to train.
     """
     scales = dict(lr_scales or {})
     if scales and not min(scales.values()) >= 0:
@@ -21,12 +21,11 @@ def decayed_and_not(module: nn.Module, weight_decay: float, lr_scales: Mapping[s
     groups: dict[tuple[float, bool], list] = {}
     met = set()
     for name, p in module.named_parameters():
-        if not p.requires_grad:
-            continue
-        parts = [part for part in scales if name == part or name.startswith(part + ".")]
-        met.update(parts)
-        scale = float(scales[max(parts, key=len)]) if parts else 1.0
-        groups.setdefault((scale, p.dim() > 1), []).append(p)
+        if p.requires_grad:
+            parts = [part for part in scales if name == part or name.startswith(part + ".")]
+            met.update(parts)
+            scale = float(scales[max(parts, key=len)]) if parts else 1.0
+            groups.setdefault((scale, p.dim() > 1), []).append(p)
     if not groups:
         raise ValueError(f"No parameter of {type(module).__name__} is trained: set requires_grad on those that shall be.")
     if missing := set(scales) - met:
@@ -45,9 +44,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: f
     rise = round(warmup * steps)
 
     def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+        return (step + 1) / rise if step < rise else 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -57,8 +54,8 @@ def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: f
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step on each matrix is a fixed part of that matrix's length (You, Gitman, Ginsburg 2017, algorithm 1).
 
-    trust: that part. Parameters with one dimension (biases, normalisation) get plain SGD with momentum and without weight decay, as in
-    SimCLR and BYOL; so does a matrix of zeros. For large batches.
+    trust: that part. Parameters with one dimension (biases, normalisation) get plain SGD with momentum and no weight decay, as in SimCLR
+    and BYOL; so does a matrix of zeros.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3):
@@ -80,16 +77,13 @@ class LARS(torch.optim.Optimizer):
                     length, gradient = p.norm(), step.norm()
                     fits = (length > 0) & (gradient > 0)  # stays on the device
                     step = step * torch.where(fits, group["trust"] * length / gradient, 1.0)
-                state = self.state[p]
-                if "velocity" not in state:
-                    state["velocity"] = torch.zeros_like(p)
-                velocity = state["velocity"].mul_(group["momentum"]).add_(step)
+                if p not in self.state:
+                    self.state[p]["velocity"] = torch.zeros_like(p)
+                velocity = self.state[p]["velocity"].mul_(group["momentum"]).add_(step)
                 p.add_(velocity, alpha=-group["lr"])
 
 
-def make_optimizer(
-    name: str, module: nn.Module, lr: float, weight_decay: float, lr_scales: Mapping[str, float] | None = None
-) -> torch.optim.Optimizer:
+def make_optimizer(name: str, module: nn.Module, lr: float, weight_decay: float, lr_scales=None) -> torch.optim.Optimizer:
     """adamw (Loshchilov and Hutter 2019), sgd (Nesterov momentum of 0.9) or lars, over the groups of `decayed_and_not`."""
     groups = decayed_and_not(module, weight_decay, lr_scales)
     if name == "adamw":

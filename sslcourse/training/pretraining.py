@@ -11,50 +11,37 @@ from sslcourse.loaders import loader_for
 from sslcourse.training.callbacks import around
 from sslcourse.training.checkpoints import History
 from sslcourse.training.distributed import one_gradient
-from sslcourse.training.loop import Options, Run, make_ready, train
+from sslcourse.training.loop import Run, make_ready, train
 
 LOOK_IMAGES = 5_000  # labelled images that the kNN of a look searches, at most
 
 
 def pretrain(
-    method: nn.Module,
-    images,
-    epochs: int,
-    *,
-    look_every: int = 5,
-    batch_size: int = 128,
-    warmup: float = 0.1,
-    name: str = "pretraining",
+    method: nn.Module, images, epochs: int, *, look_every: int = 5, batch_size: int = 128, warmup: float = 0.1, name: str = "pretraining",
     **options,
-) -> History:
+) -> History:  # fmt: skip
     """Train a method (`models.Rotation`, `models.SimCLR`, ...) on `images.unlabeled`, without any label.
 
-    method: forward(uint8 (N, 3, H, W)) -> scalar loss; trained in place, left in evaluation mode. images: a datasets.ImageSet.
-    epochs: passes over the unlabelled images, which are moved to the device once, or batch by batch where they do not fit.
-    batch_size: images a step; a last smaller batch is left out.
-    look_every: epochs between two looks at the encoder, and once at the end; 0 never looks. A look measures, in evaluation mode, how spread
-    the features of the validation images are (`diagnostics.collapse`), and how many of them the nearest labelled training images (5,000 at
-    most) classify rightly. Labels are used for this measuring only. The test split is never touched.
-    options: lr, optimizer, weight_decay, lr_scales, clip_norm, guard, device, precision, seed, checkpoint, stop_after, progress and the
-    others of `training.Options`; the checkpoint is written after every epoch.
-    With several processes (`distributed.process_group`) they share every batch, and train as one process would on the whole of it.
-    A method may have after_step(step, steps): called after each of the optimizer's steps, with their number counted from 1.
+    method: forward(uint8 (N, 3, H, W)) -> scalar loss; trained in place, left in evaluation mode. It may have after_step(step, steps),
+    called after each of the optimizer's steps, with their number counted from 1.
+    images: a datasets.ImageSet, whose test split is never touched. epochs: passes over the unlabelled images.
+    batch_size: images a step, shared by the processes where there are several; a last smaller batch is left out.
+    look_every: epochs between two looks at the encoder, and once at the end; 0 never looks. A look measures how spread the features of the
+    validation images are (`diagnostics.collapse`), and how many of them the nearest of 5,000 labelled training images classify rightly.
+    options: lr, optimizer, weight_decay, clip_norm, guard, device, precision, seed, checkpoint, ...: those of `training.Options`.
 
     Returns the History, a row an epoch: epoch, step, lr, loss, chance_loss, the method's own metrics, seconds; at looks also feature_std,
     healthy_std, feature_rank, knn_accuracy. A loss that is not finite ends the run at the end of that epoch, with a warning.
     Schedule: Loshchilov and Hutter 2017, as in SimCLR (Chen et al. 2020, section 2.2).
     """
-    options = Options(batch_size=batch_size, warmup=warmup, name=name, **options)
-    options = make_ready(method, images, "unlabeled", epochs, options)
+    options = make_ready(method, images, "unlabeled", epochs, batch_size=batch_size, warmup=warmup, name=name, **options)
     device, precision, part = options.device, options.precision, (rank(), world_size())
     loader = loader_for(images.unlabeled, batch_size=batch_size, shuffle=True, drop_last=True, seed=options.seed, device=device, part=part)
     chance = {"chance_loss": method.chance_loss(batch_size)} if hasattr(method, "chance_loss") else {}
     augmentation = getattr(method, "augmentation", None)
     view = evaluation_view(augmentation, images.size)
-    facts = {
-        "task": "pretrain", "method": type(method).__name__, "images": len(images.unlabeled), "size": images.size,
-        "augmentation": repr(augmentation), "options": method.extra_repr(),
-    }  # fmt: skip
+    facts = {"task": "pretrain", "method": type(method).__name__, "images": len(images.unlabeled), "size": images.size}
+    facts |= {"augmentation": repr(augmentation), "options": method.extra_repr()}
 
     def loss_of(x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         with autocast(device, precision):

@@ -70,8 +70,7 @@ def test_a_run_that_was_broken_off_ends_as_if_it_had_not_been(finished, data, tm
     assert main(arguments(data, tmp_path / "run", "--resume")) == 0
     ends = [load_file(folder / "encoder.safetensors") for folder in (finished, tmp_path / "run")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-    columns = [[row["epoch"] for row in csv.DictReader((folder / "metrics.csv").open())] for folder in (finished, tmp_path / "run")]
-    assert columns == [["1", "2"]] * 2
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())] == ["1", "2"]
 
 
 @pytest.mark.parametrize("method", pretrain_command.METHODS)
@@ -98,13 +97,11 @@ def test_each_method_with_views_and_optimizer_of_ones_own(data, tmp_path, method
         (["--augment", "zoom", "2"], "crop"),
         (["--augment", "crop", "0.2"], "crop takes 2 numbers"),
         (["--augment", "blur", "1e999"], "blur takes 1 number"),
-        (["--augment", "crop", "0.5", "0.2"], "smallest"),
         (["--batch-size", "97"], "batch_size 97"),
         (["--network", "resnet18", "--width", "4"], "--width"),
         (["--device", "abc"], "--device abc"),
         (["--dataset", "nowhere"], "nowhere"),
         (["--size", "7"], "size"),
-        (["--warmup", "1"], "warmup"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(more, told, data, tmp_path, capsys):
@@ -114,15 +111,14 @@ def test_what_cannot_be_is_said_in_a_sentence(more, told, data, tmp_path, capsys
     assert not (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run" / "encoder.safetensors").exists()
 
 
-@pytest.mark.parametrize("more", [["--epochs", "0"], ["--lr", "nan"], ["--method", "moco"], ["--look-every", "-1"], ["--seed", "1e3"]])
+@pytest.mark.parametrize("more", [["--epochs", "0"], ["--lr", "nan"], ["--method", "moco"], ["--seed", "1e3"]])
 def test_numbers_that_cannot_be_end_with_the_usage(more, data, tmp_path, capsys):
     assert main(arguments(data, tmp_path / "run", *more)) == 2
     assert more[0] in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_a_gpu_that_is_not_there(data, tmp_path, capsys):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
+def test_a_gpu_that_is_not_there(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(arguments(data, tmp_path / "run", "--device", "cuda")) == 1
     assert "PyTorch sees no GPU here" in capsys.readouterr().err
 
@@ -150,21 +146,8 @@ def test_a_compiled_encoder_is_kept_like_any_other(data, tmp_path, monkeypatch, 
     assert "--compile" in capsys.readouterr().err
 
 
-# --- evaluate ---------------------------------------------------------------------------------------------------------------------------
-
-
 def evaluate(data, path, *more):
     return main(["evaluate", str(path), "--data-dir", str(data), "--device", "cpu", "--quiet", *map(str, more)])
-
-
-def test_evaluate_gives_a_table_and_records_that_lessons_read(finished, data, tmp_path, capsys):
-    how = ["--labels-per-class", 2, 5, "--seeds", 0, 1, "--protocol", "knn", "linear-probe", "fine-tune", "--steps", 2, "--passes", 1]
-    assert evaluate(data, finished, *how, "--split", "test", "--out", tmp_path) == 0
-    told = capsys.readouterr().out
-    assert all(f"SimCLR, {way}" in told for way in ("kNN", "frozen", "fine-tuned")) and "On test images, 2 draws of labels." in told
-    records = results.read(tmp_path)
-    assert len(records) == 6 and {r["labels"] for r in records} == {20, 50} and {r["lesson"] for r in records} == {3}
-    assert all(r["seeds"] == [0, 1] and r["network"] == "ResNet-9, width 4" and r["image_size"] == 16 for r in records)
 
 
 @pytest.mark.parametrize(("more", "seen"), [([], {"size": 16}), (["--size", 32, "--block", 2], {"size": 32, "block": 2})])
@@ -181,7 +164,7 @@ def test_evaluate_answers_what_the_package_does(finished, data, tmp_path, more, 
     assert record["settings"]["epochs"] == 2 and record["settings"]["minutes"] > 0
 
 
-def test_evaluate_can_train_the_same_network_from_scratch(finished, data, tmp_path, monkeypatch):
+def test_evaluate_gives_a_table_and_records_and_can_train_the_same_network_from_scratch(finished, data, tmp_path, monkeypatch, capsys):
     trained, original = [], evaluation.fine_tune
 
     def fine_tune(encoder, images, epochs, **options):
@@ -189,16 +172,20 @@ def test_evaluate_can_train_the_same_network_from_scratch(finished, data, tmp_pa
         return original(encoder, images, epochs, **options)
 
     monkeypatch.setattr(evaluation, "fine_tune", fine_tune)
-    how = ["--labels-per-class", 3, "--seeds", 0, 1, "--protocol", "fine-tune", "supervised", "--steps", 2, "--passes", 1]
+    how = ["--labels-per-class", 3, "--seeds", 0, 1, "--protocol", "knn", "fine-tune", "supervised", "--steps", 2, "--passes", 1]
     assert evaluate(data, finished, *how, "--split", "test", "--out", tmp_path) == 0
     assert [call[1:] for call in trained] == [(2, 0.5, 30)] * 2 + [(4, 1.0, 30)] * 2
     weights = [next(call[0].parameters()) for call in trained]
     same = next(models.load_network(finished / "encoder.safetensors").encoder.parameters())
     assert torch.equal(weights[0], same) and torch.equal(weights[1], same)
     assert weights[2].shape == same.shape and not torch.equal(weights[2], same) and not torch.equal(weights[2], weights[3])
-    tuned, scratch = sorted(results.read(tmp_path), key=lambda record: record["method"])
-    assert (tuned["method"], scratch["method"], scratch["network"]) == ("SimCLR, fine-tuned", "supervised", tuned["network"])
+    tuned, nearest, scratch = sorted(results.read(tmp_path), key=lambda record: record["method"])
+    assert [record["method"] for record in (tuned, nearest, scratch)] == ["SimCLR, fine-tuned", "SimCLR, kNN", "supervised"]
     assert tuned["settings"]["epochs"] == 2 and "epochs" not in scratch["settings"]
+    assert all(r["seeds"] == [0, 1] and r["labels"] == 30 and r["lesson"] == 3 and r["image_size"] == 16 for r in (tuned, nearest))
+    assert {record["network"] for record in (tuned, nearest, scratch)} == {"ResNet-9, width 4"}
+    told = capsys.readouterr().out
+    assert "SimCLR, kNN" in told and "On test images, 2 draws of labels." in told
 
 
 def test_a_record_of_another_data_set_says_where_the_network_was_trained(finished, data, tmp_path):

@@ -28,21 +28,14 @@ def test_one_cycle_rises_along_a_line_and_falls_along_a_cosine():
     line, cosine = [2.0 * k / 5 for k in range(1, 6)], [1 + math.cos(math.pi * k / 15) for k in range(16)]
     assert rates(0.25, steps=20) == pytest.approx(line + cosine, abs=1e-12)
     assert rates(0) == pytest.approx([1 + math.cos(math.pi * k / 8) for k in range(9)], abs=1e-12)
+    assert all(0 < rate <= 2 for rate in rates(0.2, 1)[:-1] + rates(0.2, 3)[:-1])
     assert rates(0.25, scale=0.1) == pytest.approx([0.1 * rate for rate in rates(0.25)], abs=1e-12)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_one_cycle_of_very_few_steps(steps):
-    assert all(0 < rate <= 2 for rate in rates(0.2, steps)[:-1])
-
-
-@pytest.mark.parametrize("warmup", [-0.1, 1.0, 5, math.nan])
+@pytest.mark.parametrize("warmup", [-0.1, 1.0, math.nan])
 def test_an_impossible_warmup_is_refused(warmup):
     with pytest.raises(ValueError, match=f"warmup.*not {warmup}"):
         rates(warmup)
-
-
-# --- groups ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_weight_decay_groups_hold_every_trained_parameter_once():
@@ -52,9 +45,7 @@ def test_weight_decay_groups_hold_every_trained_parameter_once():
     ids = [id(p) for group in (decayed, others) for p in group["params"]]
     assert len(set(ids)) == len(ids) and set(ids) == {id(p) for p in model.parameters()} - {id(frozen)}
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert all(names[id(p)].endswith("weight") and p.dim() > 1 for p in decayed["params"])
-    assert all(p.dim() == 1 for p in others["params"]) and others["params"]
+    assert all(p.dim() > 1 for p in decayed["params"]) and all(p.dim() == 1 for p in others["params"]) and others["params"]
 
 
 def test_rates_of_parts():
@@ -62,15 +53,8 @@ def test_rates_of_parts():
     groups = optimizers.decayed_and_not(model, 0.05, {"encoder": 0.5, "encoder.blocks.0": 0.1})
     assert [(g["lr_scale"], g["weight_decay"]) for g in groups] == [(s, d) for s in (1.0, 0.5, 0.1) for d in (0.05, 0.0)]
     scale_of = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
-    assert len(scale_of) == len(list(model.parameters()))
     for name, p in model.named_parameters():
         assert scale_of[id(p)] == (1.0 if name.startswith("head") else 0.1 if name.startswith("encoder.blocks.0.") else 0.5), name
-
-
-def test_a_part_is_a_whole_name():
-    model = nn.ModuleDict({"head": nn.Linear(2, 2), "header": nn.Linear(2, 2)})
-    scaled = [p for g in optimizers.decayed_and_not(model, 0.0, {"head": 0.5}) if g["lr_scale"] == 0.5 for p in g["params"]]
-    assert {id(p) for p in scaled} == {id(p) for p in model["head"].parameters()}
 
 
 @pytest.mark.parametrize(
@@ -83,9 +67,6 @@ def test_a_rate_for_nothing_is_refused(frozen, scales, named):
     {"encoder": model.encoder, "all": model}.get(frozen, nn.Module()).requires_grad_(False)
     with pytest.raises(ValueError, match=named):
         optimizers.decayed_and_not(model, 0.05, scales)
-
-
-# --- optimizers -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD), ("lars", optimizers.LARS)])
@@ -103,8 +84,7 @@ def parameter(values, gradient):
     return p
 
 
-def test_lars_against_two_steps_by_hand():
-    # |p| = 5, |g| = 2 and 13: the trust ratio makes both steps a hundredth of |p| long, before momentum
+def test_lars_against_two_steps_by_hand():  # |p| = 5, |g| = 2 and 13: both steps are a hundredth of |p| long, before momentum
     p = parameter([[3.0, 4.0]], [[2.0, 0.0]])
     optimizer = optimizers.LARS([p], lr=0.5, momentum=0.9, trust=0.01)
     optimizer.step()

@@ -38,24 +38,23 @@ def test_a_row_an_epoch_and_more_at_looks(make, metric):
     assert history.stopped == "" and not method.training
 
 
-def test_the_last_row_has_a_look_also_where_it_is_stopped(tmp_path):
-    history = pretrain(rotation(), epochs=6, look_every=5, checkpoint=tmp_path / "run.pt", stop_after=3)
-    assert [("knn_accuracy" in row) for row in history.rows] == [False, False, True]
-
-
-@pytest.mark.parametrize("n", [0, 1])
-def test_it_does_not_look_where_there_is_nothing_to_see(n):
-    images, labels = coloured(n, 1)
+def test_it_looks_at_what_there_is_also_where_it_is_stopped():
+    images, labels = coloured(0, 1)
+    history = pretrain(rotation(), image_set(train_images=images, train_labels=labels), epochs=6, look_every=5, stop_after=2)
+    assert [AT_LOOKS & set(row) for row in history.rows] == [set(), AT_LOOKS - {"knn_accuracy"}]
     assert not AT_LOOKS & set(pretrain(rotation(), image_set(validation_images=images, validation_labels=labels), epochs=1).final)
 
 
-def test_without_labelled_images_it_looks_at_the_features_only():
-    images, labels = coloured(0, 1)
-    row = pretrain(rotation(), image_set(train_images=images, train_labels=labels), epochs=1).final
-    assert AT_LOOKS & set(row) == AT_LOOKS - {"knn_accuracy"}
+@pytest.mark.parametrize(
+    ("method", "options", "named"),
+    [(simclr, {"batch_size": 1}, "batch_size"), (rotation, {"images": image_set(unlabeled=torch.zeros(32, 3, 8, 8))}, "uint8 images")],
+)
+def test_batches_and_images_that_cannot_be_are_refused(method, options, named):
+    with pytest.raises(ValueError, match=named):
+        pretrain(method(), **options)
 
 
-@pytest.mark.parametrize("view", [None, augment.simclr(12, mean=(0.2, 0.3, 0.4)), augment.byol_views(16)])
+@pytest.mark.parametrize("view", [None, augment.simclr(12, mean=(0.2, 0.3, 0.4))])
 def test_a_look_is_what_evaluation_measures(view):
     method, images = simclr(augmentation=view), image_set(n=40)
     row = pretrain(method, images, epochs=2).final
@@ -83,14 +82,9 @@ def test_a_look_at_many_labelled_images_takes_some_of_every_class(monkeypatch):
 def test_no_label_is_learned_from_and_the_test_split_is_never_touched():
     images, method, other = image_set(), simclr(), simclr()
     pretrain(method, images)  # its test split complains when it is touched
-    shuffled = images.train_labels.flip(0)
-    pretrain(
-        other, image_set(train_labels=shuffled, train_images=images.train_images.flip(0), validation_labels=images.validation_labels * 0)
-    )
+    labels = {"train_labels": images.train_labels * 0, "validation_labels": images.validation_labels * 0}
+    pretrain(other, image_set(**labels))
     assert same_weights(method, other)
-
-
-# --- what it learns -------------------------------------------------------------------------------------------------------------------
 
 
 def upright(n, seed):
@@ -104,15 +98,6 @@ def test_rotation_learns_which_way_is_up():
     history = pretrain(rotation(), image_set(unlabeled=upright(64, 0)), epochs=10, lr=1e-2, look_every=0)
     assert history["loss"][0] > 0.5 * math.log(4) and history.final["loss"] < 0.25 * math.log(4)
     assert history.final["rotation_accuracy"] > 0.9  # guessing: 0.25
-
-
-def test_simclr_learns_what_its_views_share():
-    generator = torch.Generator().manual_seed(0)
-    colours = torch.randint(0, 200, (64, 3, 1, 1), generator=generator) + torch.randint(0, 56, (64, 3, 8, 8), generator=generator)
-    method = simclr(augmentation=augment.weak(8))  # flips and shifts, which leave an image its colour
-    history = pretrain(method, image_set(unlabeled=colours.byte()), epochs=15, lr=1e-2, look_every=0)
-    assert history.final["loss"] < history["loss"][0] - 0.3
-    assert history.final["loss"] < history.final["chance_loss"] - 1
 
 
 @pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
@@ -143,13 +128,3 @@ def test_any_module_with_an_encoder_can_be_trained():
     history = pretrain(Reconstruction(), epochs=6, lr=1e-2)
     assert "chance_loss" not in history.final and history.final["loss"] < history["loss"][0]
     assert AT_LOOKS <= set(history.final)
-
-
-def test_simclr_cannot_learn_from_one_image_a_batch():
-    with pytest.raises(ValueError, match="batch_size"):
-        pretrain(simclr(), batch_size=1)
-
-
-def test_images_that_are_not_uint8_are_refused_with_a_sentence():
-    with pytest.raises(ValueError, match="uint8 images"):
-        pretrain(rotation(), image_set(unlabeled=torch.zeros(32, 3, 8, 8)))

@@ -14,7 +14,6 @@ from torch import nn
 from sslcourse import augment, models, training
 from sslcourse.diagnostics import NonFiniteError, NonFiniteGuard
 from sslcourse.errors import CourseError
-from sslcourse.training import loop
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,16 +22,10 @@ def fixmatch(seed=0, **options):
     return models.FixMatch(new_model(seed), **{"threshold": 0.4, **options})
 
 
-def pseudo_labels(seed=0):
-    return models.PseudoLabeling(new_model(seed), average=0.9)
-
-
 # name -> what makes the model, what trains it and how, and what its encoder is called in lr_scales
 KINDS = {
     "classifier": (new_model, training.fit_classifier, {"batch_size": 16, "validate_every": 2}, "encoder"),
-    "rotation": (rotation, training.pretrain, {"batch_size": 16, "look_every": 2}, "encoder"),
     "simclr": (simclr, training.pretrain, {"batch_size": 16, "look_every": 2}, "encoder"),
-    "pseudo-labels": (pseudo_labels, training.fit_semi_supervised, {"batch_size": 6, "unlabeled_ratio": 2}, "classifier.encoder"),
     "fixmatch": (fixmatch, training.fit_semi_supervised, {"batch_size": 6, "unlabeled_ratio": 2}, "classifier.encoder"),
 }
 EACH = pytest.mark.parametrize("kind", KINDS)
@@ -59,17 +52,9 @@ class AtStep(training.Callback):
             self.what(run)
 
 
-# --- resuming -------------------------------------------------------------------------------------------------------------------------
-
-
 @EACH
-@pytest.mark.parametrize("way", ["plain", "lars in bf16", "sgd"])
-def test_a_run_in_two_parts_ends_exactly_as_one(kind, way, tmp_path):
-    options = {
-        "plain": {},
-        "lars in bf16": {"optimizer": "lars", "lr": 0.5, "precision": "bf16"},
-        "sgd": {"optimizer": "sgd", "clip_norm": 0.5, "lr_scales": {KINDS[kind][3]: 0.5}},
-    }[way]
+@pytest.mark.parametrize("options", [{}, {"optimizer": "lars", "lr": 0.5, "precision": "bf16"}, {"optimizer": "sgd", "clip_norm": 0.5}])
+def test_a_run_in_two_parts_ends_exactly_as_one(kind, options, tmp_path):
     whole, first, second = make(kind), make(kind), make(kind, 1)  # the second's own weights must not matter
     expected = fit(kind, whole, **options)
     half = fit(kind, first, checkpoint=tmp_path / "run.pt", stop_after=3, **options)
@@ -92,38 +77,20 @@ def test_a_run_that_is_stopped_inside_an_epoch_goes_on_exactly(kind, tmp_path):
         fit(kind, make(kind), checkpoint=tmp_path / "run.pt", callbacks=[ask, stop])
     resumed = fit(kind, second, checkpoint=tmp_path / "run.pt")
     assert same_weights(second, whole) and without_seconds(resumed) == without_seconds(expected)
-
-
-def test_a_run_without_a_checkpoint_says_so_when_it_is_stopped():
-    stop = training.StopWhenAsked()
-    stop.asked = True
     with pytest.raises(training.Stopped, match="no checkpoint"):
-        fit("simclr", simclr(), callbacks=[stop])
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{"lr": 1e-3}, {"epochs": 7}, {"batch_size": 8}, {"seed": 1}, {"optimizer": "sgd"}, {"weight_decay": 0.5}, {"warmup": 0.3},
-     {"clip_norm": 1.0}, {"lr_scales": {"encoder": 0.5}}, {"precision": "bf16"}],
-)  # fmt: skip
-def test_a_checkpoint_of_other_settings_is_refused_by_name(changed, tmp_path):
-    fit("simclr", simclr(), checkpoint=tmp_path / "run.pt", stop_after=1)
-    with pytest.raises(CourseError, match=rf"other settings: .*{next(iter(changed))} .* there and .* here"):
-        fit("simclr", simclr(), checkpoint=tmp_path / "run.pt", **changed)
+        fit(kind, make(kind), callbacks=[stop])
 
 
 @pytest.mark.parametrize(
     ("kind", "other", "options", "named"),
     [
-        ("simclr", lambda: simclr(temperature=0.5), {}, "temperature"),
-        ("simclr", lambda: simclr(augmentation=augment.simclr(8, strength=0.5)), {}, "augmentation"),
-        ("simclr", lambda: simclr(width=5), {}, "parameters"),
-        ("simclr", rotation, {}, "method"),
-        ("simclr", simclr, {"images": image_set(n=64)}, "images"),
-        ("classifier", new_model, {"label_smoothing": 0.0}, "label_smoothing"),
-        ("classifier", new_model, {"augmentation": augment.simclr(8)}, "augmentation"),
-        ("fixmatch", fixmatch, {"unlabeled_ratio": 3}, "unlabeled_ratio"),
-        ("fixmatch", lambda: fixmatch(label_smoothing=0.1), {}, "options"),
+        ("simclr", lambda: simclr(temperature=0.5, augmentation=augment.simclr(8, strength=0.5)), {}, "augmentation .*temperature"),
+        ("simclr", lambda: simclr(width=5), {"lr": 1e-3, "optimizer": "sgd"}, "lr .* there and .*optimizer .*weight_decay .*parameters"),
+        ("simclr", rotation, {"images": image_set(n=64), "epochs": 7, "seed": 1}, "seed .*epochs .*method .*images"),
+        ("classifier", new_model, {"label_smoothing": 0.0, "augmentation": augment.simclr(8)}, "label_smoothing .*augmentation"),
+        ("classifier", new_model, {"batch_size": 8, "clip_norm": 1.0, "warmup": 0.3}, "batch_size .*warmup .*clip_norm"),
+        ("fixmatch", fixmatch, {"unlabeled_ratio": 3, "lr_scales": {"classifier.head": 0.5}}, "lr_scales .*unlabeled_ratio"),
+        ("fixmatch", lambda: fixmatch(label_smoothing=0.1), {"precision": "bf16"}, "precision .*options"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(kind, other, options, named, tmp_path):
@@ -141,9 +108,6 @@ def test_numbers_of_numpy_do_not_spoil_a_checkpoint(kind, tmp_path):
     assert history.final["epoch"] == 2
     history.save(tmp_path / "history.json")
     assert json.loads((tmp_path / "history.json").read_text())["rows"] == history.rows
-
-
-# --- random numbers -------------------------------------------------------------------------------------------------------------------
 
 
 @EACH
@@ -168,9 +132,6 @@ def test_looking_does_not_change_what_is_learned(kind):
     assert same_weights(often, never)
 
 
-# --- the step -------------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @EACH
 def test_half_precision_keeps_the_weights_in_fp32(kind, precision):
@@ -184,7 +145,7 @@ def test_clipping_limits_the_step():
     start, length = rotation(), {}
     for clip in (None, 1e-3):
         method = rotation()
-        fit("rotation", method, epochs=1, optimizer="sgd", lr=0.1, weight_decay=0.0, clip_norm=clip, look_every=0)
+        fit("simclr", method, epochs=1, optimizer="sgd", lr=0.1, weight_decay=0.0, clip_norm=clip, look_every=0)
         moved = [(a - b).square().sum() for a, b in zip(method.parameters(), start.parameters(), strict=True)]
         length[clip] = torch.stack(moved).sum().sqrt().item()
     # three steps of at most lr · 1e-3, which Nesterov's momentum of 0.9 makes (1.9 + 2.71 + 3.44) times as long
@@ -203,10 +164,10 @@ def test_frozen_parts_stay_as_they_are():
 def test_each_optimizer_has_its_weight_decay_and_parts_their_rates(optimizer, decay):
     seen = []
     look = AtStep(1, lambda run: seen.extend(run.optimizer.param_groups))
-    history = fit("rotation", rotation(), epochs=1, optimizer=optimizer, lr_scales={"encoder": 0.1}, callbacks=[look])
+    history = fit("simclr", rotation(), epochs=1, optimizer=optimizer, lr_scales={"encoder": 0.1}, callbacks=[look])
     assert history.settings["weight_decay"] == decay
     assert [(g["lr_scale"], g["weight_decay"]) for g in seen] == [(1.0, decay), (1.0, 0.0), (0.1, decay), (0.1, 0.0)]
-    assert max(history["lr"]) == max(fit("rotation", rotation(), epochs=1, optimizer=optimizer)["lr"])  # before any factor
+    assert max(history["lr"]) == max(fit("simclr", rotation(), epochs=1, optimizer=optimizer)["lr"])  # before any factor
 
 
 def test_callbacks_are_called_at_their_moments_and_the_method_is_told_its_steps():
@@ -217,7 +178,7 @@ def test_callbacks_are_called_at_their_moments_and_the_method_is_told_its_steps(
             return lambda run: told.append((moment, run.step))
 
     method.after_step = lambda step, steps: told.append(("method", step, steps))
-    fit("rotation", method, image_set(n=16), epochs=2, callbacks=[Told()])
+    fit("simclr", method, image_set(n=16), epochs=2, callbacks=[Told()])
     step = ["before_step", "after_backward"]
     expected = [("start", 0)]
     for k in (1, 2):
@@ -237,9 +198,6 @@ def test_the_bar_leaves_nothing_behind_in_a_notebook(monkeypatch, capsys):
     fit("classifier", new_model(), epochs=2, progress=True)  # in a terminal, what is printed stays free of bars
     told = capsys.readouterr()
     assert told.out == "" and "2/2" in told.err
-
-
-# --- what goes wrong ------------------------------------------------------------------------------------------------------------------
 
 
 def spoil(run):
@@ -284,8 +242,8 @@ def test_a_guard_changes_nothing_in_a_healthy_run(kind, tmp_path):
 @EACH
 @pytest.mark.parametrize(
     "options",
-    [{"epochs": 0}, {"epochs": 1.5}, {"lr": 0.0}, {"lr": math.nan}, {"batch_size": 0}, {"optimizer": "adam"}, {"warmup": 1.0},
-     {"clip_norm": 0.0}, {"clip_norm": math.nan}, {"lr_scales": {"body": 0.1}}, {"precision": "double"}],
+    [{"epochs": 0}, {"epochs": 1.5}, {"lr": math.nan}, {"batch_size": 0}, {"optimizer": "adam"}, {"warmup": 1.0}, {"clip_norm": 0.0},
+     {"lr_scales": {"body": 0.1}}, {"precision": "double"}],
 )  # fmt: skip
 def test_impossible_options_are_refused_by_name(kind, options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -299,11 +257,3 @@ def test_unknown_options_and_what_is_no_data_set_are_refused(kind):
     for images in (torch.zeros(32, 3, 8, 8, dtype=torch.uint8), "toybox"):
         with pytest.raises(TypeError, match=f"ImageSet.*not {type(images).__name__}"):
             fit(kind, make(kind), images)
-
-
-def test_options_name_everything_that_a_training_takes():
-    """Each keyword that the three functions share is a field of Options, and what does not change the numbers is none of the settings."""
-    history = fit("simclr", simclr(), epochs=1)
-    same = {"name", "device", "guard", "checkpoint", "checkpoint_every", "stop_after", "progress", "callbacks"}
-    assert set(vars(loop.Options(batch_size=1, warmup=0.1, name="x"))) - same <= set(history.settings)
-    assert not same & set(history.settings)

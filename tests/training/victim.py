@@ -1,7 +1,7 @@
 """A training that is killed: forks for every line it reads, so that all deaths cost one start of Python.
 
-Each line: a JSON object with out, perhaps every (steps between checkpoints), and perhaps kill: ["step", number], or a function of `os` that
-the writer of files calls and the number of the call. Answers with the child's exit status, negative for a signal.
+Each line: a JSON object with out and perhaps kill, the number of the call of os.replace at which it dies. Answers with the child's exit
+status, negative for a signal.
 """
 
 import json
@@ -19,27 +19,23 @@ from sslcourse import files, training
 EPOCHS, BATCH = 6, 12  # 48 images: 4 steps an epoch, 24 in all
 
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def train(out, kill=("step", 0), every=1):
+def train(out, kill=0):
     """The run itself; a line in steps.txt for every step that is done."""
-    name, number = kill
-    if name != "step":
-        files.os = types.SimpleNamespace(**vars(os))  # a stand-in, so that torch's own files are let alone
-        calls, real = iter(range(1, 10_000)), getattr(os, name)
-        setattr(files.os, name, lambda *args, **options: die() if next(calls) == number else real(*args, **options))
-    method = simclr()
+    files.os = types.SimpleNamespace(**vars(os))  # a stand-in, so that torch's own files are let alone
+    calls = iter(range(1, 10_000))
+
+    def replace(*names):
+        if next(calls) == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.replace(*names)
 
     def after_step(step, steps):
         with open(out / "steps.txt", "a") as stream:
             stream.write(f"{step}\n")
-        if name == "step" and step == number:
-            die()
 
+    files.os.replace, method = replace, simclr()
     method.after_step = after_step
-    how = {"batch_size": BATCH, "precision": "fp32", "look_every": 3, "progress": False, "seed": 4, "checkpoint_every": every}
+    how = {"batch_size": BATCH, "precision": "fp32", "look_every": 3, "progress": False, "seed": 4, "checkpoint_every": 1}
     history = training.pretrain(method, image_set(), EPOCHS, checkpoint=out / "checkpoint.pt", **how)
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
     torch.save({"weights": method.state_dict(), "rows": rows}, out / "end.pt")

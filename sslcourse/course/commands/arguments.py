@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from contextlib import suppress
 
 from sslcourse.errors import CourseError
 
@@ -20,10 +21,9 @@ def check_device(device: str | None) -> None:
 
 def _number(kind: type, least: float, what: str, above: bool = False):
     def read(text: str):
-        try:
+        value = math.nan
+        with suppress(ValueError):
             value = kind(text)
-        except ValueError:
-            value = math.nan
         if not least <= value < 2**31 or (above and value == least):
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
         return value

@@ -33,11 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--protocol", nargs="+", choices=PROTOCOLS, default=["knn", "linear-probe"], help="(default: knn linear-probe)")
     add("--split", choices=("validation", "test"), default="validation", help="test only when everything is chosen")
     add("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
-    size = "height and width at which the images are looked at (default: those of the views in pretraining)"
-    add("--size", type=whole, metavar="PIXELS", help=size)
+    add("--size", type=whole, metavar="PIXELS", help="at which the images are looked at (default: that of the views in pretraining)")
     add("--steps", type=whole, default=250, help="of fine-tuning, at least; supervised has twice as many (default: 250)")
-    passes = "over the labels in fine-tuning, at least, so that many labels get more steps (default: 25)"
-    add("--passes", type=whole, default=25, help=passes)
+    add("--passes", type=whole, default=25, help="over the labels in fine-tuning, at least (default: 25)")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add("--out", metavar="DIR", help="write result records there; with --split test only")
     add("--quiet", action="store_true", help="no progress bars")
@@ -81,18 +79,17 @@ def _run(args: argparse.Namespace) -> int:
             started = time.perf_counter()
             found = [_one(args, network, images, protocol, per_class, seed, block, size) for seed in args.seeds]
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
-            metrics = {kind: results.over_runs([getattr(one, kind) for one in found], n=found[0].n) for kind in kinds}
             name, settings = PROTOCOLS[protocol], {"split": args.split, "block": block}
             if protocol != "supervised":
                 way = "probe" if protocol == "linear-probe" and block is not None else name
                 name = f"{network.method}{trained_there}, {way}"
                 settings |= {key: network.about.get(key) for key in ("epochs", "minutes")}
-            record = results.record(
-                lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes, metrics=metrics,
-                seed=args.seeds, tier=network.about.get("tier", comparison.LONG), device=device, seconds=time.perf_counter() - started,
-                image_size=size, network=comparison.network_name(network), settings=settings,
-            )  # fmt: skip
-            records.append(record)
+            records.append(results.record(
+                lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes, seed=args.seeds,
+                metrics={kind: results.over_runs([getattr(one, kind) for one in found], n=found[0].n) for kind in kinds}, device=device,
+                tier=network.about.get("tier", comparison.LONG), seconds=time.perf_counter() - started, image_size=size,
+                network=comparison.network_name(network), settings=settings,
+            ))  # fmt: skip
     print(results.table(records, ["method", "dataset", "labels", "network", "top1", "top3"]))
     print(f"On {args.split} images, {len(args.seeds)} draws of labels. It is one network: the errors do not know how pretrainings differ.")
     for record in records if args.out else []:

@@ -12,7 +12,7 @@ import inspect
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -43,6 +43,7 @@ NUMBERS = {"crop": 2, "ratio": 2, "jitter": 4, "sigma": 2, "mean": 3, "std": 3} 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to an argparse parser."""
     add = parser.add_argument
+    repeated = {"action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     add("--method", required=True, choices=tuple(METHODS))
     add("--dataset", default="toybox", help="name of a prepared data set (default: toybox)")
     add("--data-dir", default="data", metavar="DIR", help="where data sets are kept (default: data)")
@@ -60,10 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--unlabeled", type=whole, metavar="N", help="only so many of the unlabelled images")
     add("--network", default="resnet18", choices=("resnet9", "resnet18", "resnet50", "alexnet"))
     add("--width", type=whole, help="channels of a ResNet-9's first convolution (default: 64)")
-    repeated = {"action": "append", "default": [], "metavar": ("NAME", "VALUE")}
-    add("--option", nargs=2, help="an option of the method's class, such as --option temperature 0.5; may be repeated", **repeated)
-    views = "an option of the method's views (see sslcourse.augment), such as --augment crop 0.2 1 or --augment strength 0.5"
-    add("--augment", nargs="+", help=f"{views}; may be repeated", **repeated)
+    add("--option", nargs=2, help="an option of the method's class, such as temperature 0.5; may be repeated", **repeated)
+    add("--augment", nargs="+", help="an option of its views (sslcourse.augment), such as crop 0.2 1; may be repeated", **repeated)
     add("--seed", type=count, default=0)
     add("--device", help="cpu, cuda or cuda:1 (default: cuda where there is one)")
     add("--precision", default="auto", choices=PRECISIONS)
@@ -88,15 +87,15 @@ def run(args: argparse.Namespace) -> int:
             words = ("out of memory", "not enough memory", "can't allocate memory")  # what PyTorch says on a GPU, and on a CPU
             if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
                 raise
-            raise CourseError(
-                f"The memory ran out. The checkpoints in {args.out} are whole: go on with --resume where more is free, or begin in another "
-                "folder with a smaller --batch-size."
-            ) from error
+            way_out = "Add --resume where more is free, or begin in another folder with a smaller --batch-size."
+            raise CourseError(f"The memory ran out. The checkpoints in {args.out} are whole. {way_out}") from error
 
 
 def _run(args: argparse.Namespace, device: torch.device) -> int:
-    given = {name: getattr(args, name) for name in ("batch_size", "lr", "weight_decay") if getattr(args, name) is not None}
-    settings = TRAINING[args.method] | given
+    given = {name: getattr(args, name) for name in ("batch_size", "lr", "weight_decay")}
+    settings = TRAINING[args.method] | {name: value for name, value in given.items() if value is not None}
+    same = ("optimizer", "warmup", "clip_norm", "look_every", "precision", "seed", "checkpoint_every")
+    settings |= {name: getattr(args, name) for name in same} | {"name": args.method, "progress": not args.quiet}
     with RunFolder(args.out, resume=args.resume, writes=rank() == 0) as folder:
         images = distributed.first_then_others(lambda: datasets.load(args.dataset, args.data_dir, size=args.size))
         if args.unlabeled is not None:
@@ -107,18 +106,13 @@ def _run(args: argparse.Namespace, device: torch.device) -> int:
         if args.compile:
             method.encoder.compile()
         shared = f" shared by {world_size()} processes" if world_size() > 1 else ""
-        folder.say(
-            f"{TITLES[args.method]} on {images.name}, {len(images.unlabeled):,} images of {images.size} pixels, {network}, {args.epochs} "
-            f"epochs, batches of {settings['batch_size']}{shared}, {device}"
-        )
+        what = f"{TITLES[args.method]} on {images.name}, {len(images.unlabeled):,} images of {images.size} pixels, {network}"
+        folder.say(f"{what}, {args.epochs} epochs, batches of {settings['batch_size']}{shared}, {device}")
         with _signals_stop() as stop:
             try:
-                history = training.pretrain(
-                    method, images, args.epochs, optimizer=args.optimizer, warmup=args.warmup, clip_norm=args.clip_norm,
-                    guard=diagnostics.NonFiniteGuard(folder.path) if args.guard else None, look_every=args.look_every, device=device,
-                    precision=args.precision, seed=args.seed, checkpoint=folder.checkpoint, checkpoint_every=args.checkpoint_every,
-                    progress=not args.quiet, name=args.method, callbacks=[_Report(folder), stop], **settings,
-                )  # fmt: skip
+                guard = diagnostics.NonFiniteGuard(folder.path) if args.guard else None
+                around = {"guard": guard, "device": device, "checkpoint": folder.checkpoint, "callbacks": [_Report(folder), stop]}
+                history = training.pretrain(method, images, args.epochs, **settings, **around)
             except training.Stopped as stopped:
                 folder.say(f"{stopped} Add --resume.")
                 return 128 + stop.number
@@ -127,16 +121,13 @@ def _run(args: argparse.Namespace, device: torch.device) -> int:
             folder.say(history.stopped)
             return 1
         if rank() == 0:
-            about = {"method": TITLES[args.method], "dataset": images.name, "size": args.view or images.size, "seed": args.seed}
-            about |= {"lesson": LESSONS[args.method], "network": network, "epochs": args.epochs}
+            about = {"method": TITLES[args.method], "lesson": LESSONS[args.method], "dataset": images.name, "network": network}
+            about |= {"size": args.view or images.size, "seed": args.seed, "epochs": args.epochs}
             about |= {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
             method.encoder._compiled_call_impl = None  # a compiled encoder computes the same, and its file must not depend on that
             models.save_network(folder.encoder, method.encoder, **about)
             folder.say(f"Kept: {folder.encoder}. Evaluate it: python -m sslcourse evaluate {folder.path} --dataset {args.dataset}")
         return 0
-
-
-# --- what is trained --------------------------------------------------------------------------------------------------------------------
 
 
 def _method(args: argparse.Namespace, size: int) -> tuple[torch.nn.Module, str]:
@@ -170,18 +161,12 @@ def _number_of(option: str, words: list[str], known: list[str]) -> tuple[str, fl
     name, *texts = words
     if name not in known:
         raise CourseError(f"{option} {name}: there is no such option; there are {', '.join(known)}.")
-    try:
+    wanted, values = NUMBERS.get(name, 1), ()
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
         values = tuple(ast.literal_eval(text) for text in texts)
-        finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        finite = False
-    wanted = NUMBERS.get(name, 1)
-    if not finite or len(values) != wanted:
+    if len(values) != wanted or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
         raise CourseError(f"{option} {' '.join(words)}: {name} takes {wanted} number{'s' * (wanted > 1)}, or True or False.")
     return name, values[0] if wanted == 1 else values
-
-
-# --- what happens around it -------------------------------------------------------------------------------------------------------------
 
 
 class _Report(training.Callback):
@@ -207,11 +192,10 @@ def _signals_stop() -> Iterator[training.StopWhenAsked]:
             raise KeyboardInterrupt
         stop.asked, stop.number = True, number
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    try:
-        before = {number: signal.signal(number, ask) for number in numbers}
-    except ValueError:  # not in the main thread, where Python takes no signals
-        before = {}
+    before = {}
+    with suppress(ValueError):  # not in the main thread, where Python takes no signals
+        for number in [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]:
+            before[number] = signal.signal(number, ask)
     try:
         yield stop
     finally:

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -24,8 +25,7 @@ from sslcourse.files import sweep, write_atomically
 class RunFolder:
     """A context in which this process alone writes into a folder.
 
-    resume: whether a run that is there already shall go on; without it such a folder is refused, so that nothing is lost by a typing error.
-    writes: False for the further processes of one torchrun, which only read.
+    resume: whether a run that is there already shall go on. writes: False for the further processes of one torchrun, which only read.
     Raises CourseError when another process is at work there, when there is a run already, and when the folder cannot be written.
     """
 
@@ -61,11 +61,8 @@ class RunFolder:
             print(text, flush=True)
         except OSError:  # nobody reads any more; Python would complain again at its end
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        try:
-            with open(self.path / "log.txt", "a", encoding="utf-8") as log:
-                log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
-        except OSError:
-            pass
+        with suppress(OSError), open(self.path / "log.txt", "a", encoding="utf-8") as log:
+            log.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """metrics.csv, a row an epoch. A number that is not finite is left empty."""
