@@ -60,7 +60,6 @@ def kind(got, wanted: type | tuple[type, ...] = Tensor, what: str = "the result"
 
 
 def shape(got, wanted: Sequence[int], what: str = "the result") -> None:
-    """Reject a tensor of another shape."""
     kind(got, (Tensor, np.ndarray), what)
     if tuple(got.shape) != tuple(wanted):
         form = f"of shape {tuple(wanted)}" if wanted else "a single number, of shape (),"
@@ -94,7 +93,6 @@ def loss(got, rows: int | None = None) -> None:
 
 
 def two(got, hint: str) -> None:
-    """Reject a result that is not two things."""
     kind(got, (tuple, list))
     reject_if(len(got) != 2, hint)
 

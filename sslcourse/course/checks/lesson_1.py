@@ -11,7 +11,6 @@ from sslcourse.course.checks.expect import reject_if, reject_mistakes, with_weig
 from sslcourse.course.exercises import Exercise
 
 
-# --- 1.1 ------------------------------------------------------------------------------------------------------------------------------
 def stratified_subset(labels: Tensor, per_class: int, seed: int) -> Tensor:
     """Indices of per_class random rows of each class. labels (N,) -> int64 (classes · per_class,)."""
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +38,6 @@ def check_subset(answer) -> None:
     reject_if(few, "Over many seeds only a part of the images is ever chosen. Shuffle all images of a class, then take per_class.")
 
 
-# --- 1.2 ------------------------------------------------------------------------------------------------------------------------------
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Mean cross-entropy against targets that give 1 − smoothing to the label and share smoothing among all classes."""
     log_p = logits - logits.logsumexp(dim=1, keepdim=True)
@@ -81,7 +79,6 @@ def check_cross_entropy(answer) -> None:
     expect.close(answer(large, labels, 0.1), F.cross_entropy(large, labels, label_smoothing=0.1), hint, what="the loss")
 
 
-# --- 1.3 ------------------------------------------------------------------------------------------------------------------------------
 def honest_accuracy(model: nn.Module, batches) -> tuple[float, float]:
     """Accuracy over all batches and its standard error, in evaluation mode; the model's mode is put back."""
     was_training = model.training
@@ -98,24 +95,16 @@ def honest_accuracy(model: nn.Module, batches) -> tuple[float, float]:
 
 def accuracy_with(change):
     """A wrong accuracy: change(accuracy, number of rows, number of batches) -> (accuracy, error)."""
-
-    def measure(model, batches):
-        return change(honest_accuracy(model, batches)[0], sum(len(y) for _, y in batches), len(batches))
-
-    return measure
-
-
-def mean_of_means(model, batches):
-    return sum(honest_accuracy(model, [batch])[0] for batch in batches) / len(batches), 0.0
+    return lambda model, batches: change(honest_accuracy(model, batches)[0], sum(len(y) for _, y in batches), len(batches))
 
 
 ACCURACY_MISTAKES = {
-    "This is the mean of the batches' accuracies, and the last batch is smaller. Count right answers and rows.": mean_of_means,
+    "This is the mean of the batches' accuracies, and the last batch is smaller. Count right answers and rows.":
+        lambda model, batches: (sum(honest_accuracy(model, [batch])[0] for batch in batches) / len(batches), 0.0),
     "This is in percent. The formula of the standard error needs a fraction.": accuracy_with(lambda a, n, k: (100 * a, 0.0)),
     "This is the number of right answers. Divide by the number of rows.": accuracy_with(lambda a, n, k: (n * a, 0.0)),
     "That is the variance, a(1 − a)/n. The standard error is its square root.": accuracy_with(lambda a, n, k: (a, a * (1 - a) / n)),
-    "That is the deviation of one answer. That of a mean is smaller by sqrt(n).":
-        accuracy_with(lambda a, n, k: (a, math.sqrt(a * (1 - a)))),
+    "That is the deviation of one answer. A mean's is smaller by sqrt(n).": accuracy_with(lambda a, n, k: (a, math.sqrt(a * (1 - a)))),
     "n in the standard error is the number of images, not of batches.": accuracy_with(lambda a, n, k: (a, math.sqrt(a * (1 - a) / k))),
 }
 
@@ -135,8 +124,7 @@ def uneven_batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def check_accuracy(answer) -> None:
-    batches = uneven_batches()
-    model = small_network().train()
+    batches, model = uneven_batches(), small_network().train()
     got = answer(model, batches)
     expect.two(got, "Return two numbers: the accuracy and its standard error.")
     training_mode = "The network was in training mode: dropout was on, and batch normalisation learned from test images. Use model.eval()."

@@ -12,40 +12,21 @@ from sslcourse.course.checks.expect import near, reject_if, reject_mistakes, two
 from sslcourse.course.exercises import Exercise
 
 
-# --- 4.1 ------------------------------------------------------------------------------------------------------------------------------
 def my_byol_loss(p: Tensor, z: Tensor) -> Tensor:
     """2 − 2·cosine of prediction and target, averaged over the rows; z gets no gradient. p, z (N, D)."""
     return 2 - 2 * F.cosine_similarity(p, z.detach(), dim=1).mean()
 
 
-def of_cosine(measure):
-    """A wrong loss: measure of the cosines c of the rows."""
-    return lambda p, z: measure(F.cosine_similarity(p, z, dim=1))
-
-
-def of_rows(measure):
-    """A wrong loss: measure of normalised rows."""
-    return lambda p, z: measure(F.normalize(p), F.normalize(z))
-
-
-def from_products(p, z):
-    return 2 - 2 * (p * z).sum(1).mean()
-
-
-def from_distances(p, z):
-    return (p - z).square().sum(1).mean()
-
-
 BYOL_MISTAKES = {
     "The rows are not normalised. The loss compares directions: divide each row of p and of z by its length, F.normalize(v, dim=1).":
-        [from_products, from_distances, F.mse_loss, lambda p, z: -(p * z).sum(1).mean()],
-    "Only one of the two is normalised. Both p and z get rows of length 1.":
-        [lambda p, z: from_products(F.normalize(p), z), lambda p, z: from_distances(F.normalize(p), z)],
+        [F.mse_loss, lambda p, z: (p - z).square().sum(1).mean(), lambda p, z: 2 - 2 * (p * z).sum(1).mean(),
+         lambda p, z: -(p * z).sum(1).mean()],
     "The cosines are taken over the batch. Take one for each row: dim=1.": lambda p, z: 2 - 2 * F.cosine_similarity(p, z, dim=0).mean(),
-    "The squared differences are averaged over the features too, D times too small: sum over dim=1 first.": of_rows(F.mse_loss),
-    "This is 1 − cosine, half of the loss. The squared distance is 2 − 2·cosine.": of_cosine(lambda c: 1 - c.mean()),
-    "This is minus the cosine: the same force, halved, but the loss here is 2 − 2·cosine.": of_cosine(lambda c: -c.mean()),
-    "This is the distance. The loss is the squared distance: no square root.": of_rows(lambda p, z: (p - z).norm(dim=1).mean()),
+    "The squared differences are averaged over the features too, D times too small: sum over dim=1 first.":
+        lambda p, z: F.mse_loss(F.normalize(p), F.normalize(z)),
+    "This is 1 − cosine, half of the loss. The squared distance is 2 − 2·cosine.": lambda p, z: 1 - F.cosine_similarity(p, z).mean(),
+    "This is minus the cosine: the same force, halved, but the loss here is 2 − 2·cosine.": lambda p, z: -F.cosine_similarity(p, z).mean(),
+    "This is the distance. The loss is its square: no root.": lambda p, z: (F.normalize(p) - F.normalize(z)).norm(dim=1).mean(),
 }
 
 
@@ -62,7 +43,6 @@ def check_byol_loss(answer) -> None:
         expect.stopped_gradient(answer, my_byol_loss, two_views(6, 5, 2), learns=0, **told)
 
 
-# --- 4.2 ------------------------------------------------------------------------------------------------------------------------------
 def ema_update(target: nn.Module, online: nn.Module, tau: float) -> None:
     """target = tau · target + (1 − tau) · online for every parameter, in place; buffers, gradients and online stay as they are."""
     with torch.no_grad():
@@ -106,12 +86,8 @@ def target_and_online(seed: int) -> tuple[nn.Module, nn.Module]:
     return target, online
 
 
-def parameters_of(network: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in network.named_parameters()}
-
-
-def buffers_of(network: nn.Module) -> dict[str, Tensor]:
-    return {name: b.clone() for name, b in network.named_buffers()}
+def copied(named) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in named}
 
 
 def same(before: dict, after: dict) -> bool:
@@ -128,29 +104,26 @@ def updated(update, seed: int, tau: float) -> Tensor:
 def check_ema(answer) -> None:
     for seed, tau in ((1, 0.9), (2, 0.75), (3, 0.0), (4, 1.0)):
         target, online = target_and_online(seed)
-        tensors, old, new = list(target.parameters()), parameters_of(target), parameters_of(online)
-        statistics, online_statistics = buffers_of(target), buffers_of(online)
+        tensors, old, new = list(target.parameters()), copied(target.named_parameters()), copied(online.named_parameters())
+        statistics, online_statistics = copied(target.named_buffers()), copied(online.named_buffers())
         returned = answer(target, online, tau)
-        check_online(online, new, online_statistics)
+        reject_if(not same(new, copied(online.named_parameters())), "The online network changed. Only the target moves.")
+        seen = "The running statistics of the online network changed. Leave it alone."
+        reject_if(not same(online_statistics, copied(online.named_buffers())), seen)
+        frozen = not all(p.requires_grad for p in online.parameters())
+        reject_if(frozen, "The online network can no longer be trained: leave its requires_grad alone.")
         check_form(target, online, tensors, old, returned)
         reject_mistakes(answer, ema_update, EMA_MISTAKES, lambda f, seed=seed, tau=tau: updated(f, seed, tau), atol=1e-5)
         wanted = {name: tau * old[name] + (1 - tau) * new[name] for name in old}
         check_values(target, old, wanted, tau)
         buffers = "The running statistics of batch normalisation changed too. They are buffers: go through parameters(), not state_dict()."
-        reject_if(not same(statistics, buffers_of(target)), buffers)
+        reject_if(not same(statistics, copied(target.named_buffers())), buffers)
         with torch.no_grad():
             for o in online.parameters():
                 o.add_(1.0)
-        now = parameters_of(target)
+        now = copied(target.named_parameters())
         shared = "The target shares memory with the online network: when that is trained, the target moves along. Copy the numbers."
         reject_if(not all(near(now[name], wanted[name]) for name in wanted), shared)
-
-
-def check_online(online: nn.Module, values: dict, statistics: dict) -> None:
-    reject_if(not same(values, parameters_of(online)), "The online network changed. Only the target moves.")
-    reject_if(not same(statistics, buffers_of(online)), "The running statistics of the online network changed. Leave it alone.")
-    frozen = not all(p.requires_grad for p in online.parameters())
-    reject_if(frozen, "The online network can no longer be trained: leave its requires_grad alone.")
 
 
 def check_form(target: nn.Module, online: nn.Module, tensors: list, old: dict, returned) -> None:
@@ -161,12 +134,12 @@ def check_form(target: nn.Module, online: nn.Module, tensors: list, old: dict, r
     reject_if(renewed, "The target got new parameter tensors. Change the old ones in place, with t.mul_(...).add_(...) or t.copy_(...).")
     reject_if(any(p.grad_fn is not None for p in now), "The update was recorded for backward(). Do it inside `with torch.no_grad():`.")
     reject_if(any(p.requires_grad for p in now), "The target's parameters require gradients now. Leave requires_grad as it was.")
-    elsewhere = isinstance(returned, nn.Module) and returned is not target and same(old, parameters_of(target))
+    elsewhere = isinstance(returned, nn.Module) and returned is not target and same(old, copied(target.named_parameters()))
     reject_if(elsewhere, "The function returns a new network, and the target that it was given did not move. Change the target in place.")
 
 
 def check_values(target: nn.Module, old: dict, wanted: dict, tau: float) -> None:
-    got = parameters_of(target)
+    got = copied(target.named_parameters())
     off = [name for name in old if not near(got[name], wanted[name])]
     left = [name for name in off if torch.equal(got[name], old[name])]
     reject_if(left and left == off, f"Some parameters did not move: {', '.join(left)}. Go through all of target.parameters().")
@@ -174,29 +147,23 @@ def check_values(target: nn.Module, old: dict, wanted: dict, tau: float) -> None
     reject_if(off, f"With tau = {tau:g} these parameters are off: {', '.join(off)}. {by_hand}")
 
 
-# --- 4.3 ------------------------------------------------------------------------------------------------------------------------------
 def spread_and_rank(z: Tensor) -> tuple[Tensor, Tensor]:
     """How evenly the directions of the rows spread (0 collapsed, 1 even), and how many dimensions they use. z (N, D)."""
     z = F.normalize(z, dim=1)
     spread = z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
-    share = torch.linalg.svdvals(z)
-    share = share / share.sum()
-    return spread, torch.special.entr(share).sum().exp()
+    values = torch.linalg.svdvals(z)
+    return spread, torch.special.entr(values / values.sum()).sum().exp()
 
 
 def deviation(z: Tensor, correction=0) -> Tensor:
     return z.std(dim=0, correction=correction).mean() * z.shape[1] ** 0.5
 
 
-def entropy(share: Tensor) -> Tensor:
-    return torch.special.entr(share).sum()
+def entropy(values: Tensor) -> Tensor:
+    return torch.special.entr(values / values.sum()).sum()
 
 
-def part(values: Tensor) -> Tensor:
-    return values / values.sum()
-
-
-def meters(spread=deviation, rank=lambda values: entropy(part(values)).exp(), unit=F.normalize, centre=lambda z: z):
+def meters(spread=deviation, rank=lambda values: entropy(values).exp(), unit=F.normalize, centre=lambda z: z):
     """Wrong meters: another spread of the rows or rank of their singular values v, or rows prepared otherwise."""
     return lambda z: (spread(unit(z)), rank(torch.linalg.svdvals(centre(unit(z)))))
 
@@ -204,11 +171,10 @@ def meters(spread=deviation, rank=lambda values: entropy(part(values)).exp(), un
 METER_MISTAKES = {
     "The rows are not normalised. Both meters are about directions: F.normalize(z, dim=1) first.": meters(unit=lambda z: z),
     "The spread divides by N − 1. std(dim=0, correction=0) gives even directions exactly 1.": meters(lambda z: deviation(z, correction=1)),
-    "The spread is not compared with its healthy value 1/√D. Multiply by √D.": meters(lambda z: deviation(z) / z.shape[1] ** 0.5),
     "This spread is a variance. Take the standard deviation, std.": meters(lambda z: z.var(dim=0, correction=0).mean() * z.shape[1]),
     "The mean row is taken off. Here it stays: of equal rows only rounding noise would be left.": meters(centre=lambda z: z - z.mean(0)),
-    "The singular values are squared before they are divided. Take them as they are.": meters(rank=lambda v: entropy(part(v**2)).exp()),
-    "This is the entropy. The effective rank is its exponential, so that D equal values give D.": meters(rank=lambda v: entropy(part(v))),
+    "The singular values are squared before they are divided. Take them as they are.": meters(rank=lambda v: entropy(v**2).exp()),
+    "This is the entropy. The effective rank is its exponential, so that D equal values give D.": meters(rank=entropy),
 }
 
 
@@ -224,6 +190,8 @@ def check_meters(answer) -> None:
     got, wanted = answer(z), spread_and_rank(z)
     expect.pair(got, wanted, "spread", "rank")
     by_hand = "By hand: the rows (1, 0), (−1, 0), (0, 1), (0, −1) have"
+    flat = torch.ones(8, 4) * torch.arange(1.0, 9.0).unsqueeze(1)  # a collapsed batch, and singular values of exactly 0
+    flat[:, 2:] = 0
     hints = {
         "the spread": f"The value of the spread is off. {by_hand} a spread of exactly 1.",
         "the effective rank": f"The value of the effective rank is off. {by_hand} rank 2, and equal rows 1.",
@@ -231,13 +199,9 @@ def check_meters(answer) -> None:
     for at, (name, hint) in enumerate(hints.items()):
         reject_mistakes(answer, spread_and_rank, METER_MISTAKES, lambda f, at=at: f(z)[at])
         expect.close(got[at], wanted[at], hint, what=name)
-    flat = torch.ones(8, 4) * torch.arange(1.0, 9.0).unsqueeze(1)  # a collapsed batch, and singular values of exactly 0
-    flat[:, 2:] = 0
-    for at, name in enumerate(hints):
         for rows in (uneven_rows(40, 12, 5), uneven_rows(6, 16, 6)):
             hint = f"Right for 9 rows of 5, but {name} is off for {len(rows)} rows of {rows.shape[1]}: is a number written in?"
             expect.close(answer(rows)[at], spread_and_rank(rows)[at], hint, rtol=1e-3, what=name)
-    for at, name in enumerate(hints):
         hint = "Right for healthy rows, but not for a collapsed batch: 0·ln 0 is NaN. torch.special.entr makes it 0, or clamp the shares."
         expect.close(answer(flat)[at], float(at), hint, atol=1e-2, what=name)
 

@@ -12,7 +12,6 @@ from sslcourse.course.checks.expect import reject_if, reject_mistakes, two_views
 from sslcourse.course.exercises import Exercise
 
 
-# --- 5.1 ------------------------------------------------------------------------------------------------------------------------------
 def my_barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float) -> Tensor:
     """Distance of the cross-correlation matrix from the identity: (diagonal − 1)² summed, plus lambda_param times the other squares."""
     z0, z1 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z0, z1))
@@ -26,26 +25,14 @@ def standard(z, correction=0):
     return (z - z.mean(0)) / (z.var(0, correction=correction) + 1e-5).sqrt()
 
 
-def beside(c):
-    return c[~torch.eye(len(c), dtype=torch.bool)]
+def terms(c):
+    """The sums of squares that the matrix adds to the loss: on its diagonal, and beside it."""
+    return (c.diagonal() - 1).square().sum(), c[~torch.eye(len(c), dtype=torch.bool)].square().sum()
 
 
-def invariance(c):
-    return (c.diagonal() - 1).square().sum()
-
-
-def redundancy(c):
-    return beside(c).square().sum()
-
-
-def of_matrix(on=invariance, off=redundancy, weigh=lambda on, off, w: on + w * off):
-    """A wrong loss: other terms of the right matrix, on its diagonal or off it, or the two put together otherwise."""
-    return of_views(standard, loss=lambda c, w: weigh(on(c), off(c), w))
-
-
-def of_views(prepare, divide=lambda c, n: c / n, loss=lambda c, w: invariance(c) + w * redundancy(c)):
-    """A wrong loss: of the matrix of views that are prepared or divided otherwise."""
-    return lambda z0, z1, lambda_param: loss(divide(prepare(z0).T @ prepare(z1), len(z0)), lambda_param)
+def of_views(prepare=standard, divide=lambda c, n: c / n, weigh=lambda on, off, w: on + w * off):
+    """A wrong loss: of the matrix of views that are prepared or divided otherwise, or its terms put together otherwise."""
+    return lambda z0, z1, lambda_param: weigh(*terms(divide(prepare(z0).T @ prepare(z1), len(z0))), lambda_param)
 
 
 def with_joint_statistics(z0, z1, lambda_param):
@@ -54,15 +41,12 @@ def with_joint_statistics(z0, z1, lambda_param):
 
 
 BARLOW_MISTAKES = {
-    "The diagonal has no part in this loss, so nothing asks the views to agree: add the sum of (C_ii − 1)².": of_matrix(on=lambda c: 0),
+    "The diagonal has no part: nothing asks the views to agree. Add the sum of (C_ii − 1)².": of_views(weigh=lambda on, off, w: w * off),
     "Both views share mean and deviation. Each has its own, or a shift would spoil the correlation.": with_joint_statistics,
     "The deviation divides by N − 1, the correlation by N, so the diagonal ends below 1.": of_views(lambda z: standard(z, correction=1)),
-    "The deviation divides by N and the correlation by N − 1, so the diagonal passes 1.": of_views(standard, lambda c, n: c / (n - 1)),
+    "The deviation divides by N and the correlation by N − 1, so the diagonal passes 1.": of_views(divide=lambda c, n: c / (n - 1)),
     "The columns are not divided by their deviation: this is a covariance.": of_views(lambda z: z - z.mean(0)),
-    "λ stands on the diagonal. It weighs the terms beside it.": of_matrix(weigh=lambda on, off, w: w * on + off),
-    "The diagonal is counted beside itself too: leave it out of the sum that λ weighs.": of_matrix(off=lambda c: c.square().sum()),
-    "Only half of the matrix is counted. C is not symmetric: take both triangles.":
-        [of_matrix(off=lambda c: c.triu(1).square().sum()), of_matrix(off=lambda c: c.tril(-1).square().sum())],
+    "λ stands on the diagonal. It weighs the terms beside it.": of_views(weigh=lambda on, off, w: w * on + off),
 }
 
 
@@ -88,7 +72,6 @@ def check_loss(answer) -> None:
         reject_if(not slope.isfinite().all(), "Finite where a dimension is constant, but its gradient is NaN. Put eps inside the root.")
 
 
-# --- 5.2 ------------------------------------------------------------------------------------------------------------------------------
 def first_nonfinite(model: nn.Module, x: Tensor) -> str | None:
     """Name of the first module, in the order of the forward pass, whose output is not finite; None if there is none."""
     found, handles = [], []
@@ -111,8 +94,6 @@ def first_nonfinite(model: nn.Module, x: Tensor) -> str | None:
 
 
 class Apply(nn.Module):
-    """A module that applies a function."""
-
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
         self.function = function
@@ -190,7 +171,6 @@ def number_of_hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-# --- 5.3 ------------------------------------------------------------------------------------------------------------------------------
 def safe_standardise(z: Tensor, eps: float) -> Tensor:
     """Every column to mean 0 and deviation 1 over the N rows, with eps added to the variance: finite, and with finite gradients, always."""
     z = z - z.mean(0)
@@ -236,7 +216,6 @@ def check_safe(answer) -> None:
         expect.close(got, wanted, "The values are right, but the gradient is not: mean and variance depend on z too.", rtol=1e-2, atol=1e-3)
 
 
-# --- 5.4 ------------------------------------------------------------------------------------------------------------------------------
 def diagnosis(patient: nn.Module) -> str:
     """The name of a patient's fault, one of clinic.SUSPECTS. The questions are asked in the order in which a step meets the faults."""
     x = patient.batch

@@ -11,7 +11,6 @@ from sslcourse.course.checks.expect import reject_if, reject_mistakes
 from sslcourse.course.exercises import Exercise
 
 
-# --- 6.1 ------------------------------------------------------------------------------------------------------------------------------
 def my_fixmatch_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float) -> Tensor:
     """Mean over all N rows of the strong view's cross-entropy with the weak view's class, where that is sure enough. Both (N, C)."""
     sureness, said = weak_logits.detach().softmax(dim=1).max(dim=1)  # (N,), (N,)
@@ -34,15 +33,12 @@ NOT_PROBABILITIES = "Logits are compared with the threshold. Make probabilities 
 FIXMATCH_MISTAKES = {
     "The mean is taken over the passing rows only. Divide by all N: few sure images shall weigh little, and 0 / 0 is NaN.":
         fixmatch_with(reduce=lambda rows, passes: rows[passes].mean()),
-    "The threshold is held against the strong view. The weak view decides who passes.":
-        fixmatch_with(sure=lambda w, s: s.softmax(1).amax(1)),
+    "The strong view is held against the threshold. The weak one decides.": fixmatch_with(sure=lambda w, s: s.softmax(1).amax(1)),
     "The views have changed places: here the strong one labels and the weak one learns.": lambda w, s, t: my_fixmatch_loss(s, w, t),
     "The labels are soft: all of the weak view's probabilities. A pseudo-label is one class, the most probable.":
         fixmatch_with(lambda w, s: F.cross_entropy(s, w.softmax(1), reduction="none")),
     NOT_PROBABILITIES: fixmatch_with(sure=lambda w, s: w.amax(1)),
     "The threshold has no effect: every row teaches. Rows that are less sure count as 0.": lambda w, s, t: each_row(w, s).mean(),
-    "The unsure rows teach: turn the comparison round.": fixmatch_with(reduce=lambda rows, passes: (rows * ~passes).mean()),
-    "F.cross_entropy gets a softmax, and has one of its own. Give it logits.": fixmatch_with(lambda w, s: each_row(w, s.softmax(1))),
 }
 
 
@@ -72,7 +68,6 @@ def check_fixmatch(answer) -> None:
         reject_if(not none.requires_grad, "Where no row passes, the 0 has no graph and backward() stops. Multiply by the mask.")
 
 
-# --- 6.2 ------------------------------------------------------------------------------------------------------------------------------
 def ramp_weight(step: int, start: int, end: int, final: float) -> float:
     """0 before start, along a line to final at end, final from there on; start == end switches at once."""
     if step >= end:
@@ -80,15 +75,10 @@ def ramp_weight(step: int, start: int, end: int, final: float) -> float:
     return final * (step - start) / (end - start) if step > start else 0.0
 
 
-def line(step, start, end, final):
-    return final * (step - start) / (end - start)
-
-
 RAMP_MISTAKES = {  # at step i of a ramp from a to b that ends at f
     "There is no line between start and end: the weight jumps. Divide with / and not //.": lambda i, a, b, f: f * (i >= b),
-    "The weight jumps to final where the ramp starts. It follows a line.": lambda i, a, b, f: f * (i >= a),
-    "The line goes on without end. From `end` on the weight stays at final.": lambda *a: max(0.0, line(*a)),
-    "Before start the line goes below 0. The weight is 0 there.": lambda i, a, b, f: min(f, line(i, a, b, f)),
+    "The line goes on without end. From `end` on the weight stays at final.": lambda i, a, b, f: max(0.0, f * (i - a) / (b - a)),
+    "Before start the line goes below 0. The weight is 0 there.": lambda i, a, b, f: min(f, f * (i - a) / (b - a)),
     "The ramp begins at step 0. It begins at start: use step − start.": lambda i, a, b, f: f * min(1.0, i / b),
     "The step counter begins where the ramp does. It counts all steps.": lambda i, a, b, f: ramp_weight(i + a, a, b, f),
     "The ramp ends at 1. Multiply it by final.": lambda i, a, b, f: ramp_weight(i, a, b, 1.0),
@@ -114,7 +104,6 @@ def check_ramp(answer) -> None:
         expect.close(weight, wanted, hint)
 
 
-# --- 6.3 ------------------------------------------------------------------------------------------------------------------------------
 def coverage_and_precision(logits: Tensor, labels: Tensor, threshold: float) -> tuple[float, float]:
     """The part of the rows that are sure enough, and the part of those that are right; NaN where none is. logits (N, C), labels (N,)."""
     sureness, said = logits.softmax(dim=1).max(dim=1)
@@ -123,10 +112,9 @@ def coverage_and_precision(logits: Tensor, labels: Tensor, threshold: float) -> 
 
 
 def rates(
-    coverage=lambda sure, right: sure.mean(),
-    precision=lambda sure, right: (sure * right).sum() / sure.sum(),
+    coverage=lambda sure, right: sure.mean(), precision=lambda sure, right: (sure * right).sum() / sure.sum(),
     sureness=lambda logits, labels: logits.softmax(1).amax(1),
-):
+):  # fmt: skip
     """Wrong rates: made otherwise of who is sure and who is right (1 or 0 for each row), or with another sureness."""
 
     def answer(logits, labels, threshold):
@@ -137,15 +125,13 @@ def rates(
 
 
 RATE_MISTAKES = {
-    "The coverage is a number of rows. Divide by N.": rates(lambda sure, right: sure.sum()),
     "The coverage counts only rows that are right. Whoever is sure passes.": rates(lambda sure, right: (sure * right).mean()),
     "The probability of the true class is held against the threshold, and nobody knows it: take the largest.":
         rates(sureness=lambda logits, labels: logits.softmax(1)[range(len(logits)), labels]),
     NOT_PROBABILITIES: rates(sureness=lambda logits, labels: logits.amax(1)),
     "The precision ignores the threshold. Look at the passing rows only.": rates(precision=lambda sure, right: right.mean()),
     "The right ones that pass are divided by N. Divide by how many pass.": rates(precision=lambda sure, right: (sure * right).mean()),
-    "The right ones that pass are divided by all right ones: recall.":
-        rates(precision=lambda sure, right: (sure * right).sum() / right.sum()),
+    "Passing right ones are divided by all right ones: recall.": rates(precision=lambda sure, right: (sure * right).sum() / right.sum()),
 }
 
 
@@ -175,7 +161,6 @@ def check_rates(answer) -> None:
         expect.close(value, wanted, hint)
 
 
-# --- 6.4 ------------------------------------------------------------------------------------------------------------------------------
 def expected_calibration_error(confidence: Tensor, right: Tensor, bins: int) -> float:
     """Mean gap between confidence and accuracy over bins of equal width, each weighted by its rows. confidence (N,), right bool (N,)."""
     number = (confidence * bins).ceil().long().clamp(min=1) - 1  # a bin holds its upper end

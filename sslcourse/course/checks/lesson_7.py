@@ -13,7 +13,6 @@ from sslcourse.course.checks.expect import reject_if, reject_mistakes
 from sslcourse.course.exercises import Exercise
 
 
-# --- 7.1 ------------------------------------------------------------------------------------------------------------------------------
 def mcnemar_p(first_right: Tensor, second_right: Tensor) -> float:
     """Two-sided exact p-value of McNemar's test. first_right, second_right: bool (N,), the same images in the same order."""
     only_first = int((first_right & ~second_right).sum())
@@ -23,9 +22,9 @@ def mcnemar_p(first_right: Tensor, second_right: Tensor) -> float:
     return min(1.0, 2 * tail)
 
 
-def of_split(p: Callable[[int, int], float]):
-    """A wrong p-value: p(b, c), of the numbers of images that only one of the two has right, the smaller one first."""
-    return lambda a, b: p(*sorted([int((a & ~b).sum()), int((b & ~a).sum())]))
+def of_split(p: Callable[[int, int], float], split=lambda a, b: (a & ~b, b & ~a)):
+    """A wrong p-value: p(b, c), of the numbers of images that only one of the two has right, or of another split; the smaller one first."""
+    return lambda first, second: p(*sorted(int(part.sum()) for part in split(first, second)))
 
 
 def binomial(k: int, n: int) -> float:
@@ -36,15 +35,6 @@ def two_sided(z: float) -> float:
     return math.erfc(abs(z) / math.sqrt(2))
 
 
-def of_all_images(first, second):
-    return of_split(lambda b, c: min(1.0, 2 * binomial(b, len(first))))(first, second)
-
-
-def of_right_ones(a, b):
-    fewer, more = sorted([int(a.sum()), int(b.sum())])
-    return min(1.0, 2 * binomial(fewer, fewer + more))
-
-
 def of_two_proportions(a, b):
     p, q, n = a.double().mean().item(), b.double().mean().item(), len(a)
     return two_sided((p - q) / math.sqrt(p * (1 - p) / n + q * (1 - q) / n))
@@ -52,12 +42,12 @@ def of_two_proportions(a, b):
 
 MCNEMAR_MISTAKES = {
     "One-sided: only one of the two directions is counted. Double it.": of_split(lambda b, c: binomial(b, b + c)),
-    "The coin is tossed for all images. Only the disputed ones take part, that one has right and the other wrong.": of_all_images,
-    "These are the images that each has right, the common ones included. Count those that ONE has right: a & ~b.": of_right_ones,
-    "This is the chi-square approximation. Add the binomial probabilities themselves: math.comb(n, i) / 2**n.": [
-        of_split(lambda b, c: two_sided((c - b) / math.sqrt(b + c))),
-        of_split(lambda b, c: two_sided((c - b - 1) / math.sqrt(b + c))),
-    ],
+    "The coin is tossed for all images. Only the disputed ones take part, that one has right and the other wrong.":
+        lambda first, second: of_split(lambda b, c: min(1.0, 2 * binomial(b, len(first))))(first, second),
+    "These are the images that each has right, the common ones included. Count those that ONE has right: a & ~b.":
+        of_split(lambda b, c: min(1.0, 2 * binomial(b, b + c)), lambda first, second: (first, second)),
+    "This is the chi-square approximation. Add the binomial probabilities themselves: math.comb(n, i) / 2**n.":
+        [of_split(lambda b, c, less=less: two_sided((c - b - less) / math.sqrt(b + c))) for less in (0, 1)],
     "This compares two accuracies as if they came from different images. Look at the images in dispute instead.": of_two_proportions,
     "The observed count itself is left out of the tail: range(k + 1) includes k.": of_split(lambda b, c: 2 * binomial(b - 1, b + c)),
 }
@@ -91,7 +81,6 @@ def check_mcnemar(answer) -> None:
             expect.close(p_value(*counts), mcnemar_p(*right_or_wrong(*counts)), hint, rtol=1e-6)
 
 
-# --- 7.2 ------------------------------------------------------------------------------------------------------------------------------
 def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
     """Mean difference first − second over R paired runs, and its 95 % Student interval: (difference, low, high)."""
     differences = [a - b for a, b in zip(first, second, strict=True)]
@@ -115,12 +104,11 @@ def interval(quantile=lambda r: stats.t.ppf(0.975, r - 1), error=lambda d, a, b:
 
 
 INTERVAL_MISTAKES = {
-    "The ends of the interval are in the other order: difference, low, high.": interval(lambda r: -stats.t.ppf(0.975, r - 1)),
+    "The ends of the interval are in the other order: difference, low, high.": interval(lambda r: stats.t.ppf(0.025, r - 1)),
     "The factor is that of many runs, 1.96. With few runs it is stats.t.ppf(0.975, R - 1), 4.30 for R = 3.": interval(lambda r: 1.959964),
     "Student's t with R degrees of freedom. One is spent on the mean: R − 1.": interval(lambda r: stats.t.ppf(0.975, r)),
     "This is the interval for a single run. For the mean divide by the root of R.": interval(error=lambda d, a, b: d.std()),
-    "The variance divides by R. One run is spent on the mean: divide by R − 1.":
-        interval(error=lambda d, a, b: d.std(correction=0) / len(d) ** 0.5),
+    "The variance divides by R. It has to be R − 1.": interval(error=lambda d, a, b: d.std(correction=0) / len(d) ** 0.5),
     "The errors of the two sides are added as if their runs had nothing in common. Subtract run by run first.":
         interval(error=lambda d, a, b: ((a.var() + b.var()) / len(d)).sqrt()),
     "The runs were sorted first. Leave them in the order of their seeds.": interval(differ=lambda a, b: a.sort().values - b.sort().values),
@@ -134,8 +122,7 @@ def three_numbers(got) -> Tensor:
 
 
 def check_interval(answer) -> None:
-    runs = [66.1, 61.9, 70.2, 64.0], [60.5, 58.8, 68.7, 64.6]
-    fewer = [71.0, 68.5, 74.9], [55.0, 57.5, 61.0]
+    runs, fewer = ([66.1, 61.9, 70.2, 64.0], [60.5, 58.8, 68.7, 64.6]), ([71.0, 68.5, 74.9], [55.0, 57.5, 61.0])
     got, wanted = three_numbers(answer(*runs)), paired_interval(*runs)
     reject_mistakes(answer, paired_interval, INTERVAL_MISTAKES, lambda f: three_numbers(f(*runs)), rtol=1e-3)
     expect.close(got[0], wanted[0], "The first number is the mean of the differences, first − second.", what="the difference")
@@ -146,7 +133,6 @@ def check_interval(answer) -> None:
     expect.close(three_numbers(answer(*fewer)), three_numbers(paired_interval(*fewer)), hint, rtol=1e-3)
 
 
-# --- 7.3 ------------------------------------------------------------------------------------------------------------------------------
 def honest_accuracy(validation: Tensor, test: Tensor) -> Tensor:
     """Test accuracy at the epoch that validation chose, of each run. validation, test: (R, E) -> (R,), or (E,) -> ()."""
     chosen = validation.argmax(dim=-1, keepdim=True)  # the first of equals
@@ -161,12 +147,10 @@ def at_epoch(choose):
 EPOCH_MISTAKES = {
     "This is the best epoch on TEST: the very leak that the exercise is about. Let validation choose the epoch.": lambda v, t: t.amax(1),
     "This is the validation accuracy of the best epoch, which was chosen for being high: report test.": lambda v, t: v.amax(1),
-    "Of equal epochs the test accuracy decides. That is a look: take the first.":
-        lambda v, t: t.masked_fill(v < v.amax(1, keepdim=True), -1.0).amax(1),
+    "Of equal epochs test decides, which is a look. Take the first.": lambda v, t: t.where(v == v.amax(1, keepdim=True), -1.0).amax(1),
     "Of equal epochs this takes the last. Take the first.": at_epoch(lambda v: v.shape[1] - 1 - v.flip(1).argmax(1)),
     "This is the last epoch. Early stopping asks validation for the epoch.": at_epoch(lambda v: -1),
     "All runs are measured at one epoch, the best of the mean curve. Each run chooses its own.": at_epoch(lambda v: v.mean(0).argmax()),
-    "This is the chosen epoch. Return the test accuracy there: test.gather(-1, chosen).": lambda v, t: v.argmax(1),
 }
 
 
@@ -198,7 +182,6 @@ def check_epoch(answer) -> None:
         expect.close(answer(validation[1], test[1]), honest_accuracy(validation[1], test[1]), hint)
 
 
-# --- 7.4 ------------------------------------------------------------------------------------------------------------------------------
 def copies_of_test_images(unlabelled: Tensor, test: Tensor) -> Tensor:
     """Which unlabelled images are exact copies of a test image: uint8 (M, 3, H, W) and (T, 3, H, W) -> bool (M,)."""
     known = {picture.tobytes() for picture in test.cpu().numpy()}
