@@ -67,9 +67,7 @@ def test_own_photos(call, tmp_path, photos):
         ("--from nowhere.zip", "--name"),
         ("--name x", "--from"),
         ("a --from nowhere.zip --name b", "Two names"),
-        ("--from photos --name a/b", "'a/b'"),
         ("--from photos --name toybox", "'toybox' is taken"),
-        ("--size 4", "size is 4"),
         ("--data-dir file", "--data-dir"),
     ],
 )

@@ -1,18 +1,10 @@
-"""Which arithmetic a device gets, autocast, evaluation mode, threads and the random state: what is set, and that it is put back."""
+"""Which arithmetic a device gets, autocast, threads and the random state: what is set, and that it is put back."""
 
 import pytest
 import torch
 from threadpoolctl import threadpool_info
-from tiny import new_model
 
 from sslcourse import devices
-
-
-def test_precision_is_chosen_or_taken():
-    cpu = torch.device("cpu")
-    assert [devices.choose_precision(cpu, name) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
-    with pytest.raises(ValueError, match="not 'half'"):
-        devices.choose_precision(cpu, "half")
 
 
 @pytest.mark.parametrize(("kind", "has", "auto"), [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", 7, "fp16"), ("cuda", 8, "bf16")])
@@ -26,16 +18,6 @@ def test_auto_depends_on_a_cpus_matrix_tiles_and_a_gpus_generation(kind, has, au
 def test_autocast_computes_in_the_precision(name, kind):
     with devices.autocast(torch.device("cpu"), name):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind
-
-
-def test_evaluation_mode_puts_every_module_back():
-    model = new_model().train()
-    model.encoder.eval()
-    before = [m.training for m in model.modules()]
-    with pytest.raises(KeyError), devices.evaluation_mode(model):
-        assert not any(m.training for m in model.modules())
-        raise KeyError
-    assert [m.training for m in model.modules()] == before and model.training and not model.encoder.training
 
 
 def test_seeded_numbers_come_again_and_the_callers_go_on():

@@ -97,10 +97,7 @@ def test_nt_xent_near_its_minimum_where_float32_has_few_digits_left(temperature,
 @pytest.mark.parametrize(
     ("n", "d", "temperature", "loss", "gradient_norm"),
     # from NTXentLoss of lightly 1.6.0 in float64
-    [
-        (16, 32, 0.1, 4.8034086455660825, 0.8727636499711744),
-        (6, 3, 0.07, 12.490964047761011, 7.823838875922908),
-    ],
+    [(16, 32, 0.1, 4.8034086455660825, 0.8727636499711744), (6, 3, 0.07, 12.490964047761011, 7.823838875922908)],
 )
 def test_nt_xent_equals_stored_values_of_lightly(n, d, temperature, loss, gradient_norm):
     z0, z1 = torch.sin(torch.arange(2 * n * d, dtype=torch.float64) ** 2).view(2, n, d)

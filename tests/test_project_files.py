@@ -14,7 +14,6 @@ from packaging.utils import canonicalize_name
 
 from sslcourse import results
 from sslcourse.course import published_tables
-from sslcourse.course.lesson import duration, memory
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -59,11 +58,11 @@ def test_make_and_readme_install_the_same_extras_with_the_constraints():
     assert re.search(command, (ROOT / "README.md").read_text())
 
 
-def test_readme_names_the_commands_that_exist():
-    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z]+)", readme))
-    assert {"run", "test", "lab"} <= named <= targets
+def test_readme_and_teaching_name_the_targets_of_make_that_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    readme = set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text()))
+    teaching = set(re.findall(r"`make ([a-z-]+)", (ROOT / "notebooks" / "TEACHING.md").read_text()))
+    assert {"run", "test", "lab"} <= readme <= targets and teaching and teaching <= targets
 
 
 def test_links_and_pictures_of_the_readme_exist():
@@ -87,15 +86,6 @@ def test_published_tables_and_costs_are_those_of_the_committed_records():
         assert published_tables.with_costs(published_tables.with_tables(text, records)) == text, "run python -m sslcourse results --update"
     for table in published_tables.tables(records).values():
         assert long.count(table) == 1
-
-
-def test_costs_in_the_readme_are_the_measured_ones():
-    readme = (ROOT / "README.md").read_text()
-    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        costs = results.measured_costs(int(path.name[:2]))
-        (row,) = [line for line in readme.splitlines() if f"notebooks/{path.name})" in line and line.startswith("|")]
-        for tier in ("smoke", "cpu"):
-            assert f"{duration(costs[tier]['seconds'])}, {memory(costs[tier]['peak_memory'])}" in row
 
 
 def test_ci_runs_the_test_command_of_the_readme():

@@ -53,13 +53,6 @@ def test_it_equals_a_computation_by_loops(n, c, threshold, dtype, rtol):
     torch.testing.assert_close(gradient.double(), wanted_gradient, rtol=rtol, atol=rtol / n)
 
 
-def test_none_passing_gives_zero_and_a_gradient_of_exactly_zero():
-    weak, strong = logits(16, 5, 1, sharpness=0.3), logits(16, 5, 2, sharpness=30)
-    assert passing(weak, 0.99) == 0
-    loss, gradient = loss_and_gradient(weak, strong, 0.99)
-    assert loss == 0.0 and torch.equal(gradient, torch.zeros_like(strong))
-
-
 def test_the_threshold_itself_passes():
     even = torch.zeros(3, 2, dtype=torch.float64)  # probabilities of exactly one half
     assert passing(even, 0.5) == pytest.approx(3)
@@ -87,5 +80,3 @@ def test_the_weights_of_the_paper_and_a_ramp_without_length_is_a_switch():
         assert pseudo_label_weight(epoch, 100, 600, 3) == pytest.approx(wanted, abs=1e-12)
     assert [pseudo_label_weight(step, 5, 5, 2.0) for step in (0, 4, 5, 6)] == [0.0, 0.0, 2.0, 2.0]
     assert pseudo_label_weight(0, 0, 0, 1.0) == 1.0
-
-

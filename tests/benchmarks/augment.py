@@ -12,7 +12,6 @@ cores slow this package and kornia down more than they do separate worker proces
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -20,24 +19,12 @@ import time
 import warnings
 
 import torch
-from one_by_one import Pictures, endless_order
-from torch.utils.data import DataLoader
+from one_by_one import MISSING, from_workers, smooth_images
 
 from sslcourse import augment
 
 WORKERS = 2
 ROUNDS = 5
-MISSING = "not installed (pip install -e .[bench])"
-
-
-def from_workers(images, transform, batch_size):
-    """A function that gives the next batch of a DataLoader, and how many batches it may hold ready."""
-    loader = DataLoader(
-        Pictures(images, transform), batch_size=batch_size, sampler=endless_order(), num_workers=WORKERS, persistent_workers=True,
-        worker_init_fn=lambda _: torch.set_num_threads(1), multiprocessing_context="fork" if sys.platform == "linux" else None,
-    )  # fmt: skip
-    batches = iter(loader)
-    return lambda: next(batches), WORKERS * loader.prefetch_factor
 
 
 def ours(images, size, blur):
@@ -57,7 +44,7 @@ def torchvision_v2(images, size, blur):
     if blur:
         steps.append(v2.RandomApply([v2.GaussianBlur(2 * max(1, round(0.05 * size)) + 1, (0.1, 2.0))], p=blur))
     steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(augment.MEAN, augment.STD)]
-    return from_workers(images, v2.Compose(steps), len(images))
+    return from_workers(images, v2.Compose(steps), len(images), WORKERS)
 
 
 def lightly(images, size, blur):
@@ -65,7 +52,7 @@ def lightly(images, size, blur):
 
     normalize = {"mean": augment.MEAN, "std": augment.STD}
     transform = SimCLRTransform(input_size=size, gaussian_blur=blur, sigmas=(0.1, 2.0), normalize=normalize)
-    return from_workers(images, transform, len(images))
+    return from_workers(images, transform, len(images), WORKERS)
 
 
 def kornia(images, size, blur):
@@ -121,8 +108,7 @@ def one_round(make_batch, held_ready, seconds):
 
 def measure(size, batch_size, seconds):
     """Median views a second of each contender at one size, a list over rounds each; None where a package is missing."""
-    images = torch.randint(0, 256, (batch_size, 3, size // 4, size // 4), dtype=torch.uint8)
-    images = torch.nn.functional.interpolate(images.float(), size=(size, size), mode="bilinear").byte()
+    images = smooth_images(batch_size, size)
     blur = 0.5 if size >= 64 else 0.0
     ready = {}
     for name, (prepare, _) in CONTENDERS.items():
@@ -172,7 +158,6 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 96], help="pixels a side")
     parser.add_argument("--batch", type=int, default=256, help="images a batch")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each contender at each size, over all rounds")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers of every round to this file too")
     parser.add_argument("--profile", action="store_true", help="also show where our own time goes")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -181,9 +166,6 @@ def main():
     results = {size: measure(size, options.batch, options.seconds) for size in options.sizes}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {options.batch}, median of {ROUNDS} rounds{busy}")
     print("\n".join(table(results, options.sizes)))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"torch": torch.__version__, "batch": options.batch, "views_per_second": results}, file, indent=1)
     if options.profile:
         for size in options.sizes:
             print(f"\n{size} px\n{profile(size, options.batch)}")

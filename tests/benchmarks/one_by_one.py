@@ -1,6 +1,12 @@
-"""PIL images for a DataLoader that takes them one by one: what both benchmarks compare this package with."""
+"""What both benchmarks need: the images, and a DataLoader that transforms PIL images one by one, with which this package is compared."""
 
-from torch.utils.data import Dataset
+import itertools
+import sys
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+MISSING = "not installed (pip install -e .[bench])"
 
 
 class Pictures(Dataset):
@@ -19,8 +25,17 @@ class Pictures(Dataset):
         return self.transform(self.pictures[index % len(self.pictures)])
 
 
-def endless_order():
-    row = 0
-    while True:
-        yield row
-        row += 1
+def from_workers(images, transform, batch_size, workers, **options):
+    """A function that gives the next batch of a DataLoader, and how many batches its workers may hold ready."""
+    loader = DataLoader(
+        Pictures(images, transform), batch_size=batch_size, sampler=itertools.count(), num_workers=workers, persistent_workers=True,
+        worker_init_fn=lambda _: torch.set_num_threads(1), multiprocessing_context="fork" if sys.platform == "linux" else None, **options,
+    )  # fmt: skip
+    batches = iter(loader)
+    return lambda: next(batches), workers * loader.prefetch_factor
+
+
+def smooth_images(count, size):
+    """Random images without sharp edges, uint8 (count, 3, size, size)."""
+    coarse = torch.randint(0, 256, (count, 3, size // 4, size // 4), generator=torch.Generator().manual_seed(0)).float()
+    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear").byte()

@@ -74,8 +74,6 @@ class LabPage:
         self.page.evaluate(_LISTEN)
         self.page.wait_for_function(f"() => {_WIDGETS}.every(c => c.model.type !== 'markdown' || c.rendered)", timeout=60_000)
 
-    # --- running ---
-
     def run_all(self, seconds: float) -> None:
         self._menu("Run", "Run All Cells")
         self.wait_until_idle(seconds)
@@ -99,8 +97,6 @@ class LabPage:
                 return
             self.page.wait_for_timeout(150)
         raise TimeoutError(f"{self.notebook}: still busy after {seconds:.0f} s")
-
-    # --- reading and writing ---
 
     def cells(self) -> list[dict]:
         """Each cell: type, source, tags, outputs (as in a notebook's file), count."""
@@ -131,8 +127,6 @@ class LabPage:
         self.wait_until_idle(60)
         return self.cell(index).locator(".jp-OutputArea").inner_text().strip()
 
-    # --- looking ---
-
     def set_width(self, width: int) -> None:
         """The window's width in pixels; in a narrow one the reader has folded the file browser away."""
         self.page.set_viewport_size({"width": width, "height": 900})
@@ -148,8 +142,6 @@ class LabPage:
             self.page.wait_for_timeout(300)
             before, now = now, self.page.evaluate(_OVERFLOWING)
         return now
-
-    # --- controls ---
 
     def cells_with_controls(self) -> list[int]:
         return [i for i in range(len(self.cells())) if self.cell(i).locator(".jp-OutputArea .jupyter-widgets").count()]

@@ -10,17 +10,17 @@ VERSIONS = HERE / "versions.txt"
 MADE_FROM = "made-from.txt"  # in an environment: the versions that it was made with, written last
 
 
-def prepared(folder: Path, python: str | None = None) -> Path:
+def prepared(folder: Path) -> Path:
     """The site-packages of the environment in this folder, which is made anew unless it was made from this versions.txt.
 
-    python: the interpreter to make it with (default: 3.12, as Colab has it, or this one). Raises SystemExit for a folder of something else.
+    Made with Python 3.12, as Colab has it, or with this one where there is none. Raises SystemExit for a folder of something else.
     """
     folder = folder.resolve()
     if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
         raise SystemExit(f"{folder} holds something else than an environment. Give a new folder, or delete that one.")
     made_from = folder / MADE_FROM
     if not made_from.exists() or made_from.read_bytes() != VERSIONS.read_bytes():
-        python = python or shutil.which("python3.12") or sys.executable
+        python = shutil.which("python3.12") or sys.executable
         print(f"Making an environment with Colab's versions in {folder}, with {python} (gigabytes, most of them torch).", flush=True)
         subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
         install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", VERSIONS]

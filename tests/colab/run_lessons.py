@@ -89,10 +89,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers (3), ranges (3-5) or names (simclr); all if left out")
     parser.add_argument("--environment", type=Path, metavar="DIR", help="keep the environment in this folder for the next time")
-    parser.add_argument("--python", help="the Python to make the environment with (default: 3.12, as Colab has it, or near it)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="colab-") as place:
-        base = colab_environment.prepared(args.environment or Path(place) / "environment", args.python)
+        base = colab_environment.prepared(args.environment or Path(place) / "environment")
         return int(not run_all(base, args.lessons, Path(place)))
 
 

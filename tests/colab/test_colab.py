@@ -3,9 +3,7 @@
 import asyncio
 import os
 import re
-import subprocess
 import sys
-import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -48,39 +46,6 @@ def test_pictures_and_links_that_do_not_work_in_colab_are_found(tmp_path):
     (tmp_path / "GLOSSARY.md").touch()
     found = " ".join(run_lessons.missing_files(notebook, tmp_path))
     assert re.findall(r"\w+\.(?:png|svg|md|ipynb)", found) == ["x.png", "y.png", "d.svg", "z.png", "02_two.ipynb", "03_three.ipynb"]
-
-
-def test_a_layer_has_what_is_below_and_keeps_what_is_installed_later_to_itself(tmp_path):
-    base = Path(sysconfig.get_paths()["purelib"])
-    python = colab_environment.layer(base, tmp_path / "layer")
-    code = "import google.colab, nbformat, pip, sys; print(nbformat.__file__, sys.prefix)"
-    below, prefix = subprocess.run([python, "-c", code], capture_output=True, check=True, text=True, cwd=tmp_path).stdout.split()
-    assert Path(below).is_relative_to(base) and Path(prefix) == tmp_path / "layer"
-    site = colab_environment.site_packages(tmp_path / "layer")
-    assert colab_environment.installed(site) == {} and "nbformat" in colab_environment.installed(base)
-    (site / "papermill-2.7.0.dist-info").mkdir()
-    assert colab_environment.installed(site) == {"papermill": "2.7.0"}
-
-
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(SystemExit, match="something else"):
-        colab_environment.prepared(tmp_path)
-    assert (tmp_path / "thesis.tex").read_text() == "mine"
-
-
-def test_the_copy_has_what_is_not_committed_and_leaves_out_what_git_ignores(tmp_path):
-    root = tmp_path / "checkout"
-    root.mkdir()
-    for name, text in ((".gitignore", "big.bin\n"), ("kept.py", "1"), ("gone.py", "1")):
-        (root / name).write_text(text)
-    subprocess.run("git init -q; git add .", shell=True, cwd=root, check=True)
-    (root / "gone.py").unlink()
-    for name, text in (("kept.py", "2"), ("new.py", "3"), ("big.bin", "4")):
-        (root / name).write_text(text)
-    copy = colab_environment.copy_as_repository(root, tmp_path / "copy")
-    listed = subprocess.run(["git", "ls-tree", "-r", "--name-only", "main"], cwd=copy, capture_output=True, text=True, check=True).stdout
-    assert listed.split() == [".gitignore", "kept.py", "new.py"] and (copy / "kept.py").read_text() == "2"
 
 
 CELLS = """

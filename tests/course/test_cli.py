@@ -81,11 +81,6 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         assert main([name, "--help"]) == 0
 
 
-def test_python_m_sslcourse_is_the_command_line():
-    done = subprocess.run([sys.executable, "-m", "sslcourse", "results", "/nowhere/at/all"], capture_output=True, text=True)
-    assert done.returncode == 1 and "/nowhere/at/all" in done.stderr and done.stdout == ""
-
-
 def test_results_prints_the_table(tmp_path, capsys):
     given = {"method": "Supervised", "dataset": "toybox", "labels": 100, "tier": "cpu", "device": "cpu", "seconds": 1, "seed": 0}
     results.write(results.record(1, "supervised", metrics={"top1": 0.5}, **given), tmp_path / "runs" / "results")

@@ -10,7 +10,6 @@ import nbformat
 import pytest
 
 from sslcourse.course import exercises, notebook_files
-from sslcourse.course.commands import handout
 from sslcourse.course.commands import main as cli
 from sslcourse.course.handouts import copies
 from sslcourse.errors import CourseError
@@ -76,9 +75,6 @@ def files_of(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-# What is in the copies
-
-
 def test_student_copies_have_no_solutions_and_no_outputs(lesson):
     original = notebook_files.load(lesson)
     made = copies.student_copy(original, seed=655887550)
@@ -127,9 +123,6 @@ def test_quizzes_without_answers(small):
     assert text_of(made).endswith(f"{question}\n\n## Limits\n\nNone.") and "<summary>Hint</summary>\n\nTwice." in text_of(made)
 
 
-# What is in the folder
-
-
 def test_plain_copies_link_to_what_was_copied_or_to_the_published_course(make, tmp_path):
     assert make("3 --without-quiz-answers") == 0
     out = tmp_path / "out"
@@ -165,19 +158,6 @@ def test_only_an_empty_folder_is_filled(make, tmp_path, capsys):
 def test_what_cannot_be_made_leaves_nothing_behind(make, tmp_path, capsys, words):
     assert make(words) == 1
     assert not (tmp_path / "out").exists() and len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_a_full_disk_leaves_nothing_behind(make, tmp_path, monkeypatch, capsys):
-    def full(path, content):
-        path.parent.mkdir(parents=True)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(handout, "write_atomically", full)
-    assert make() == 1 and "No space left" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-# From top to bottom, elsewhere than in the repository
 
 
 @pytest.fixture(scope="module")

@@ -100,11 +100,13 @@ def test_each_method_with_views_and_optimizer_of_ones_own(data, tmp_path, method
         (["--batch-size", "97"], "batch_size 97"),
         (["--network", "resnet18", "--width", "4"], "--width"),
         (["--device", "abc"], "--device abc"),
+        (["--device", "cuda"], "PyTorch sees no GPU here"),
         (["--dataset", "nowhere"], "nowhere"),
         (["--size", "7"], "size"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_sentence(more, told, data, tmp_path, capsys):
+def test_what_cannot_be_is_said_in_a_sentence(more, told, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(arguments(data, tmp_path / "run", *more)) == 1
     said = capsys.readouterr().err
     assert told in said and "Traceback" not in said
@@ -115,12 +117,6 @@ def test_what_cannot_be_is_said_in_a_sentence(more, told, data, tmp_path, capsys
 def test_numbers_that_cannot_be_end_with_the_usage(more, data, tmp_path, capsys):
     assert main(arguments(data, tmp_path / "run", *more)) == 2
     assert more[0] in capsys.readouterr().err and not (tmp_path / "run").exists()
-
-
-def test_a_gpu_that_is_not_there(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(arguments(data, tmp_path / "run", "--device", "cuda")) == 1
-    assert "PyTorch sees no GPU here" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_run_is_not_written_over(finished, data, capsys):

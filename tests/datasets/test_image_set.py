@@ -2,8 +2,6 @@
 
 import json
 import multiprocessing
-import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -233,16 +231,13 @@ def test_damage_is_named_with_the_way_out(tmp_path, match, damage):
         datasets.load("mine", tmp_path)
 
 
-def test_nothing_is_written_over_a_folder_of_somebody_else_or_on_a_full_disk(tmp_path, monkeypatch):
+def test_nothing_is_written_over_a_folder_of_somebody_else(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.jpg").write_bytes(b"precious")
     with pytest.raises(CourseError, match="is not a prepared data set"):
         write(tmp_path / "mine")
     with pytest.raises(CourseError, match="--from"):
         datasets.load("mine", tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(CourseError, match="needs .* free, and .* has 1.0 kB"):
-        write(tmp_path / "other")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "photo.jpg"]
 
 

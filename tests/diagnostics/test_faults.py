@@ -126,9 +126,6 @@ def test_half_precision_inside_autocast():
     assert find_nonfinite(model, rows(), forward=forward) is None
 
 
-# --- masks ------------------------------------------------------------------------------------------------------------------------------
-
-
 class Attention(nn.Module):
     """Causal attention with its mask in a buffer, as language models have it."""
 

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from test_search import Overflowing, made, plant
-from tiny import Malicious, coloured, same_weights, simclr
+from tiny import Malicious, same_weights
 from torch import nn
 
 from sslcourse.diagnostics import NonFiniteError, NonFiniteGuard, find_nonfinite, load_bad_batch
@@ -131,15 +131,6 @@ def test_a_step_that_cannot_be_repeated():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(NonFiniteError, match="could not be repeated"):
         NonFiniteGuard().check(0, torch.tensor(math.nan), model, optimizer, good(), forward=lambda batch: model(batch[0]).mean())
-
-
-def test_a_healthy_run_stays_the_same_bit_for_bit(tmp_path):
-    batches = [(images,) for images in coloured(32, 0)[0].split(8)]
-    plain, guarded = simclr(), simclr()
-    train(plain, batches)
-    train(guarded, batches, NonFiniteGuard(tmp_path), checkpoint=tmp_path / "checkpoint.pt")
-    assert same_weights(plain, guarded)
-    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

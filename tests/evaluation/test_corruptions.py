@@ -101,11 +101,7 @@ def test_occlusion_is_one_grey_square_that_can_be_anywhere(height, width):
 
 @pytest.mark.parametrize(
     ("images", "kind", "severity", "told"),
-    [
-        (smooth(), "fog", 1, "not 'fog'"),
-        (smooth(), "blur", 6, "severity"),
-        (smooth()[:, :1], "blur", 1, "uint8"),
-    ],
+    [(smooth(), "fog", 1, "not 'fog'"), (smooth(), "blur", 6, "severity"), (smooth()[:, :1], "blur", 1, "uint8")],
 )
 def test_what_cannot_be_corrupted_is_refused(images, kind, severity, told):
     with pytest.raises(ValueError, match=told):

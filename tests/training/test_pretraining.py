@@ -19,8 +19,6 @@ def pretrain(method, images=None, **options):
     return training.pretrain(method, images if images is not None else image_set(), **{**how, **options})
 
 
-# --- what it reports ------------------------------------------------------------------------------------------------------------------
-
 ALWAYS = {"epoch", "step", "lr", "loss", "chance_loss", "seconds"}
 AT_LOOKS = {"feature_std", "healthy_std", "feature_rank", "knn_accuracy"}
 
