@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy import stats
-from torch import nn
 
 from sslcourse import evaluation, models, plots, results
 from sslcourse.devices import one_thread, seeded  # noqa: F401  (one_thread: for the lesson's own small fits)
@@ -30,13 +29,10 @@ def taking_part(folder: Path | str, *, dataset: str, tier: str, device="cpu") ->
     return found
 
 
-def filled(
-    own: Mapping[str, models.Network], committed: Mapping[str, models.Network], *, tier: str, dataset: str | None = None
-) -> dict[str, models.Network]:
+def filled(own: Mapping, committed: Mapping, *, tier: str, dataset: str | None = None) -> dict[str, models.Network]:
     """One's own networks of this tier, and the committed ones, of any tier, of methods not among them: by method, in the order of lessons.
 
-    Where a method was kept with several numbers of labels, the fewest have its name alone, and the others are called
-    'supervised, 5000 labels'. Of several seeds the smallest is taken.
+    Of several numbers of labels the fewest have the method's name alone, others are 'supervised, 5000 labels'. The smallest seed counts.
     """
     found = [n for n in own.values() if n.about.get("tier") == tier and dataset in (None, n.dataset)]
     methods = {n.method for n in found}
@@ -55,9 +51,7 @@ def is_pretrained(network: models.Network) -> bool:
     return not network.is_classifier and not network.labels
 
 
-def fresh(
-    like: Iterable[models.Network], make_encoder: Callable[[], nn.Module], *, dataset: str, size: int, seed: int, device
-) -> models.Network:
+def fresh(like: Iterable[models.Network], make_encoder: Callable, *, dataset: str, size: int, seed: int, device) -> models.Network:
     """An encoder that learned nothing, of the kind and size of the first of these networks, or else made by make_encoder for this size."""
     first = next(iter(like), None)
     with seeded(seed):
@@ -78,8 +72,8 @@ def best_block(network: models.Network, images, per_class: int, seeds: Sequence[
 def network_name(network: models.Network) -> str:
     """What its encoder is called in tables: "ResNet-9, width 16", "ResNet-18"."""
     recipe = network.encoder.recipe
-    names = {"resnet9": f"ResNet-9, width {recipe.get('width')}", "resnet18": "ResNet-18", "resnet50": "ResNet-50", "alexnet": "AlexNet"}
-    return names[recipe["name"]]
+    name = recipe["name"].replace("resnet", "ResNet-").replace("alexnet", "AlexNet")
+    return f"{name}, width {recipe['width']}" if name == "ResNet-9" else name
 
 
 def roster(networks: Mapping[str, models.Network]) -> results.Table:
@@ -149,8 +143,8 @@ def _our_rows(records: Iterable[Mapping], dataset: str, task: Mapping) -> list[M
     return rows
 
 
-def _cells(record: Mapping) -> list[str]:
-    return [record["method"], _top1(record), f"{record['labels']:,}", record.get("network") or "–"]
+def _cells(record: Mapping, gain: str, differs: str) -> list[str]:
+    return [record["method"], _top1(record), f"{record['labels']:,}", record.get("network") or "–", gain, differs]
 
 
 def _from_elsewhere(row: Mapping) -> list[str]:
@@ -179,11 +173,11 @@ def final_table(records: Iterable[Mapping]) -> results.Table:
     for task in TASKS:
         of_task = [["original project", *_from_elsewhere(row)] for row in task["reported"]]
         found = _our_rows(records, task["dataset"], task)
-        of_task += [["ours", *_cells(record), _gain(record, task), _differs(record)] for record in found]
+        of_task += [["ours", *_cells(record, _gain(record, task), _differs(record))] for record in found]
         if not found:
             stand_in = STAND_INS.get(task["dataset"])
             for record in (r for r in _our_rows(records, stand_in, task) if r["labels"] == task["labels"]):
-                of_task.append(["stand-in", *_cells(record), "", f"{stand_in} in its place, {_differs(record)}"])
+                of_task.append(["stand-in", *_cells(record, "", f"{stand_in} in its place, {_differs(record)}")])
             of_task.append(["ours", "–", "–", "–", "–", "", "open: not run yet"])
         of_task += [["published", *_from_elsewhere(row)] for row in task["published"]]
         rows += [[task["name"] if k == 0 else "", *row] for k, row in enumerate(of_task)]

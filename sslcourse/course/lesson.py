@@ -16,21 +16,10 @@ from pathlib import Path
 from sslcourse.errors import CourseError
 from sslcourse.files import slug, write_json
 
-TITLES = {
-    1: "A supervised baseline",
-    2: "Rotation as a pretext task",
-    3: "SimCLR",
-    4: "BYOL",
-    5: "Barlow Twins",
-    6: "Pseudo-labelling",
-    7: "Evaluation",
-}
-BUDGETS = {
-    "smoke": "40 seconds at most on two CPU cores",
-    "cpu": "6 minutes at most on two CPU cores",
-    "gpu": "15 minutes at most on a T4",
-    "full": "hours: the budgets of the papers",
-}
+_TITLES = ("A supervised baseline", "Rotation as a pretext task", "SimCLR", "BYOL", "Barlow Twins", "Pseudo-labelling", "Evaluation")
+TITLES = dict(enumerate(_TITLES, start=1))
+BUDGETS = {"smoke": "40 seconds at most on two CPU cores", "cpu": "6 minutes at most on two CPU cores"}
+BUDGETS |= {"gpu": "15 minutes at most on a T4", "full": "hours: the budgets of the papers"}
 TIERS = tuple(BUDGETS)
 # How many seeds a lesson takes at most, SEED and the next ones: lesson 1 five at gpu, others three.
 SEEDS_WITHIN = {"smoke": 2, "cpu": 3, "gpu": 5, "full": 5}
@@ -46,7 +35,7 @@ def resolve_tier(tier: str = "auto") -> str:
         import torch
 
         return "gpu" if torch.cuda.is_available() else "cpu"
-    if not isinstance(tier, str) or tier not in TIERS:
+    if tier not in TIERS:
         raise CourseError(f"{named} is {tier!r}; it has to be one of 'smoke', 'cpu', 'gpu', 'full' or 'auto'.")
     return tier
 
@@ -89,35 +78,27 @@ def resolve_folder(value: str | Path, parameter: str, name: str, base: Path | No
 
 
 def check_seed(seed) -> int:
-    """The seed, if it is a whole number from 0 to 2**32 - 1 (NumPy takes no larger one)."""
-    if type(seed) is not int or not 0 <= seed < 2**32:
+    if type(seed) is not int or not 0 <= seed < 2**32:  # NumPy takes no larger one
         raise CourseError(f"SEED is {seed!r}; it has to be a whole number from 0 to 4294967295, such as 0.")
     return seed
 
 
 def check_size(size) -> int:
-    """The image size in pixels, if it is 0 (the data set's own) or one that the encoders can take."""
     if type(size) is not int or not (size == 0 or 16 <= size <= 512):
         raise CourseError(f"SIZE is {size!r}; it has to be 0, for the data set's own size, or a number of pixels from 16 to 512.")
     return size
 
 
 def check_parameter(name: str, value) -> None:
-    """Any other parameter: numbers have to be finite and not negative."""
     if isinstance(value, (int, float)) and (not math.isfinite(value) or value < 0):
         raise CourseError(f"{name.upper()} is {value!r}; it has to be a number that is not negative.")
 
 
 def network_file_name(method: str, dataset: str, lesson: int | None = None, labels=None, tier: str = "cpu", seed: int = 0, **_) -> str:
-    """'03-simclr-toybox.safetensors', '01-supervised-toybox-100.safetensors': lesson, method, data set, and labels where there are some.
-
-    Another tier than cpu and another seed than 0 are added, so that a quick smoke run never replaces a real network.
-    """
-    parts = [slug(method), slug(dataset)] if lesson is None else [f"{lesson:02d}", slug(method), slug(dataset)]
-    parts += [str(labels)] if labels is not None else []
-    parts += [slug(tier)] if tier != "cpu" else []
-    parts += [f"seed{seed}"] if seed else []
-    return "-".join(parts) + ".safetensors"
+    """'03-simclr-toybox.safetensors', '01-supervised-toybox-100-smoke-seed3.safetensors': a smoke run replaces no real network."""
+    number, count = None if lesson is None else f"{lesson:02d}", None if labels is None else str(labels)
+    parts = [number, slug(method), slug(dataset), count, slug(tier) if tier != "cpu" else None, f"seed{seed}" if seed else None]
+    return "-".join(filter(None, parts)) + ".safetensors"
 
 
 @dataclass
@@ -160,9 +141,9 @@ class Lesson:
         return results.record(self.number, name, **(known | {"seconds": time.perf_counter() - self.started} | fields))
 
     def record_runs(self, method: str, runs: Sequence, images, per_class: int, **fields) -> dict:
-        """A record of one method over several seeds: top-1, and top-3 where that says something, with the error of the mean.
+        """A record of one method over the seeds fields["seed"]: top-1, and top-3 where that says something.
 
-        runs: the `evaluation.Result` of each of fields["seed"]. images: the ImageSet, of which per_class labels of each class were used.
+        runs: the `evaluation.Result` of each. images: the ImageSet, of which per_class labels of each class were used.
         """
         from sslcourse import results
 
@@ -207,20 +188,12 @@ class Lesson:
 
 
 def start(
-    lesson: int,
-    *,
-    tier: str = "auto",
-    dataset: str = "default",
-    seed: int = 0,
-    data_dir: str | Path = "default",
-    results_dir: str | Path = "default",
-    size: int = 0,
-    **parameters,
-) -> Lesson:
+    lesson: int, *, tier: str = "auto", dataset: str = "default", seed: int = 0, data_dir: str | Path = "default",
+    results_dir: str | Path = "default", size: int = 0, **parameters,
+) -> Lesson:  # fmt: skip
     """Begin a lesson: check every parameter, seed Python, NumPy and PyTorch, choose the device, and print a short report.
 
-    For the folders see `resolve_folder`. size: image size in pixels, 0 for the data set's own. Further parameters have to be finite and
-    not negative. Raises CourseError with a sentence that names the right values.
+    size: pixels, 0 for the data set's own. Further parameters are finite and not negative. Raises CourseError that names the right values.
     """
     global _current
     if lesson not in TITLES:
@@ -263,12 +236,15 @@ def _report(lesson: Lesson) -> str:
 
     from sslcourse import __version__, results
 
+    total = None
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kind, colab = "GPU" if lesson.device.type == "cuda" else "CPU", " · Colab" if "google.colab" in sys.modules else ""
     lines = [
         f"Lesson {lesson.number} of {len(TITLES)}: {TITLES[lesson.number]}",
         f"tier {lesson.tier} ({BUDGETS[lesson.tier]}) · data set {lesson.dataset} · seed {lesson.seed}",
-        f"{kind} {results.device_name(lesson.device)} · {cores} CPU cores · {memory(_total_memory())} of memory",
+        f"{kind} {results.device_name(lesson.device)} · {cores} CPU cores · {memory(total)} of memory",
         f"Python {platform.python_version()} · torch {torch.__version__} · sslcourse {__version__}{colab}",
     ]
     costs = results.measured_costs(lesson.number)
@@ -280,13 +256,6 @@ def _report(lesson: Lesson) -> str:
     if lesson.tier in ("gpu", "full") and lesson.device.type == "cpu":
         lines.append(f"There is no CUDA device here, so tier {lesson.tier!r} will take very long; TIER = 'cpu' is made for this machine.")
     return "\n".join(lines)
-
-
-def _total_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def peak_memory() -> int | None:
@@ -304,9 +273,7 @@ def peak_memory() -> int | None:
 
 def memory(size: int | None) -> str:
     """Bytes as text: '512 MB', '1.3 GB'."""
-    if size is None:
-        return "an unknown amount"
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    return "an unknown amount" if size is None else f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def duration(seconds: float) -> str:
@@ -316,19 +283,14 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def expect_error(*exceptions: type[BaseException]):
-    """For errors that a lesson shows on purpose: print the error's type and the first three lines of its message, and go on.
-
-    Without arguments any Exception is expected. Fails with an AssertionError if nothing is raised; other errors pass through.
-    """
+    """Print an error that is shown on purpose, in three lines at most, and go on. AssertionError if nothing is raised."""
     exceptions = exceptions or (Exception,)
     try:
         yield
     except exceptions as error:
-        message = "\n".join(str(error).strip().splitlines()[:3])
-        print(f"{type(error).__name__}: {message}".rstrip())
+        print("\n".join(f"{type(error).__name__}: {str(error).strip()}".splitlines()[:3]).rstrip())
     else:
-        names = " or ".join(kind.__name__ for kind in exceptions)
-        raise AssertionError(f"This cell was expected to raise {names}, and it did not.")
+        raise AssertionError(f"This cell was expected to raise {' or '.join(kind.__name__ for kind in exceptions)}, and it did not.")
 
 
 def in_notebook() -> bool:

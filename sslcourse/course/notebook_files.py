@@ -1,7 +1,4 @@
-"""Notebooks as files: what a stored notebook has to look like, and how it gets that way.
-
-The lessons are stored with their outputs, so that a reader on the web sees every figure.
-"""
+"""Notebooks as files: what a stored notebook, with its outputs, has to look like, and how it gets that way."""
 
 import ast
 import re
@@ -53,7 +50,6 @@ def first_line(text: str) -> str:
 
 
 def tags(cell) -> list[str]:
-    """The tags of a cell."""
     return list(cell.metadata.get("tags", []))
 
 

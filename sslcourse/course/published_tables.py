@@ -37,8 +37,7 @@ def tables(records: Iterable[Mapping]) -> dict[str, str]:
 def toybox_table(records: Iterable[Mapping]) -> str | None:
     """What lessons 1 to 6 found on toybox with 100 labels at tier cpu, one column a lesson; None where no record is of that kind.
 
-    Baselines, probes and fine-tuning have a row each, by whatever name a lesson calls them. A method of another kind has a row of its own,
-    and so have two methods of one kind in one lesson. Of two records of the same method the one with more runs counts, then the newer.
+    Each of _KINDS is a row; a method of no kind, or beside another of its kind in a lesson, has its own. More runs count, then newer ones.
     """
     chosen = [r for r in records if (r["dataset"], r["labels"], r["tier"]) == ("toybox", LABELS, "cpu") and "top1" in r["metrics"]]
     chosen.sort(key=lambda r: (r["lesson"], len(r["seeds"]), r.get("date") or ""))
@@ -62,10 +61,7 @@ def _kind(method: str) -> str:
 
 
 def with_tables(text: str, records: Iterable[Mapping]) -> str:
-    """The text with the tables made anew that have a place in it; a table without any record stays as it is.
-
-    Raises CourseError for a place that has no end, or is there twice.
-    """
+    """The text with the tables made anew that have a place in it. Raises CourseError for a place that has no end, or is there twice."""
     for name, table in tables(records).items():
         block = f"<!-- results:{name} -->\n\n{table}\n\n<!-- /results -->"  # some Markdown readers want the empty lines
         text, found = re.subn(_BLOCK.format(name), lambda _, block=block: block, text, flags=re.DOTALL)
@@ -75,10 +71,7 @@ def with_tables(text: str, records: Iterable[Mapping]) -> str:
 
 
 def with_costs(text: str) -> str:
-    """The text with what each lesson took, at smoke and at cpu, in its row; a row without both measurements stays.
-
-    README.md has them in the last column of a row, notebooks/TEACHING.md, whose links need no folder, in the last two.
-    """
+    """The text with what each lesson took, at smoke and cpu, in its row: in the last column in README.md, the last two in TEACHING.md."""
     lines = text.split("\n")
     for i, line in enumerate(lines):
         lesson = re.match(r"\| \[\d [^|]*\((notebooks/)?(\d\d)_\w+\.ipynb\)", line)
@@ -91,10 +84,7 @@ def with_costs(text: str) -> str:
 
 
 def update(root: Path | None = None) -> list[str]:
-    """Put the tables of the committed records and the measured costs into the files of a checkout, by default the one of this package.
-
-    Returns those that changed. Raises CourseError where there is no checkout.
-    """
+    """Put tables and costs into the files of a checkout, by default this package's -> those changed. CourseError where there is none."""
     root = root or Path(results.__file__).resolve().parents[2]
     if not (root / "README.md").is_file():
         raise CourseError(f"There is no README.md in {root}: tables are updated in a checkout, not in an installed package.")

@@ -40,13 +40,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class LessonRun:
-    """How one lesson of a run went. peak_memory: bytes. Both measurements are None for a lesson whose process died."""
+    """How one lesson of a run went. Both measurements are None for a lesson whose process died."""
 
     number: int
     name: str
     status: str  # done, done before, failed
     seconds: float | None = None
-    peak_memory: int | None = None
+    peak_memory: int | None = None  # bytes
     headline: str = ""
     error: str = ""
     records: Sequence[str] = ()  # the files of its result records
@@ -87,12 +87,10 @@ def run(
 ) -> list[LessonRun]:  # fmt: skip
     """Run lessons and return how each went, in the order of the course; one that fails does not stop the others.
 
-    chosen: numbers, ranges ('3-5'), names ('simclr') or files; None for all. parameters: values for the cells tagged `parameters`;
-    a text stands for whatever type the cell has. seeds: run all of it once for each, in out/seed-K with SEED = K. resume: skip lessons
-    that already finished with the same parameters, notebook and code. timeout: seconds that one cell may take. jobs: how many lessons may
-    run at once; more than one run each in a process of its own with its share of the cores, and the last lesson waits for all others.
-    Raises CourseError before anything starts if a lesson, parameter, seed, tier, data set or folder is not right, and KeyboardInterrupt,
-    with all that is finished kept, when interrupted.
+    chosen: numbers, ranges ('3-5'), names ('simclr') or files; None for all. parameters: values for the cells tagged `parameters`; a text
+    stands for whatever type the cell has. seeds: run all once for each, in out/seed-K. resume: skip lessons that finished with the same
+    parameters, notebook and code. timeout: seconds that one cell may take. jobs: how many lessons may run at once, each in a process of
+    its own; the last waits for all others. Raises CourseError before anything starts if what is asked for is not right.
     """
     tier = lessons.resolve_tier(tier)
     dataset = lessons.resolve_dataset(dataset, tier)
@@ -110,9 +108,9 @@ def run(
     with contextlib.ExitStack() as locks:
         locks.enter_context(_hold(out))
         for seed in seeds or [None]:
-            folder, note = (out, "") if seed is None else (out / f"seed-{seed}", f", seed {seed}")
-            own = values if seed is None else values | {"SEED": seed}
-            if folder != out:
+            folder, note, own = out, "", values
+            if seed is not None:
+                folder, note, own = out / f"seed-{seed}", f", seed {seed}", values | {"SEED": seed}
                 locks.enter_context(_hold(folder))
             for notebook in notebooks:
                 injected = own | notebook.takes({"TIER": tier, "DATASET": dataset, "RESULTS_DIR": str(folder / "results")})
@@ -124,7 +122,7 @@ def run(
 
 def _check_seeds(seeds: Sequence[int], tier: str) -> None:
     """Raises CourseError for seeds that are no seeds, or are given twice; warns of seeds whose lessons share some of their runs."""
-    if not seeds or len({lessons.check_seed(seed) for seed in seeds}) < len(seeds):
+    if not seeds or len(set(map(lessons.check_seed, seeds))) < len(seeds):
         raise CourseError(f"The seeds are {list(seeds)}; there has to be at least one, and each only once.")
     within = lessons.SEEDS_WITHIN[tier]
     if any(abs(a - b) < within for a, b in combinations(seeds, 2)):
@@ -253,8 +251,8 @@ def run_one(task: Task, share: Mapping[str, str], timeout: float | None = None, 
     """Run a lesson's notebook and say how it went; one that was interrupted is deleted. share: environment variables, see `share`."""
     records, log = task.out / "results", task.out / "logs" / f"{task.notebook.path.stem}.log"
     failed = task.out / f"{task.notebook.path.stem}.failed.ipynb"
-    for folder in (records, log.parent):
-        folder.mkdir(exist_ok=True)
+    records.mkdir(exist_ok=True)
+    log.parent.mkdir(exist_ok=True)
     summary = records / lessons.summary_name(task.notebook.number)
     summary.unlink(missing_ok=True)
     environment = {"SSLCOURSE_TIER": task.tier, "SSLCOURSE_DATASET": task.dataset, "SSLCOURSE_RESULTS_DIR": str(records)} | dict(share)
@@ -274,9 +272,7 @@ def run_one(task: Task, share: Mapping[str, str], timeout: float | None = None, 
     return task.went(DONE, headline=own.get("headline", ""), records=own.get("records", []), **cost)
 
 
-def execute(
-    source: Path, target: Path, parameters: Mapping, environment: Mapping, log: Path, timeout: float | None = None, progress: bool = True
-) -> str | None:
+def execute(source: Path, target: Path, parameters: Mapping, environment: Mapping, log: Path, timeout=None, progress=True) -> str | None:
     """Run one notebook with papermill in this interpreter's environment, in its own folder, and write it to target, finished or not.
 
     environment: variables for its kernel. log: where what it prints goes. Returns None, or in which cell it stopped, with what error.

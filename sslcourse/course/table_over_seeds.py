@@ -42,7 +42,6 @@ class Collected:
 
 def run_folders(folder: Path) -> list[Path]:
     """The subfolders that are --out folders of runs, or where a lesson left its results, in the order of the numbers in their names."""
-
     below = [path for path in folder.iterdir() if (path / STATE).is_file() or any((path / "results").glob(_SUMMARIES))]
     return sorted(below, key=lambda path: re.sub(r"\d+", lambda number: number[0].zfill(12), path.name))
 
@@ -82,10 +81,10 @@ def collect(folders: Iterable[Path]) -> Collected:
 
 
 def _finished_records(folder: Path) -> Iterable[tuple[int | str, dict, dict]]:
-    """(seed, other parameters, record) of every lesson that finished in a folder.
+    """(seed, other parameters, record) of every lesson that finished in a folder, as run.json says.
 
-    run.json says which did, with which parameters and records. Without it, as after papermill itself, the lessons' own summaries name the
-    records; the seed is the first of a record's, but the folder's name for the last lesson, whose seeds draw labels.
+    Without it, as after papermill itself, the lessons' own summaries name the records. The seed is then the first of a record's, or, for
+    the last lesson, whose seeds draw labels, the folder's name.
     """
     records = {results.file_name(record): record for record in results.read(folder / "results")}
     entries = read_json(folder / STATE).get("lessons", {})

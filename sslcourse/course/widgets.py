@@ -4,23 +4,22 @@ Only what ipywidgets 7.7 and 8 both have is used, because Colab has 7.7.
 """
 
 import html
+import importlib.util
 import inspect
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 
+import matplotlib.pyplot as plt
+
+from sslcourse import plots
 from sslcourse.course.lesson import in_notebook
 
 
 def headless() -> bool:
     """Whether nobody will use controls: SSLCOURSE_HEADLESS is set (headless runs, tests), or kernel or ipywidgets is missing."""
-    if os.environ.get("SSLCOURSE_HEADLESS", "") not in ("", "0") or not in_notebook():
-        return True
-    try:
-        import ipywidgets  # noqa: F401
-    except ImportError:
-        return True
-    return False
+    asked = os.environ.get("SSLCOURSE_HEADLESS", "") not in ("", "0")
+    return asked or not in_notebook() or importlib.util.find_spec("ipywidgets") is None
 
 
 def defaults(controls: Mapping) -> dict:
@@ -53,8 +52,8 @@ def explore(draw: Callable, **controls) -> None:
     inspect.signature(draw).bind(**values)  # TypeError: the controls are not what draw takes
     if headless():
         _rehearse(draw, **values)
-        names = ", ".join(controls)
-        print(f"The controls of this explorer ({names}) work in JupyterLab and Colab; the figure above shows the default settings.")
+        works = f"The controls of this explorer ({', '.join(controls)}) work in JupyterLab and Colab"
+        print(f"{works}; the figure above shows the default settings.")
         return
     import ipywidgets
     from IPython.display import display
@@ -154,18 +153,11 @@ class Game:
         return f"{score} {winner} ahead by {abs(mine - its)}, {meaning} with {n} pictures."
 
 
-def guessing_game(
-    pictures,
-    truths: Sequence[int],
-    choices: Sequence[str],
-    rival: Sequence[int],
-    rival_name: str = "the network",
-    show: Callable | None = None,
-) -> None:
+def guessing_game(pictures, truths, choices, rival, rival_name: str = "the network", show: Callable | None = None) -> None:
     """A game: the reader names what each picture shows, one button a choice, and is compared with a rival's answers.
 
-    pictures: uint8 (n, 3, H, W). truths and rival: n indices into choices. show(picture, text) draws a picture in another way than
-    enlarged; the text says which of how many it is. Without a live front end the first picture is drawn out of sight.
+    pictures: uint8 (n, 3, H, W). truths and rival: n indices into choices, which are texts. show(picture, text) draws a picture otherwise
+    than enlarged; the text says which of how many it is. Without a live front end the first picture is drawn out of sight.
     """
     game, show = Game(truths, choices, rival, rival_name), show or _enlarged
     if "uint8" not in str(pictures.dtype) or pictures.ndim != 4 or pictures.shape[:2] != (len(game), 3):
@@ -200,8 +192,7 @@ def guessing_game(
 
     def pressed(button):
         if not game.over:
-            text = game.answer(buttons.index(button))
-            turn(f"{text} {game.verdict()}" if game.over else text)
+            turn(game.answer(buttons.index(button)) + (f" {game.verdict()}" if game.over else ""))
 
     def restarted(_):
         game.answers.clear()
@@ -216,10 +207,6 @@ def guessing_game(
 
 
 def _enlarged(picture, text: str) -> None:
-    import matplotlib.pyplot as plt
-
-    from sslcourse import plots
-
     figure, axis = plt.subplots(figsize=(2.2, 2.2))
     axis.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
     axis.axis("off")
@@ -243,8 +230,6 @@ def _guarded(draw: Callable) -> Callable:
     """draw, with its figures shown inside the callback (later is too late for ipywidgets) and an error shown as a sentence."""
 
     def callback(*args, **settings):
-        import matplotlib.pyplot as plt
-
         try:
             draw(*args, **settings)
             plt.show()
@@ -257,7 +242,6 @@ def _guarded(draw: Callable) -> Callable:
 
 
 def _rehearse(draw: Callable, *args, **settings) -> None:
-    import matplotlib.pyplot as plt
     from IPython.utils.capture import capture_output
 
     before = set(plt.get_fignums())

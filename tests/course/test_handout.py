@@ -99,7 +99,7 @@ def test_solved_copies_hold_right_answers(lesson):
         space = {"exercise": exercises.exercise}
         exec(names + cell.source, space)
         assert space[task["name"]].status == exercises.DONE, task["id"]
-        assert task["description"]  # what the arguments are is still said
+        assert task["docs"]  # what the arguments are is still said
 
 
 def test_filling_in_keeps_docstring_and_comments(small):

@@ -9,7 +9,6 @@ from sslcourse.errors import CourseError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to an argparse parser."""
     parser.add_argument("name", nargs="?", help=f"which data set: {', '.join(datasets.KNOWN)} (default: toybox)")
     parser.add_argument("--from", dest="source", metavar="PATH", help="your own images: a folder, a .zip, or a .tar of any kind")
     parser.add_argument("--name", dest="own_name", metavar="NAME", help="the name that your own images get")

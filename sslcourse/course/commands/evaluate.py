@@ -23,7 +23,6 @@ PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to an argparse parser."""
     add = parser.add_argument
     add("network", metavar="PATH", help="the folder of a run of `pretrain`, or a file that a lesson has kept")
     add("--dataset", help="name of a prepared data set (default: the one it was trained on)")

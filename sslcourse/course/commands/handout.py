@@ -13,7 +13,6 @@ from sslcourse.files import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to an argparse parser."""
     parser.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers (3), ranges (3-5) or names (simclr); all if left out")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the copies go: a new folder, or an empty one")
     formats = "plain: DIR/student without solutions, DIR/solutions filled in (default); nbgrader: a course folder for nbgrader"

@@ -7,7 +7,6 @@ from sslcourse.errors import CourseError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to an argparse parser."""
     parser.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers, ranges or names; all if left out")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="list what is wrong with the files (default)")

@@ -2,8 +2,6 @@
 
     python -m sslcourse pretrain --method simclr --dataset stl10 --epochs 200 --out runs/simclr
     torchrun --nproc-per-node=4 -m sslcourse pretrain ... the same
-
-It calls what the lessons call (`models`, `training.pretrain`), and keeps an encoder that a notebook can load (`models.load_network`).
 """
 
 import argparse
@@ -41,7 +39,6 @@ NUMBERS = {"crop": 2, "ratio": 2, "jitter": 4, "sigma": 2, "mean": 3, "std": 3} 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to an argparse parser."""
     add = parser.add_argument
     repeated = {"action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     add("--method", required=True, choices=tuple(METHODS))

@@ -7,7 +7,6 @@ from sslcourse.errors import CourseError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to an argparse parser."""
     which = parser.add_mutually_exclusive_group(required=True)
     folder = "a folder of records, the --out folder of a run, or one of several runs"
     which.add_argument("directory", nargs="?", metavar="DIR", help=folder)

@@ -8,7 +8,6 @@ from sslcourse.errors import CourseError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to an argparse parser."""
     parser.add_argument("lessons", nargs="*", metavar="LESSON", help="numbers (3), ranges (3-5) or names (simclr); all if left out")
     parser.add_argument("--tier", default="auto", help="smoke, cpu, gpu, full or auto (default)")
     parser.add_argument("--dataset", default="default", help="a data set; by default toybox at smoke and cpu, stl10 at gpu and full")

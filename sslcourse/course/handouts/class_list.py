@@ -47,7 +47,6 @@ def seed_of(name: str) -> int:
 
 
 def as_csv(students: Sequence[dict]) -> str:
-    """The class with the columns of COLUMNS."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -9,9 +9,7 @@ from sslcourse.course.notebook_files import tags
 from sslcourse.errors import CourseError
 
 PUBLISHED = "https://github.com/sslcourse/sslcourse/blob/main/notebooks"  # where links lead to what was not copied
-EXERCISE = re.compile(
-    r'@exercise\("(?P<id>\d+\.\d+)"\)\ndef (?P<name>\w+)\((?P<arguments>[^:]*)\):\n(?P<description> +""".*?"""\n)?', re.DOTALL
-)
+EXERCISE = re.compile(r'@exercise\("(?P<id>\d+\.\d+)"\)\ndef (?P<name>\w+)\((?P<arguments>[^:]*)\):\n(?P<docs> +""".*?"""\n)?', re.DOTALL)
 _SOLUTION = re.compile(r"def solution_(?P<id>\d+_\d+)\((?P<arguments>[^:]*)\):\n(?P<body>.*)", re.DOTALL)
 _BADGE = re.compile(r"^\[!\[Open in Colab\].*\n?\n?", re.MULTILINE)
 _LINK = re.compile(r"(\]\()([\w./-]+)(?=[#)])")
@@ -30,10 +28,7 @@ def student_copy(notebook, *, seed: int | None = None, answers: bool = True):
 
 
 def solved_copy(notebook, name: str, begin: str = "", end: str = ""):
-    """A copy without outputs, every exercise filled in with its solution. name: the notebook's. begin, end: put around every solution.
-
-    Raises CourseError for an exercise that has no solution, or one that takes other arguments.
-    """
+    """A copy without outputs, with every exercise's solution between begin and end. CourseError, naming the notebook, if one is missing."""
     found = (_SOLUTION.search(cell.source) for cell in notebook.cells if "solution" in tags(cell))
     solutions = {(solution["id"].replace("_", "."), solution["arguments"]): solution["body"] for solution in found if solution}
     made = _bare(notebook)
@@ -48,7 +43,7 @@ def solved_copy(notebook, name: str, begin: str = "", end: str = ""):
 
 
 def exercise_in(cell) -> re.Match | None:
-    """The head of the exercise that a cell holds, down to its docstring: id, name, arguments, description."""
+    """The head of the exercise that a cell holds, down to its docstring: id, name, arguments, docs."""
     return EXERCISE.match(cell.source) if cell.cell_type == "code" else None
 
 

@@ -12,8 +12,8 @@ from sslcourse.course.exercises import DONE, OPEN, find_exercise, judge
 def check_answer(id: str, answer: Callable) -> None:
     """Return if the answer to exercise `id` is right, and raise AssertionError with the hint if it is not, or not attempted.
 
-    answer: the learner's function as the notebook has it after @exercise. It is judged on the spot: neither what @exercise found earlier,
-    nor the reference that took over, nor a function of the package counts. Raises CourseError for an id that no lesson has.
+    answer: the function after @exercise, judged on the spot: neither what @exercise found earlier, nor the reference that took over, nor a
+    function of the package counts. Raises CourseError for an id that no lesson has.
     """
     task = find_exercise(id)
     learner = getattr(answer, "learner", answer)

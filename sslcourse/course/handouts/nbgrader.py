@@ -27,8 +27,8 @@ check_answer("{id}", {name})"""
 def source_copy(notebook, name: str, *, answers: bool = True):
     """The instructor's version of a lesson, for `nbgrader generate_assignment`: solutions between marks, and a locked test after each.
 
-    A test has a point for each star of difficulty. The cells that import, choose the tier and start the lesson are locked too. name: the
-    notebook's, for errors. Raises CourseError if a cell is not there that has to be locked.
+    A test has a point for each star of difficulty. The cells that import, choose the tier and start the lesson are locked too.
+    Raises CourseError, naming the notebook, if one of these is missing.
     """
     made = copies.solved_copy(notebook, name, begin="    ### BEGIN SOLUTION\n", end="\n    ### END SOLUTION")
     if not answers:
