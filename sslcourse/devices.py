@@ -15,10 +15,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def choose_precision(device: torch.device, precision: str = "auto") -> str:
-    """The arithmetic of the forward pass: "auto" becomes what is faster on this device.
+    """The arithmetic of the forward pass; "auto" becomes what is faster on this device.
 
-    On CUDA: bf16 where the card computes it natively (compute capability 8 and later), fp16 on older cards such as the T4. On a CPU: bf16
-    where it has matrix tiles (Intel AMX, 2.3 times as fast), fp32 elsewhere, where bf16 is emulated.
+    CUDA: bf16 from compute capability 8 on, fp16 on older cards such as the T4. CPU: bf16 with Intel AMX (2.3 times as fast), else fp32.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
@@ -95,9 +94,6 @@ _pools = lru_cache(maxsize=1)(ThreadpoolController)  # finding the libraries tak
 def one_thread():
     """While it is entered, every numerical library works on one thread: small work takes a tenth of the time where cores are busy."""
     return _pools().limit(limits=1)
-
-
-# --- several processes ------------------------------------------------------------------------------------------------------------------
 
 
 def world_size() -> int:

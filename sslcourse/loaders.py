@@ -39,8 +39,6 @@ class TensorLoader:
         if drop_last and lengths[0] < batch_size:
             raise ValueError(f"drop_last would leave no batch at all: {lengths[0]} rows, batch_size {batch_size}. Make that smaller.")
         rank, world = part
-        if not 0 <= rank < world:
-            raise ValueError(f"part is (rank, world) with 0 <= rank < world, not {part}.")
         if world > 1 and (batch_size % world or not drop_last):
             raise ValueError(f"A batch of {batch_size} cannot be shared by {world} processes: take a multiple of {world}, and drop_last.")
         self.tensors, self.part = tensors, (rank, world)
@@ -88,9 +86,8 @@ class TensorLoader:
 class PairedLoader:
     """Labelled and unlabelled images side by side: yields (x, y, u), where u comes from `unlabeled` and x, y from `labeled`.
 
-    A pass is one over the unlabelled images; the labelled ones go round as often as that takes, in a new order every round. Which labelled
-    batch comes depends on the seeds and the number of the step alone. labeled: a TensorLoader of two tensors, unlabeled: of one, both with
-    drop_last.
+    A pass is one over the unlabelled images; the labelled ones go round as often as that takes, in a new order every round that depends on
+    the seeds and the number of the step alone. labeled: a TensorLoader of two tensors, unlabeled: of one, both with drop_last.
     """
 
     def __init__(self, labeled: TensorLoader, unlabeled: TensorLoader):

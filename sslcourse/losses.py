@@ -4,9 +4,8 @@ Rows come in as a network makes them, (N, D), row i of both tensors from image i
 gather_distributed the rows of all processes (`training.distributed`) are one batch; each must bring the same N.
 
 All but the loss on pseudo-labels are computed in float64, inside autocast too: a similarity divided by a small temperature has few digits
-left in float32, and none in half precision. The scalar is float32, or float64 for float64 rows. NaN or inf among the rows makes it NaN;
-input that cannot be meant raises TypeError or ValueError. A row of zeros has no direction: where one is needed that is a ValueError on the
-CPU, and NaN on a GPU, which would have to wait for the answer.
+left in float32. The scalar is float32, or float64 for float64 rows. NaN or inf among the rows makes it NaN; wrong input raises TypeError
+or ValueError. A row of zeros has no direction: where one is needed that is a ValueError on the CPU, and NaN on a GPU, so that nobody waits.
 """
 
 import math
@@ -125,9 +124,6 @@ def pseudo_label_weight(step: int, start: int, end: int, final: float) -> float:
     return final * ((step - start) / (end - start)) if step > start else 0.0
 
 
-# --- chance -----------------------------------------------------------------------------------------------------------------------------
-
-
 def chance_loss(
     method: str, *, batch_size: int | None = None, num_classes: int | None = None, dim: int | None = None, lambda_param: float = 5e-3
 ) -> float:
@@ -164,11 +160,8 @@ def chance_loss(
     raise ValueError(f"chance_loss knows supervised, rotation, simclr, byol and barlow_twins, not {method!r}.")
 
 
-# --- what the losses share --------------------------------------------------------------------------------------------------------------
-
-
 def _check_pair(**tensors: Tensor) -> None:
-    """Raise unless the two named tensors are floating-point (N, D) of one shape on one device, and not empty."""
+    """Raise unless the two named tensors are floating-point (N, D) of one shape, and not empty."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, not a {type(tensor).__name__}; convert it with torch.as_tensor.")
@@ -179,8 +172,6 @@ def _check_pair(**tensors: Tensor) -> None:
     (name, first), (other, second) = tensors.items()
     if first.shape != second.shape:
         raise ValueError(f"{name} and {other} need one shape, row i of both from image i; not {tuple(first.shape)}, {tuple(second.shape)}.")
-    if first.device != second.device:
-        raise ValueError(f"{name} and {other} must be on one device; they are on {first.device} and {second.device}.")
 
 
 def _check_directions(*tensors: Tensor) -> None:

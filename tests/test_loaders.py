@@ -159,7 +159,6 @@ def test_slow_steps_on_the_gpu_read_the_batches_they_were_given():
         ([torch.zeros(3)], {"batch_size": 4, "drop_last": True}, "batch_size"),
         ([torch.zeros(49)], {"batch_size": 12, "drop_last": True, "part": (0, 5)}, "multiple of 5"),
         ([torch.zeros(49)], {"batch_size": 12, "part": (0, 2)}, "drop_last"),
-        ([torch.zeros(49)], {"batch_size": 12, "drop_last": True, "part": (2, 2)}, "part"),
     ],
 )
 def test_bad_input_is_refused(tensors, options, named):

@@ -3,9 +3,8 @@
 * Crop, flip and resize are linear and separable, so each image has one small matrix for its rows and one for its columns, and two
   batched matrix products do all three at once, antialiased. Gaussian blur and translation are such matrices too.
 * Colour operations are a few whole-batch formulas with one factor an image, without branches, written over one another in place.
-* On a CPU the batch is worked through in chunks that stay in the cache.
-* No operation waits for a GPU (no `.item()`, no boolean indexing): an image that is not jittered gets factors that change nothing. On a
-  CPU blur and solarization pick out the images that are to have them.
+* No operation waits for a GPU (no `.item()`, no boolean indexing): an image that is not jittered gets factors that change nothing.
+* On a CPU the batch is worked through in chunks that stay in the cache; blur and solarization pick out the images that are to have them.
 
 Two simplifications are ours: the parts of colour jitter come in a fixed order (brightness, contrast, saturation, hue), where torchvision
 shuffles them for each image; and a crop whose aspect ratio does not fit after ten draws becomes the whole image.

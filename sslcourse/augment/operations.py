@@ -13,9 +13,6 @@ from torch import Tensor
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 weights, as torchvision has them
 
 
-# --- colours: each image with its own factor -------------------------------------------------------------------------------------------
-
-
 def _per_image(value: Tensor) -> Tensor:
     return value.view(-1, 1, 1, 1)
 
@@ -84,9 +81,6 @@ def cut_out(x: Tensor, square: Tensor, out: Tensor | None = None) -> Tensor:
     inside = [(p - centre[:, axis : axis + 1]).abs() < reach for axis, p in enumerate(place)]  # (N, H), (N, W)
     covered = (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1)  # (N, 1, H, W)
     return (x if out is x else x.clone()).masked_fill_(covered, 0.5)
-
-
-# --- matrices along one axis: (N, output length, input length), each row sums to 1 -----------------------------------------------------
 
 
 def resize_matrix(start: Tensor, length: Tensor, size_in: int, size_out: int, flip: Tensor | None = None) -> Tensor:

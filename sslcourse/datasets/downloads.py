@@ -19,11 +19,9 @@ NO_NETWORK = "toybox needs no network, nor does any folder or archive of your ow
 
 
 def fetch(url: str, path: Path, checksum: str | None = None) -> Path:
-    """Download `url` (http or https) to `path`, and return it. One process at a time: see `prepared.alone`.
+    """Download `url` (http or https) to `path`, unless it is there, and return it. One process at a time: see `prepared.alone`.
 
-    The bytes go to `<path>.part`, which is renamed at the end and which the next call continues after a cut or Ctrl-C. checksum: "md5:..."
-    or "sha256:..." of the whole file; a file that is there already is kept if it fits.
-
+    The next call continues `<path>.part` after a cut or Ctrl-C. checksum: "md5:..." or "sha256:..." of the whole file.
     CourseError for: no network, a cut, an HTTP error, a web page in place of the file, a wrong `checksum` (then the file is removed).
     """
     if path.exists() and _matches(path, checksum):

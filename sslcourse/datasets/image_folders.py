@@ -17,11 +17,9 @@ from sslcourse.datasets.archives import Piece, Tree
 from sslcourse.errors import CourseError
 
 SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid"),
-    "test": ("test", "testing"),
+    "train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing"),
     "unlabeled": ("unlabeled", "unlabelled"),
-}
+}  # fmt: skip
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
 MAX_PIXELS = 120_000_000  # larger than any camera's photo; a small file can claim far more and fill the memory
 NAMED = 10  # unreadable files that a message lists by name

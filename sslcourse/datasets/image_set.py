@@ -26,10 +26,7 @@ class DatasetInfo:
     download_bytes: int
     how: str
     prepared: bool = False
-
-    @property
-    def needs_network(self) -> bool:
-        return self.download_bytes > 0
+    needs_network = property(lambda self: self.download_bytes > 0)
 
 
 # What is known before a data set is there. Where they come from is in sources.SOURCES.
@@ -84,14 +81,8 @@ class ImageSet:
             if count and int(labels.max()) >= self.num_classes:
                 raise ValueError(f"{split}_labels contains {int(labels.max())}, and there are {self.num_classes} classes, counted from 0.")
 
-    @property
-    def size(self) -> int:
-        """Height and width of every image, in pixels."""
-        return self.train_images.shape[-1]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
+    size = property(lambda self: self.train_images.shape[-1], doc="Height and width of every image, in pixels.")
+    num_classes = property(lambda self: len(self.class_names))
 
     def to(self, device: str | torch.device) -> "ImageSet":
         """The same ImageSet with every tensor on `device`. Images that two parts share are moved once and stay shared."""

@@ -74,10 +74,7 @@ def shuffled_by_class(labels, classes: int, seed: int) -> list[np.ndarray]:
 
 
 def set_aside(labels, fraction: float, seed: int, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Split row numbers by class: -> (kept, aside), both int64 and rising.
-
-    Of each class, the first round(fraction * n) rows of `shuffled_by_class`, at least one, are set aside. CourseError for a class of one.
-    """
+    """Rows split by class -> (kept, aside), int64, rising: of each round(fraction * n), at least 1, aside. CourseError for a class of 1."""
     kept, aside = [], []
     for name, rows in zip(class_names, shuffled_by_class(labels, len(class_names), seed), strict=True):
         if len(rows) < 2:
@@ -156,10 +153,7 @@ def statistics(parts: Parts) -> tuple[list[float], list[float]]:
 
 
 def write(folder: Path, parts: Parts, *, name: str, class_names: Sequence[str], source: str, options: Mapping) -> None:
-    """Write a prepared data set into `folder`, all or nothing, in place of one that was there. To be used inside `alone`.
-
-    CourseError if the folder is something else than a prepared data set (it is never touched), or if the disk is too full.
-    """
+    """Write a data set into `folder`, all or nothing, inside `alone`. CourseError if something else is there (it stays), or no space."""
     if folder.exists() and not (folder / "about.json").exists() and (folder.is_file() or any(folder.iterdir())):
         way = "Choose another --name or --data-dir, or delete it yourself if it is the rest of a broken data set."
         raise CourseError(f"{folder} exists and is not a prepared data set, so nothing was written there. {way}")
@@ -217,10 +211,7 @@ def made_once(folder: Path, make: Callable[[], Parts], *, options: Mapping, forc
 
 
 def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """-> (about, parts): images as memory maps (copy on write, so nothing changes the files), labels in memory.
-
-    CourseError that names the file if a part is missing, cut short, or not what about.json says.
-    """
+    """-> (about, parts): images as copy-on-write memory maps, labels in memory. CourseError that names a missing or damaged file."""
     about = read_about(folder)
     parts = {}
     for part in PARTS:

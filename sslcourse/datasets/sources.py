@@ -15,22 +15,19 @@ from sslcourse.datasets import archives, downloads, image_folders, prepared, toy
 from sslcourse.datasets.image_set import KNOWN, check_size, known_spelling, load
 from sslcourse.errors import CourseError
 
-# Every address of the course's data: the archive, the checksum that its source publishes (or None), and the bytes of disk that preparing it
-# takes: archive, unpacked and prepared.
+# address of the archive, checksum that its source publishes (or None), bytes of disk that it takes: archive, unpacked and prepared
 SOURCES = {
     "stl10": (STL10.url, f"md5:{STL10.tgz_md5}", 9_000_000_000),
     "cifar10": (CIFAR10.url, f"md5:{CIFAR10.tgz_md5}", 600_000_000),
     "flowers": (
         "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
-        "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c",
-        700_000_000,
+        "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c", 700_000_000,
     ),
     "cats-vs-dogs": (
         "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip",
-        None,
-        3_200_000_000,
+        None, 3_200_000_000,
     ),
-}
+}  # fmt: skip
 MIRROR = "SSLCOURSE_MIRROR"  # the address of a folder with the same files, for a class that shares one copy; checksums still hold
 RESERVED = {"downloads", "con", "prn", "aux", "nul", "train", "test"}
 

@@ -1,12 +1,8 @@
 """Toybox: ten classes of simple drawn objects, made by code from a seed. The course's embedded data set.
 
-Three choices make it something to learn from within minutes on two CPU cores:
-
-* Objects stand upright, so that telling a rotation is a real task (`upright=False` takes that away).
-* Backgrounds are plain and nearly grey, and the colours of an object share one hue: two images can be told apart only by shape.
-  `shortcut=True` draws clutter and many colours, where colour alone identifies an image and contrastive learning stops there.
-* Pose, proportions, brightness, blur and noise vary a lot, so that a hundred labels do not cover them. They were tuned once, with a
-  ResNet-9 of width 16 at 32 pixels.
+Objects stand upright, so that telling a rotation is a real task (`upright=False` takes that away). Backgrounds are plain and nearly grey,
+and an object has one hue, so only shape tells images apart; `shortcut=True` draws clutter and many colours, where colour alone does, and
+contrastive learning stops there. Pose, proportions, brightness, blur and noise vary so much that a hundred labels do not cover them.
 
 Image `i` of a draw depends on `(seed, i)` alone: a longer draw begins with the shorter one.
 """
@@ -178,10 +174,7 @@ def draw(class_index: int, rng: np.random.Generator, size: int = SIZE, shortcut:
 
 
 def make(n: int, seed=0, size=SIZE, shortcut=False, upright=True, bar: tqdm | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Draw n images, the classes in turn, so that any stretch of them is balanced: uint8 (n, 3, size, size) and labels int64 (n,).
-
-    size: pixels a side. shortcut, upright: see the head of this file.
-    """
+    """Draw n images of `size` pixels a side, the classes in turn: uint8 (n, 3, size, size) and labels int64 (n,). Options: see above."""
     images = np.empty((n, 3, size, size), np.uint8)
     for index in range(n):
         rng = np.random.default_rng((seed, index))

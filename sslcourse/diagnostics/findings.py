@@ -57,15 +57,13 @@ def describe(
 
 
 def finite(*values) -> bool:
-    """Are all numbers of these tensors finite? What is not a tensor of floating-point or complex numbers counts as finite.
-
-    One norm over all and one wait for the device: NaN and infinity stay in a norm. A norm can overflow, so then each number is looked at.
-    """
+    """Are all numbers of these tensors finite? What is not a tensor of floating-point or complex numbers counts as finite."""
     tensors = [v for v in values if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) and not v.is_meta]
     with torch.no_grad():
         tensors = [tensor for tensor in map(plain, tensors) if tensor.numel()]
         if not tensors:
             return True
+        # one wait for the device, as NaN and infinity stay in a norm; where it overflows, each number is looked at
         norms = torch.stack([norm.float().to(tensors[0].device) for norm in torch._foreach_norm(tensors)])
         return math.isfinite(norms.sum().item()) or all(bool(tensor.isfinite().all()) for tensor in tensors)
 
@@ -79,8 +77,6 @@ def plain(tensor: Tensor) -> Tensor:
         return tensor._values()
     return tensor.float() if tensor.element_size() == 1 else tensor
 
-
-# --- usual causes, a sentence each ------------------------------------------------------------------------------------------------------
 
 HALF = "float16 ends at 65504: compute this part in float32, or use bfloat16, whose numbers reach 3e38."
 

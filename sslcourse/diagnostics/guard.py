@@ -125,11 +125,7 @@ class BadBatch:
 
 
 def load_bad_batch(path: str | os.PathLike) -> BadBatch:
-    """Read a bad_batch.pt of `NonFiniteGuard`. Nothing in the file is executed.
-
-    >>> bad = load_bad_batch("runs/bad_batch.pt")
-    >>> bad.put_back(method)
-    >>> print(find_nonfinite(method, bad.batch))
+    """Read a bad_batch.pt of `NonFiniteGuard` (nothing in it is executed): after bad.put_back(method), find_nonfinite(method, bad.batch).
 
     Raises CourseError when it is not such a file, or is damaged.
     """

@@ -1,7 +1,4 @@
-"""Does a classifier that says 90 % get nine of ten right? Expected calibration error, and the one number that repairs much of it.
-
-Source: Guo, Pleiss, Sun, Weinberger 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), sections 2 and 4.2.
-"""
+"""Does a classifier that says 90 % get nine of ten right? Calibration and temperature scaling (Guo et al. 2017, arXiv 1706.04599)."""
 
 import math
 from dataclasses import dataclass
@@ -31,10 +28,7 @@ class Calibration:
     mean_confidence: float
     accuracy: float
 
-    @property
-    def overconfidence(self) -> float:
-        """Mean confidence less accuracy: above zero it promises too much."""
-        return self.mean_confidence - self.accuracy
+    overconfidence = property(lambda self: self.mean_confidence - self.accuracy, doc="Above zero it promises too much.")
 
 
 def calibration(logits, labels=None, bins: int = 10) -> Calibration:
@@ -75,8 +69,6 @@ def fit_temperature(logits, labels=None) -> float:
 def _checked(logits, labels) -> tuple[Tensor, Tensor]:
     """Logits in double precision, (N, C), and labels, (N,), both on the CPU."""
     if labels is None:
-        if not hasattr(logits, "logits"):
-            raise TypeError(f"This needs an evaluation.Result, or logits and labels, not one {type(logits).__name__}.")
         logits, labels = logits.logits, logits.labels
     logits, labels = torch.as_tensor(logits).detach().cpu().double(), torch.as_tensor(labels).cpu().long()
     if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels) or logits.shape[1] < 2:

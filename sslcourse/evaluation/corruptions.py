@@ -1,7 +1,4 @@
-"""Images as they come from worse cameras: what accuracy is left of on them tells more than the accuracy on clean ones.
-
-After Hendrycks and Dietterich 2019 (arXiv 1903.12261). The severities are our own and mean the same at any size of image.
-"""
+"""Images as worse cameras take them, after Hendrycks and Dietterich 2019 (arXiv 1903.12261); our severities mean the same at any size."""
 
 import torch
 from torch import Tensor
@@ -11,6 +8,10 @@ CHUNK = 128  # images worked on at once; part of what a seed means
 SEVERITIES = 5
 
 # Each of the six takes x, float (n, 3, H, W) in 0..1; the severity's amount; and draw(distribution, *shape) -> (CHUNK, *shape).
+
+
+def _noise(x, amount, draw):
+    return x + amount * draw(torch.randn, *x.shape[1:])[: len(x)]
 
 
 def _blur(x, amount, draw):
@@ -46,10 +47,7 @@ def _occlusion(x, amount, draw):
 
 # name -> (function, its amounts at severities 1 to 5)
 CORRUPTIONS = {
-    "gaussian_noise": (  # deviation, of 0..1
-        lambda x, amount, draw: x + amount * draw(torch.randn, *x.shape[1:])[: len(x)],
-        (0.04, 0.08, 0.12, 0.18, 0.26),
-    ),
+    "gaussian_noise": (_noise, (0.04, 0.08, 0.12, 0.18, 0.26)),  # deviation, of 0..1
     "blur": (_blur, (0.015, 0.025, 0.035, 0.05, 0.065)),  # deviation, of the side: 0.5 to 2.1 pixels of 32
     "contrast": (_contrast, (0.7, 0.5, 0.35, 0.2, 0.1)),  # what is left of the distance from each channel's mean
     "brightness": (lambda x, amount, draw: x + amount, (0.1, 0.2, 0.3, 0.4, 0.5)),  # added to every pixel, of 0..1

@@ -15,10 +15,7 @@ BATCH_SIZE = 512
 
 
 def evaluation_view(augmentation: nn.Module | None, size: int) -> augment.Augmentation:
-    """No randomness, at the size and with the normalisation of this augmentation: what an encoder that was trained with it should see.
-
-    size: pixels a side, where the augmentation does not tell its own.
-    """
+    """What an encoder trained with this augmentation should see: its size (or `size` where it has none) and normalisation, not random."""
     augmentation = getattr(augmentation, "first", augmentation)  # of two views
     if not isinstance(augmentation, augment.Augmentation):
         return augment.evaluation(getattr(augmentation, "size", size))
@@ -57,8 +54,6 @@ def features(
     """
     if block is None:
         return _in_batches(encoder, encoder, images, size, transform, precision)
-    if not hasattr(encoder, "feature_maps"):
-        raise ValueError(f"{type(encoder).__name__} has no feature_maps, so no block of it can be chosen; leave block=None.")
     blocks = len(encoder.blocks)
     if block == 0 or not -blocks <= block <= blocks:
         raise ValueError(f"block is {block}; this encoder has blocks 1 to {blocks}, or -1 for the last.")
@@ -92,9 +87,7 @@ class FeatureSet:
     test_labels: Tensor
     class_names: list[str]
 
-    @property
-    def dim(self) -> int:
-        return self.train.shape[1]
+    dim = property(lambda self: self.train.shape[1])
 
     def few_labels(self, per_class: int = 10, seed: int = 0) -> "FeatureSet":
         """The same with `per_class` labelled rows a class: the images that `ImageSet.few_labels` chooses with this seed."""
@@ -120,12 +113,7 @@ def feature_set(encoder: nn.Module, images, **options) -> FeatureSet:
 
 
 def neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k rows of the bank most alike to each query, by cosine: bank (N, D), queries (Q, D) -> similarities (Q, k), indices (Q, k).
-
-    The most alike come first. Memory stays at 1,024 × N.
-    """
-    if bank.dim() != 2 or queries.dim() != 2 or bank.shape[1] != queries.shape[1]:
-        raise ValueError(f"bank and queries must be (N, D) and (Q, D) with the same D, not {tuple(bank.shape)} and {tuple(queries.shape)}.")
+    """The k rows of bank (N, D) most alike to each of queries (Q, D), by cosine, best first -> similarities (Q, k), indices (Q, k)."""
     if not 1 <= k <= len(bank):
         raise ValueError(f"k is {k}; it must lie between 1 and {len(bank)}, the rows of the bank.")
     bank = F.normalize(bank.float(), dim=1)

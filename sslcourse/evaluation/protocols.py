@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,9 +23,6 @@ from sslcourse.evaluation.features import FeatureSet, check_labels, check_split,
 from sslcourse.evaluation.uncertainty import standard_error, wilson_interval
 from sslcourse.models import Classifier
 
-if TYPE_CHECKING:  # training itself looks at features while it trains
-    from sslcourse.training import History
-
 SMALL_PROBE = 300_000  # numbers; fitting fewer, threads on shared cores wait for each other far longer than they work
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # inverse strengths of the probe's weight penalty, scikit-learn's C
 
@@ -40,9 +36,10 @@ class Result:
     class_names: Sequence[str]
     settings: dict = field(default_factory=dict)  # what was chosen on the way, such as the probe's penalty
 
-    @property
-    def n(self) -> int:
-        return len(self.labels)
+    n = property(lambda self: len(self.labels))
+    top1 = property(lambda self: top_k(self.logits, self.labels, 1))
+    standard_error = property(lambda self: standard_error(self.top1, self.n))
+    confidence_interval = property(lambda self: wilson_interval(self.top1, self.n))
 
     @cached_property
     def predictions(self) -> Tensor:  # (N,)
@@ -53,21 +50,9 @@ class Result:
         return self.logits.softmax(1)
 
     @property
-    def top1(self) -> float:
-        return top_k(self.logits, self.labels, 1)
-
-    @property
     def top3(self) -> float:
         """Part of the images whose class is among the three most probable; with three classes or fewer it is 1 and says nothing."""
         return top_k(self.logits, self.labels, 3)
-
-    @property
-    def standard_error(self) -> float:
-        return standard_error(self.top1, self.n)
-
-    @property
-    def confidence_interval(self) -> tuple[float, float]:
-        return wilson_interval(self.top1, self.n)
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -168,7 +153,7 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
 @dataclass
 class FineTuned(Result):  # with the network that gave it and the History of its training
     model: nn.Module | None = None
-    history: "History | None" = None
+    history: object = None  # training.History
 
 
 def fine_tune(
@@ -178,7 +163,7 @@ def fine_tune(
 
     images: an ImageSet. lr: of the new layer; the encoder's is encoder_lr_scale times that. options: those of `training.fit_classifier`.
     """
-    from sslcourse import training
+    from sslcourse import training  # which itself looks at features
 
     check_split(images, split)
     with seeded(int(options.get("seed", 0))):
@@ -196,9 +181,7 @@ class Retrieval:
     indices: Tensor
     right: Tensor
 
-    @property
-    def precision(self) -> float:  # part of the neighbours that show the query's class
-        return self.right.double().mean().item()
+    precision = property(lambda self: self.right.double().mean().item(), doc="Part of the neighbours that show the query's class.")
 
 
 def retrieve(found: FeatureSet, *, k: int = 8, split: str = "validation") -> Retrieval:
@@ -215,9 +198,6 @@ def pca(rows: Tensor) -> Tensor:
 
 
 def tsne(rows: Tensor, perplexity: float = 30) -> Tensor:
-    """t-SNE (van der Maaten and Hinton 2008): float (N, D) -> (N, 2). Neighbours lie together; sizes and distances of clumps mean nothing.
-
-    perplexity: about how many neighbours count, below N (scikit-learn refuses others).
-    """
+    """t-SNE (van der Maaten and Hinton 2008): float (N, D) -> (N, 2). perplexity: about how many neighbours count, below N."""
     with one_thread():  # its threads beside PyTorch's, more than there are cores, wait for each other far longer than they work
         return torch.from_numpy(TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(rows.numpy()))

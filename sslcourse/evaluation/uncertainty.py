@@ -59,8 +59,6 @@ def paired_runs(first: Sequence[float], second: Sequence[float]) -> PairedRuns:
     One run, or differences that are all the same, give no estimate of luck: p_value and interval are NaN then.
     """
     first, second = _finite(first), _finite(second)
-    if len(first) != len(second):
-        raise ValueError(f"paired_runs compares the same seeds, one value each, not {len(first)} runs with {len(second)}.")
     mean, error = mean_and_error([a - b for a, b in zip(first, second, strict=True)])
     if len(first) == 1 or error <= 1e-12 * max(map(abs, first + second)):  # below that, the differences differ by rounding alone
         return PairedRuns(mean, error, math.nan, (math.nan, math.nan))

@@ -11,17 +11,8 @@ from sslcourse import augment, losses
 from sslcourse.devices import at_least_float32
 
 
-def _feature_dim(encoder: nn.Module) -> int:
-    if not hasattr(encoder, "feature_dim"):
-        raise ValueError(f"An encoder must say its feature_dim, the width of its features; {type(encoder).__name__} has none.")
-    return encoder.feature_dim
-
-
 class Classifier(nn.Module):
-    """An encoder and one linear layer, with dropout between them: normalised images (N, 3, H, W) -> logits (N, num_classes).
-
-    The last layer starts near zero, so that the first loss is that of guessing, ln(num_classes).
-    """
+    """An encoder and one linear layer, with dropout between them: normalised images (N, 3, H, W) -> logits (N, num_classes)."""
 
     def __init__(self, encoder: nn.Module, num_classes: int, dropout: float = 0.2):
         super().__init__()
@@ -29,8 +20,8 @@ class Classifier(nn.Module):
             raise ValueError(f"num_classes must be at least 2, not {num_classes}.")
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(_feature_dim(encoder), num_classes)
-        nn.init.normal_(self.head.weight, std=1e-3)
+        self.head = nn.Linear(encoder.feature_dim, num_classes)
+        nn.init.normal_(self.head.weight, std=1e-3)  # near zero, so that the first loss is that of guessing, ln(num_classes)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,9 +49,6 @@ class ProjectionHead(nn.Sequential):
 class PredictionHead(ProjectionHead):
     """Projections (N, in_dim) -> predictions (N, out_dim) of another projection: a head of two layers (Grill et al. 2020)."""
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
-        super().__init__(in_dim, hidden_dim, out_dim)
-
 
 class Method(nn.Module):
     """What the methods share. forward(images uint8 (N, 3, H, W)) -> scalar loss.
@@ -72,7 +60,7 @@ class Method(nn.Module):
 
     def __init__(self, encoder: nn.Module, augmentation: nn.Module | None):
         super().__init__()
-        self.feature_dim = _feature_dim(encoder)
+        self.feature_dim = encoder.feature_dim
         self.encoder, self.augmentation = encoder, augmentation
         self.metrics: dict[str, Tensor] = {}
 
@@ -105,10 +93,7 @@ def four_rotations(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Rotation(Method):
-    """Tell by how many quarter turns an image was rotated (RotNet; Gidaris, Singh, Komodakis 2018). N images make a batch of 4N.
-
-    metrics: rotation_accuracy.
-    """
+    """RotNet (Gidaris et al. 2018): tell by how many quarter turns an image was rotated. N images become 4N. metrics: rotation_accuracy."""
 
     default_augmentation = staticmethod(augment.weak)
 

@@ -54,33 +54,13 @@ class Network:
     about: dict = field(default_factory=dict)
     origin: str = THIS_RUN
 
-    @property
-    def is_classifier(self) -> bool:
-        return isinstance(self.model, Classifier)
-
-    @property
-    def encoder(self) -> nn.Module:
-        return self.model.encoder if self.is_classifier else self.model
-
-    @property
-    def method(self) -> str:
-        return self.about["method"]
-
-    @property
-    def dataset(self) -> str:
-        return self.about["dataset"]
-
-    @property
-    def size(self) -> int:
-        return self.about["size"]
-
-    @property
-    def labels(self) -> int | None:
-        return self.about.get("labels")
-
-    @property
-    def block(self) -> int | None:
-        return self.about.get("block")
+    is_classifier = property(lambda self: isinstance(self.model, Classifier))
+    encoder = property(lambda self: self.model.encoder if self.is_classifier else self.model)
+    method = property(lambda self: self.about["method"])
+    dataset = property(lambda self: self.about["dataset"])
+    size = property(lambda self: self.about["size"])
+    labels = property(lambda self: self.about.get("labels"))
+    block = property(lambda self: self.about.get("block"))
 
 
 def save_network(path: str | os.PathLike, model: nn.Module, **about) -> Path:
@@ -143,11 +123,8 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
 
 
 def _checked(recipe: Mapping, head: Mapping | None, about: Mapping, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network described, without memory for its weights, so that no file can ask for more than it brings.
-
-    Raises ValueError unless these are the weights of such a network, finite, and `about` is what has to be said of it.
-    """
-    with torch.device("meta"):
+    """The network described. Raises ValueError unless these are its weights, finite, and `about` is what has to be said of it."""
+    with torch.device("meta"):  # without memory for weights, so that no file can ask for more than it brings
         encoder = model = encoder_from_recipe(recipe)
         if head:
             model = Classifier(encoder, head["classes"], head["dropout"])
@@ -176,10 +153,7 @@ def _checked(recipe: Mapping, head: Mapping | None, about: Mapping, weights: Map
 
 
 def read_networks(folder: str | os.PathLike, device: str | torch.device = "cpu") -> dict[str, Network]:
-    """All networks of a folder in the order of their file names, by that name without its ending; {} if there is no such folder.
-
-    A file that cannot be used is left out with a warning that names it.
-    """
+    """All networks of a folder, by their file's name without its ending, in that order; an unusable file gives a warning that names it."""
     found = {}
     for path in sorted(Path(folder).glob(f"*{ENDING}")):
         try:

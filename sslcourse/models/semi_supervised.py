@@ -77,12 +77,8 @@ class PseudoLabeling(nn.Module):
         pseudo = losses.pseudo_label_loss(weak_logits.float(), logits[len(x) :], self.threshold)
         with torch.no_grad():
             passing = weak_logits.float().softmax(1).amax(1) >= self.threshold
-            self.metrics = {
-                "supervised_loss": supervised.detach(),
-                "pseudo_loss": pseudo.detach(),
-                "pseudo_weight": self.weight.clone(),
-                "coverage": passing.float().mean(),
-            }
+            self.metrics = {"supervised_loss": supervised.detach(), "pseudo_loss": pseudo.detach()}
+            self.metrics |= {"pseudo_weight": self.weight.clone(), "coverage": passing.float().mean()}
         return supervised + self.weight * pseudo
 
     @torch.no_grad()

@@ -32,10 +32,7 @@ def bars(values: Mapping[str, float], *, title: str, ylabel: str, errors: Mappin
 
 
 def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel: str) -> None:
-    """Differences with their intervals about zero. rows: name -> (difference, low, high), the interval NaN where it is not known.
-
-    A filled marker has zero outside its interval.
-    """
+    """Differences with their intervals; filled where 0 is outside. rows: name -> (difference, low, high), NaN where not known."""
     figure, axis = plt.subplots(figsize=(7.6, 0.42 * len(rows) + 1.25))
     axis.axvline(0, color="black", linestyle=":", linewidth=1.2)
     told = []

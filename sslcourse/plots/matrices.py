@@ -127,10 +127,7 @@ def _class_grid(cells: np.ndarray, classes: Sequence[str], title: str, more: tup
 
 
 def confusions_over_time(matrices: Sequence, titles: Sequence[str], class_names: Sequence[str], *, title: str) -> None:
-    """Small confusion matrices in the order given, rows true, columns predicted, each under its accuracy averaged over classes.
-
-    matrices: counts (C, C), each shown in percent of its rows. titles: one a matrix, such as "step 200".
-    """
+    """Small confusion matrices, in percent of each row, under their accuracy averaged over classes. matrices: counts (C, C), rows true."""
     k, panels = len(class_names), [_row_percent(counts) for counts in matrices]
     rows = -(-len(panels) // 4)
     across = -(-len(panels) // rows)

@@ -18,15 +18,12 @@ LINES = ("-", "--", "-.", ":")
 
 def use_style() -> None:
     """The course's look, set once in a lesson's set-up cell."""
-    matplotlib.rcParams.update(
-        {
-            "figure.dpi": 90, "savefig.dpi": 90, "figure.facecolor": "white", "axes.facecolor": "white", "font.size": 10.5,
-            "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
-            "axes.titlesize": 11.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
-            "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=MARKERS), "lines.markersize": 5,
-            "legend.framealpha": 0.8, "legend.edgecolor": "none",
-        }
-    )  # fmt: skip
+    matplotlib.rcParams.update({
+        "figure.dpi": 90, "savefig.dpi": 90, "figure.facecolor": "white", "axes.facecolor": "white", "font.size": 10.5,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
+        "axes.titlesize": 11.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.framealpha": 0.8,
+        "legend.edgecolor": "none", "lines.markersize": 5, "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=MARKERS),
+    })  # fmt: skip
 
 
 def show(figure: Figure, alt: str) -> None:

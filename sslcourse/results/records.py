@@ -189,10 +189,7 @@ def original_projects(lesson: int | None = None) -> list[dict]:
 
 
 def fill(own: Iterable[Mapping], committed: Iterable[Mapping]) -> list[dict]:
-    """One's own records, then those committed ones of a lesson, method, data set and number of labels that one's own lack.
-
-    Each is a copy with "origin", which is "this run" or "committed".
-    """
+    """Copies of one's own records, then of committed ones whose lesson, method, data set and labels one's own lack; "origin" says which."""
 
     def experiment(found: Mapping) -> tuple:
         return tuple(found[key] for key in ("lesson", "method", "dataset", "labels"))

@@ -3,8 +3,6 @@
 from sslcourse.devices import PRECISIONS, evaluation_mode  # noqa: F401
 from sslcourse.training.callbacks import Callback, Stopped, StopWhenAsked  # noqa: F401
 from sslcourse.training.checkpoints import History  # noqa: F401
-from sslcourse.training.classifier import epochs_for, fit_classifier  # noqa: F401
 from sslcourse.training.loop import Options  # noqa: F401
 from sslcourse.training.optimizers import LARS, decayed_and_not, make_optimizer  # noqa: F401
-from sslcourse.training.pretraining import pretrain  # noqa: F401
-from sslcourse.training.semi_supervised import fit_semi_supervised  # noqa: F401
+from sslcourse.training.tasks import epochs_for, fit_classifier, fit_semi_supervised, pretrain  # noqa: F401

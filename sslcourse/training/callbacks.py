@@ -61,10 +61,7 @@ class AfterStep(Callback):
 
 
 class Rows(Callback):
-    """Makes the means of an epoch's loss and metrics a row of the History. A loss that is not finite ends the run there.
-
-    look(epoch, last), called on the first process -> further columns, or None for no row.
-    """
+    """An epoch's means become a row of the History; a loss that is not finite ends the run. look(epoch, last) -> more columns or no row."""
 
     def __init__(self, look: Callable[[int, bool], dict | None]):
         self.look = look
@@ -139,10 +136,7 @@ class Stopped(CourseError):
 
 
 class StopWhenAsked(Callback):
-    """Set `asked`, from a signal handler for example, and the run writes its checkpoint after the present step and raises Stopped.
-
-    With several processes it does so at the end of the epoch, when any of them was asked.
-    """
+    """Set `asked`, and the run writes its checkpoint and raises Stopped, after this step or, with several processes, after this epoch."""
 
     asked = False
 

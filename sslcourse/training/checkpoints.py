@@ -48,10 +48,7 @@ def previous(path) -> Path:
 
 
 def save_checkpoint(path, settings: dict, parts: dict[str, object], history: History, under_way: Mapping | None = None) -> None:
-    """Everything that a run needs to go on exactly: states of the parts, random generators, history. Written atomically.
-
-    The file before it stays, as `previous` names it. under_way: what an unfinished epoch has added up so far, numbers and tensors.
-    """
+    """Write all that a run needs to go on exactly, atomically; the last file stays as `previous`. under_way: an unfinished epoch's sums."""
     state = {"settings": settings, "rows": history.rows, "under_way": dict(under_way or {}), "rng": random_states()}
     buffer = io.BytesIO()
     torch.save({**state, "parts": {name: part.state_dict() for name, part in parts.items()}}, buffer)

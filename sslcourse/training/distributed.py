@@ -67,10 +67,7 @@ def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[s
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch normalisation over the images of all processes, on any device: torch's SyncBatchNorm, which is faster, needs a GPU.
-
-    Every process has as many images. Computed in float32 at least: first the mean, then the squares about it.
-    """
+    """Batch normalisation over all processes, as many images each, float32 or wider, on any device: torch's SyncBatchNorm needs a GPU."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass  # of any
@@ -95,10 +92,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 @contextmanager
 def one_gradient(method: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """What to call for the loss of a method: itself, or with several processes a DistributedDataParallel around it.
-
-    Batch normalisation is over all processes then, and all begin with the weights of the first. Afterwards it is ordinary again.
-    """
+    """The method, or with several processes DistributedDataParallel around it and, inside, batch normalisation over all of them."""
     if world_size() == 1:
         yield method
         return

@@ -69,10 +69,8 @@ BANK, ROWS = torch.ones(40, 6), torch.ones(15, 6)
     [
         *[(lambda encoder, images, b=block: evaluation.features(encoder, images, block=b), "blocks 1 to 6") for block in (0, 7, -7)],
         (lambda encoder, images: evaluation.features(encoder, images, precision="double"), "precision"),
-        (lambda encoder, images: evaluation.features(nn.Flatten(), images, block=1), "feature_maps"),
         (lambda encoder, images: evaluation.neighbours(BANK, ROWS, 0), "k is 0"),
         (lambda encoder, images: evaluation.neighbours(BANK, ROWS, 41), "k is 41"),
-        (lambda encoder, images: evaluation.neighbours(BANK, ROWS[:, :3], 1), "same D"),
         (lambda encoder, images: evaluation.knn_scores(BANK, torch.zeros(40).long(), ROWS, 4, temperature=0), "temperature"),
         (lambda encoder, images: evaluation.knn_scores(BANK, torch.zeros(39).long(), ROWS, 4), "39 labels"),
     ],
