@@ -9,7 +9,7 @@ from torch import nn
 
 from sslcourse import augment, datasets, diagnostics, evaluation, models, training
 from sslcourse.loaders import TensorLoader
-from sslcourse.training import pretraining
+from sslcourse.training import tasks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +66,7 @@ def test_a_look_is_what_evaluation_measures(view):
 
 
 def test_a_look_at_many_labelled_images_takes_some_of_every_class(monkeypatch):
-    monkeypatch.setattr(pretraining, "LOOK_IMAGES", 15)
+    monkeypatch.setattr(tasks, "LOOK_IMAGES", 15)
     images, labels = coloured(90, 0)
     order = labels.argsort()  # the first 15 are all of one class
     validation, test = coloured(30, 1), (images[:0], labels[:0])
