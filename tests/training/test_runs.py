@@ -190,11 +190,11 @@ def test_callbacks_are_called_at_their_moments_and_the_method_is_told_its_steps(
 def test_the_bar_leaves_nothing_behind_in_a_notebook(monkeypatch, capsys):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     kernel = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
-    monkeypatch.setattr(sys, "stdout", kernel)
-    fit("classifier", new_model(), epochs=2, progress=True)
+    with monkeypatch.context() as notebook:
+        notebook.setattr(sys, "stdout", kernel)
+        fit("classifier", new_model(), epochs=2, progress=True)
     drawn = kernel.getvalue()
     assert "2/2" in drawn and not drawn.rpartition("\r")[0].rpartition("\r")[2].strip() and drawn.endswith("\r")
-    monkeypatch.undo()
     assert capsys.readouterr().err == ""
     fit("classifier", new_model(), epochs=2, progress=True)  # in a terminal, what is printed stays free of bars
     told = capsys.readouterr()
