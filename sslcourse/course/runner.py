@@ -143,7 +143,7 @@ def _hold(folder: Path) -> contextlib.AbstractContextManager:
 
 def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | None, progress: bool, jobs: int) -> list[LessonRun]:
     """Run lessons, whose folders are held, and return how each went, in the order given. out: the folder above them all."""
-    jobs, last = min(jobs, len(tasks)), max(lessons.TITLES)  # the last lesson reads what all others leave
+    jobs, last = max(1, min(jobs, len(tasks))), max(lessons.TITLES)  # the last lesson reads what all others leave
     states = {task.out: read_json(task.out / STATE).get("lessons", {}) for task in tasks}
     labels = {task: f"[{position}/{len(tasks)}] {task.name}" for position, task in enumerate(tasks, 1)}
     runs: dict[Task, LessonRun] = {}
