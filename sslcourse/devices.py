@@ -11,7 +11,28 @@ import torch.distributed as dist
 from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
+from sslcourse.errors import CourseError
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def choose_device(device: str | torch.device | None = None, named: str = "device") -> torch.device:
+    """The device that a name means; None, "auto" and "default" take the GPU (cuda, then mps) if there is one, else the CPU.
+
+    named: the option or parameter, for messages. Raises CourseError, with the way out, for what is no device or is not here.
+    """
+    gpus = [kind for kind, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there]
+    if device in (None, "auto", "default"):
+        return torch.device((*gpus, "cpu")[0])
+    here = ", ".join([*gpus, "cpu"])
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise CourseError(f"{named} is {device!r}, which is no device. Here there is: {here}.") from None
+    number = torch.cuda.device_count() if chosen.type == "cuda" else 1
+    if chosen.type not in (*gpus, "cpu") or (chosen.index or 0) >= number:
+        raise CourseError(f"{named} is {str(device)!r}, and PyTorch has no such device here. Leave it out, or take one of: {here}.")
+    return chosen
 
 
 def choose_precision(device: torch.device, precision: str = "auto") -> str:

@@ -1,5 +1,7 @@
-"""Writing a file so that whoever looks sees the old one or the new one, never half of one; and names for files."""
+"""Which folder an option means, whether it can be written to, and writing so that nobody ever sees half a file."""
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -8,7 +10,68 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from sslcourse.errors import CourseError
+
+_REASONS = {  # what a failed call of the system means to its user
+    (errno.ENOSPC,): "the disk is full",
+    (errno.EDQUOT,): "your quota on this disk is used up",
+    (errno.EACCES, errno.EPERM): "you have no permission for it",
+    (errno.EROFS,): "it lies on a read-only disk",
+    (errno.ENOMEM,): "there is not enough memory",
+    (errno.ENODEV, errno.ENXIO, errno.EIO): "the device that it lies on does not answer",
+}
 ZIP = b"PK\x03\x04"  # what torch.save writes; torch's older formats are not read, for `weights_only` once did not hold there
+
+
+def repository_root(start: Path | None = None) -> Path | None:
+    """The nearest folder upwards that holds this project's pyproject.toml; None if there is none."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if re.search(r'^name\s*=\s*"sslcourse"', (folder / "pyproject.toml").read_text(encoding="utf-8"), flags=re.MULTILINE):
+                return folder
+    return None
+
+
+def folder_of(value: str | Path, named: str, default: str, base: Path | None = None) -> Path:
+    """The folder that an option or a parameter means, absolute.
+
+    named: "DATA_DIR" or "--data-dir", for messages. "default" asks the environment variable (SSLCOURSE_DATA_DIR), then means the folder
+    `default` of the repository around the working directory. base: where other relative paths begin, the working directory without it.
+    Raises CourseError for what is no path of a folder: nothing, an address, the path of a file.
+    """
+    root = repository_root(base) or base or Path.cwd()
+    if isinstance(value, (str, Path)) and str(value) == "default":
+        variable = "SSLCOURSE_" + named.strip("-").replace("-", "_").upper()
+        value, named, base = (os.environ[variable], variable, root) if os.environ.get(variable) else (default, named, root)
+    if not isinstance(value, (str, Path)) or not str(value).strip():
+        raise CourseError(f"{named} is {value!r}; it has to be the path of a folder, or 'default'.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(value)):  # a Path has one slash left of two
+        raise CourseError(f"{named} is {str(value)!r}, an address; it has to be a folder of this computer. Copy or mount it first.")
+    try:
+        folder = ((base or Path.cwd()) / Path(value).expanduser()).resolve()
+        if folder.exists() and not folder.is_dir():
+            raise CourseError(f"{named} is {str(value)!r}, which is a file; it has to be the path of a folder.")
+    except (OSError, RuntimeError, ValueError) as error:  # a home that nobody has, a circle of links, a zero in the name
+        raise CourseError(f"{named} is {str(value)!r}, which cannot be used: {reason(error)}.") from None
+    return folder
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused, in words."""
+    return next((told for codes, told in _REASONS.items() if getattr(error, "errno", None) in codes), f"the system says {error}")
+
+
+def check_writable(folder: str | os.PathLike, named: str) -> None:
+    """Raise CourseError unless files can be written into this folder, which need not exist yet; nothing is left behind."""
+    folder = Path(folder)
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".", suffix=".part") as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        told = reason(error) if there.is_dir() else f"{there} is a file"
+        raise CourseError(f"Nothing can be written to {folder}: {told}. Give another folder as {named}.") from None
 
 
 def write_atomically(path: str | os.PathLike, content: bytes, keep: str | os.PathLike | None = None) -> Path:

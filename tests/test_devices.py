@@ -5,6 +5,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from sslcourse import devices
+from sslcourse.errors import CourseError
 
 
 @pytest.mark.parametrize(("kind", "has", "auto"), [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", 7, "fp16"), ("cuda", 8, "bf16")])
@@ -41,3 +42,22 @@ def test_one_thread_holds_inside_and_is_put_back():
     with devices.one_thread():
         assert set(threads()) == {1}
     assert threads() == before
+
+
+@pytest.mark.parametrize("wrong", ["cuda", "cuda:7", "mps", "xpu", "meta", "gpu", "", 3.5])
+def test_a_device_that_is_not_here_is_refused_with_what_is(wrong, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert devices.choose_device() == devices.choose_device("auto") == devices.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(CourseError, match="--device.*cpu"):
+        devices.choose_device(wrong, "--device")
+
+
+def test_a_gpu_is_taken_before_the_cpu_and_its_number_is_checked(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.choose_device().type in ("cuda", "mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.choose_device().type == "cuda" and devices.choose_device("cuda:1").index == 1
+    with pytest.raises(CourseError, match="cuda:2"):
+        devices.choose_device("cuda:2")

@@ -5,7 +5,6 @@ import math
 import os
 import platform
 import random
-import re
 import sys
 import textwrap
 import time
@@ -13,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sslcourse.devices import choose_device
 from sslcourse.errors import CourseError
-from sslcourse.files import slug, write_json
+from sslcourse.files import check_writable, folder_of, repository_root, slug, write_json
 
 _TITLES = ("A supervised baseline", "Rotation as a pretext task", "SimCLR", "BYOL", "Barlow Twins", "Pseudo-labelling", "Evaluation")
 TITLES = dict(enumerate(_TITLES, start=1))
@@ -49,32 +49,6 @@ def resolve_dataset(dataset: str, tier: str) -> str:
     if dataset == "default":
         return "toybox" if tier in ("smoke", "cpu") else "stl10"
     return dataset.strip()
-
-
-def repository_root(start: Path | None = None) -> Path | None:
-    """The nearest folder upwards that holds this project's pyproject.toml; None if there is none."""
-    start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            if re.search(r'^name\s*=\s*"sslcourse"', (folder / "pyproject.toml").read_text(encoding="utf-8"), flags=re.MULTILINE):
-                return folder
-    return None
-
-
-def resolve_folder(value: str | Path, parameter: str, name: str, base: Path | None = None) -> Path:
-    """The folder behind DATA_DIR or RESULTS_DIR; 'default' asks the environment variable (SSLCOURSE_DATA_DIR, ...), then means `name`.
-
-    A relative path counts from the repository around base, or from base itself without one. base: the working directory by default.
-    """
-    if not isinstance(value, (str, Path)) or not str(value).strip():
-        raise CourseError(f"{parameter} is {value!r}; it has to be the path of a folder, or 'default'.")
-    if str(value) == "default":
-        value = os.environ.get(f"SSLCOURSE_{parameter}") or name
-    base = base or Path.cwd()
-    folder = ((repository_root(base) or base) / Path(value).expanduser()).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise CourseError(f"{parameter} is {str(value)!r}, which is a file; it has to be the path of a folder.")
-    return folder
 
 
 def check_seed(seed) -> int:
@@ -200,7 +174,9 @@ def start(
         raise ValueError(f"there are lessons 1 to {max(TITLES)}, not {lesson!r}")
     tier, seed, size = resolve_tier(tier), check_seed(seed), check_size(size)
     dataset = resolve_dataset(dataset, tier)
-    data_dir, results_dir = resolve_folder(data_dir, "DATA_DIR", "data"), resolve_folder(results_dir, "RESULTS_DIR", "results")
+    root = repository_root() or Path.cwd()
+    data_dir, results_dir = folder_of(data_dir, "DATA_DIR", "data", root), folder_of(results_dir, "RESULTS_DIR", "results", root)
+    check_writable(results_dir, "RESULTS_DIR")
     for name, value in parameters.items():
         check_parameter(name, value)
 
@@ -213,7 +189,7 @@ def start(
     numpy.random.seed(seed)
     torch.manual_seed(seed)
     plots.use_style()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     _current = Lesson(lesson, tier, dataset, seed, device, data_dir, results_dir, size)
     print(_report(_current))
     return _current

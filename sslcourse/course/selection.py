@@ -9,6 +9,7 @@ from pathlib import Path
 from sslcourse.course import lesson as lessons
 from sslcourse.course import notebook_files
 from sslcourse.errors import CourseError
+from sslcourse.files import folder_of, repository_root
 
 _RESERVED = {"TIER": "--tier", "DATASET": "--dataset", "RESULTS_DIR": "--out"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a tuple", dict: "a dict"}
@@ -43,7 +44,7 @@ def read_notebook(path: Path) -> Notebook:
 def find_notebooks(notebooks_dir: str | Path | None = None) -> list[Path]:
     """The lessons' files in order. By default those of the repository that the working directory, or else this package, lies in."""
     if notebooks_dir is None:
-        root = lessons.repository_root() or lessons.repository_root(Path(__file__).parent)
+        root = repository_root() or repository_root(Path(__file__).parent)
         if root is None:
             raise CourseError("There are no lessons here. Run this inside the course's folder, or name theirs with --notebooks.")
         notebooks_dir = root / "notebooks"
@@ -117,7 +118,8 @@ def check_dataset(dataset: str, notebooks: Sequence[Notebook], values: Mapping) 
     from sslcourse import datasets
 
     folder = values.get("DATA_DIR", notebooks[0].parameters.get("DATA_DIR", "default"))
-    data_dir = lessons.resolve_folder(folder, "DATA_DIR", "data", base=notebooks[0].path.parent)
+    base = notebooks[0].path.parent
+    data_dir = folder_of(folder, "DATA_DIR", "data", repository_root(base) or base)
     known = {info.name: info for info in datasets.available(data_dir)}
     if dataset not in known:
         raise CourseError(f"There is no data set {dataset!r} in {data_dir}. There are: {', '.join(known)}.")

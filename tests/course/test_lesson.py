@@ -77,20 +77,6 @@ def test_the_default_data_set_follows_the_tier_unless_the_environment_says_other
     assert lessons.resolve_dataset("default", "smoke") == "cifar10" and lessons.resolve_dataset("flowers", "smoke") == "flowers"
 
 
-def test_folders_count_from_the_repository(tmp_path, monkeypatch):
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "sslcourse"\n')
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert lessons.resolve_folder("default", "DATA_DIR", "data") == tmp_path / "data"
-    assert lessons.resolve_folder("other", "DATA_DIR", "data") == tmp_path / "other"
-    assert lessons.resolve_folder(str(tmp_path / "x"), "DATA_DIR", "data") == tmp_path / "x"
-    monkeypatch.setenv("SSLCOURSE_DATA_DIR", str(tmp_path / "from-environment"))
-    assert lessons.resolve_folder("default", "DATA_DIR", "data") == tmp_path / "from-environment"
-    assert lessons.resolve_folder("data", "DATA_DIR", "data") == tmp_path / "data"
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "something-else"\n')
-    assert lessons.resolve_folder("results", "RESULTS_DIR", "results") == tmp_path / "notebooks" / "results"
-
-
 def test_pick_falls_back_towards_smaller_tiers(begin):
     picked = {tier: begin(1, tier=tier).pick(smoke=1, cpu=2, gpu=3) for tier in lessons.TIERS}
     assert picked == {"smoke": 1, "cpu": 2, "gpu": 3, "full": 3}

@@ -1,22 +1,8 @@
-"""What commands accept as a number or a device: the value, or a sentence."""
+"""What commands accept as a number: the value, or a sentence."""
 
 import argparse
 import math
 from contextlib import suppress
-
-from sslcourse.errors import CourseError
-
-
-def check_device(device: str | None) -> None:
-    """Raise CourseError, with the way out, unless PyTorch has this device here; None is for it to choose."""
-    import torch
-
-    try:
-        kind = torch.device(device).type if device is not None else "cpu"
-    except RuntimeError:
-        raise CourseError(f"--device {device} is no device; try cpu, cuda or cuda:0.") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise CourseError("--device cuda: PyTorch sees no GPU here. Leave it out, or take --device cpu.")
 
 
 def _number(kind: type, least: float, what: str, above: bool = False):

@@ -14,8 +14,9 @@ import torch
 
 from sslcourse import augment, datasets, evaluation, models, results, training
 from sslcourse.course import comparison
-from sslcourse.course.commands.arguments import check_device, count, whole
+from sslcourse.course.commands.arguments import count, whole
 from sslcourse.course.commands.pretrain import LESSONS, TITLES
+from sslcourse.devices import choose_device
 from sslcourse.errors import CourseError
 
 # what the lessons' records call them; supervised: the same network from scratch, to compare with
@@ -57,11 +58,10 @@ def _run(args: argparse.Namespace) -> int:
             raise CourseError(f"There is no {path}.{unfinished} Give the folder of a finished run, or a network's file.")
     if args.out and args.split != "test":
         raise CourseError("--out keeps records, and records are of test images: add --split test, once everything is chosen.")
-    check_device(args.device)
     datasets.check_size(args.size)
     if len(set(args.seeds)) < len(args.seeds):
         raise CourseError(f"--seeds {' '.join(map(str, args.seeds))}: give different whole numbers from 0.")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device, "--device")
     network = models.load_network(path, device)
     dataset = args.dataset or network.dataset
     images = datasets.load(dataset, args.data_dir, size=None)

@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 import torch
 
 from sslcourse import augment, datasets, diagnostics, models, training
-from sslcourse.course.commands.arguments import check_device, count, not_negative, positive, whole
+from sslcourse.course.commands.arguments import count, not_negative, positive, whole
 from sslcourse.course.commands.run_folder import RunFolder
-from sslcourse.devices import PRECISIONS, rank, world_size
+from sslcourse.devices import PRECISIONS, choose_device, rank, world_size
 from sslcourse.errors import CourseError
 from sslcourse.training import distributed
 
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the parsed arguments say. -> exit status: 0; 143, 130 or 129 when a signal has stopped the run in good order."""
-    check_device(args.device)
+    choose_device(args.device, "--device")
     with distributed.process_group(args.device) as device:
         try:
             return _run(args, device)
