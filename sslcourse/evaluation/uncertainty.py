@@ -51,19 +51,44 @@ class PairedRuns:
     standard_error: float
     p_value: float
     interval: tuple[float, float]
+    runs: int
+
+    @property
+    def shown(self) -> bool:
+        """Whether these runs show a difference: the interval leaves zero out."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+    def verdict(self, first: str, second: str) -> str:
+        """One sentence about two methods whose accuracies were given in percent: by how much one beats the other, or "not shown"."""
+        low, high = self.interval
+        told = f"95 % interval {low:+.1f} to {high:+.1f}" if math.isfinite(low) else "too few to give an interval"
+        told = f"({told}, {self.runs} paired run{'s' * (self.runs != 1)})".replace("-", "−")
+        if self.shown:
+            return f"{self._winner(first, second)} by {abs(self.difference):.1f} points {told}"
+        difference = f"{self.difference:+.1f}".replace("-", "−")
+        return f"a difference between {first} and {second} is not shown by these runs: {difference} points {told}"
+
+    def headline(self, first: str, second: str) -> str:
+        """The same, short, for the title of a figure."""
+        if self.shown:
+            return f"{self._winner(first, second)} by {abs(self.difference):.0f} points"
+        return f"{first} and {second}: no difference shown"
+
+    def _winner(self, first: str, second: str) -> str:
+        return f"{first} beats {second}" if self.difference > 0 else f"{second} beats {first}"
 
 
 def paired_runs(first: Sequence[float], second: Sequence[float]) -> PairedRuns:
     """Two methods run with the same seeds, one value a run: the paired t-test, two-sided (Student 1908).
 
-    One run, or differences that are all the same, give no estimate of luck: p_value and interval are NaN then.
+    One run, or differences that are all the same, give no estimate of luck: p_value and interval are NaN then, and nothing is shown.
     """
     first, second = _finite(first), _finite(second)
     mean, error = mean_and_error([a - b for a, b in zip(first, second, strict=True)])
     if len(first) == 1 or error <= 1e-12 * max(map(abs, first + second)):  # below that, the differences differ by rounding alone
-        return PairedRuns(mean, error, math.nan, (math.nan, math.nan))
+        return PairedRuns(mean, error, math.nan, (math.nan, math.nan), len(first))
     test = stats.ttest_rel(first, second)
-    return PairedRuns(mean, error, float(test.pvalue), tuple(map(float, test.confidence_interval(0.95))))
+    return PairedRuns(mean, error, float(test.pvalue), tuple(map(float, test.confidence_interval(0.95))), len(first))
 
 
 def _finite(values: Sequence[float]) -> list[float]:

@@ -63,6 +63,23 @@ def test_differences_that_are_all_the_same_are_no_proof():
     assert math.isnan(evaluation.paired_runs([0.5, 0.6], [0.5, 0.6]).p_value)
 
 
+NOT_SHOWN = "a difference between A and B is not shown by these runs: "
+
+
+@pytest.mark.parametrize(("first", "sentence", "title"), [
+    # differences 18, 20, 19: the deviation is 1 and Student's factor 4.303, so the half width is 4.303 / sqrt(3) = 2.48
+    ([60, 62, 61], "A beats B by 19.0 points (95 % interval +16.5 to +21.5, 3 paired runs)", "A beats B by 19 points"),
+    ([24, 22, 23], "B beats A by 19.0 points (95 % interval −21.5 to −16.5, 3 paired runs)", "B beats A by 19 points"),
+    # differences 10, 20, 27: two standard errors would leave zero out, Student's factor does not
+    ([52, 62, 69], NOT_SHOWN + "+19.0 points (95 % interval −2.2 to +40.2, 3 paired runs)", "A and B: no difference shown"),
+    ([52], NOT_SHOWN + "+10.0 points (too few to give an interval, 1 paired run)", "A and B: no difference shown"),
+])  # fmt: skip
+def test_a_verdict_claims_what_the_interval_shows(first, sentence, title):
+    found = evaluation.paired_runs(first, [42] * len(first))
+    assert found.verdict("A", "B") == sentence and found.headline("A", "B") == title
+    assert found.shown == ("beats" in sentence)
+
+
 def test_paired_difference_against_counting_and_a_bootstrap():
     generator = torch.Generator().manual_seed(0)
     first = torch.rand(400, generator=generator) < 0.7
