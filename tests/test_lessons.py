@@ -14,7 +14,7 @@ from sslcourse.course import notebook_files
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-PARAMETERS = {"TIER": "auto", "DATASET": "default", "SEED": 0, "DATA_DIR": "default", "RESULTS_DIR": "default", "SIZE": 0}
+PARAMETERS = {"TIER": "auto", "DEVICE": "auto", "DATASET": "default", "SEED": 0, "DATA_DIR": "default", "RESULTS_DIR": "default", "SIZE": 0}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

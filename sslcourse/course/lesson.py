@@ -26,15 +26,19 @@ SEEDS_WITHIN = {"smoke": 2, "cpu": 3, "gpu": 5, "full": 5}
 _current = None
 
 
-def resolve_tier(tier: str = "auto") -> str:
-    """The tier to run at. 'auto' asks the environment variable SSLCOURSE_TIER, and without it takes gpu if CUDA is there, else cpu."""
-    named = "TIER"
+def resolve_device(device="auto", named: str = "DEVICE"):
+    """The torch.device to run on. 'auto' asks the environment variable SSLCOURSE_DEVICE, and without it takes the GPU if there is one."""
+    if device == "auto" and os.environ.get("SSLCOURSE_DEVICE"):
+        device, named = os.environ["SSLCOURSE_DEVICE"], "The environment variable SSLCOURSE_DEVICE"
+    return choose_device(device, named)
+
+
+def resolve_tier(tier: str = "auto", device=None, named: str = "TIER") -> str:
+    """The tier to run at. 'auto' asks the environment variable SSLCOURSE_TIER, and without it takes gpu for a CUDA device, else cpu."""
     if tier == "auto" and os.environ.get("SSLCOURSE_TIER"):
         tier, named = os.environ["SSLCOURSE_TIER"], "The environment variable SSLCOURSE_TIER"
     if tier == "auto":
-        import torch
-
-        return "gpu" if torch.cuda.is_available() else "cpu"
+        return "gpu" if (device or resolve_device()).type == "cuda" else "cpu"
     if tier not in TIERS:
         raise CourseError(f"{named} is {tier!r}; it has to be one of 'smoke', 'cpu', 'gpu', 'full' or 'auto'.")
     return tier
@@ -162,7 +166,7 @@ class Lesson:
 
 
 def start(
-    lesson: int, *, tier: str = "auto", dataset: str = "default", seed: int = 0, data_dir: str | Path = "default",
+    lesson: int, *, tier: str = "auto", device: str = "auto", dataset: str = "default", seed: int = 0, data_dir: str | Path = "default",
     results_dir: str | Path = "default", size: int = 0, **parameters,
 ) -> Lesson:  # fmt: skip
     """Begin a lesson: check every parameter, seed Python, NumPy and PyTorch, choose the device, and print a short report.
@@ -172,7 +176,8 @@ def start(
     global _current
     if lesson not in TITLES:
         raise ValueError(f"there are lessons 1 to {max(TITLES)}, not {lesson!r}")
-    tier, seed, size = resolve_tier(tier), check_seed(seed), check_size(size)
+    device = resolve_device(device)
+    tier, seed, size = resolve_tier(tier, device), check_seed(seed), check_size(size)
     dataset = resolve_dataset(dataset, tier)
     root = repository_root() or Path.cwd()
     data_dir, results_dir = folder_of(data_dir, "DATA_DIR", "data", root), folder_of(results_dir, "RESULTS_DIR", "results", root)
@@ -189,7 +194,6 @@ def start(
     numpy.random.seed(seed)
     torch.manual_seed(seed)
     plots.use_style()
-    device = choose_device()
     _current = Lesson(lesson, tier, dataset, seed, device, data_dir, results_dir, size)
     print(_report(_current))
     return _current
@@ -216,7 +220,7 @@ def _report(lesson: Lesson) -> str:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind, colab = "GPU" if lesson.device.type == "cuda" else "CPU", " · Colab" if "google.colab" in sys.modules else ""
+    kind, colab = "CPU" if lesson.device.type == "cpu" else "GPU", " · Colab" if "google.colab" in sys.modules else ""
     lines = [
         f"Lesson {lesson.number} of {len(TITLES)}: {TITLES[lesson.number]}",
         f"tier {lesson.tier} ({BUDGETS[lesson.tier]}) · data set {lesson.dataset} · seed {lesson.seed}",

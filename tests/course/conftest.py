@@ -11,7 +11,7 @@ from sslcourse.course import lesson as lessons
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
     """No setting of the person who runs the tests reaches them, and no lesson of one test reaches the next."""
-    for name in ("TIER", "DATASET", "DATA_DIR", "RESULTS_DIR", "HEADLESS"):
+    for name in ("TIER", "DEVICE", "DATASET", "DATA_DIR", "RESULTS_DIR", "HEADLESS"):
         monkeypatch.delenv(f"SSLCOURSE_{name}", raising=False)
     monkeypatch.setattr(lessons, "_current", None)
 

@@ -68,7 +68,20 @@ def test_tier_auto_asks_the_environment_then_the_machine(monkeypatch):
     monkeypatch.delenv("SSLCOURSE_TIER")
     for cuda, tier in ((True, "gpu"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        assert lessons.resolve_tier("auto") == tier
+        assert lessons.resolve_tier("auto") == tier and lessons.resolve_tier("auto", torch.device("cpu")) == "cpu"
+    monkeypatch.setenv("SSLCOURSE_DEVICE", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert lessons.resolve_tier("auto") == "cpu"
+
+
+def test_the_device_that_is_asked_for_is_taken_or_refused_with_its_parameter_or_variable(begin, monkeypatch):
+    assert begin(1, tier="smoke", device="cpu").device == torch.device("cpu")
+    with pytest.raises(CourseError, match="^DEVICE is 'xpu'"):
+        begin(1, tier="smoke", device="xpu")
+    monkeypatch.setenv("SSLCOURSE_DEVICE", "meta")
+    with pytest.raises(CourseError, match="^The environment variable SSLCOURSE_DEVICE is 'meta'"):
+        begin(1, tier="smoke")
+    assert begin(1, tier="smoke", device="cpu").device.type == "cpu"
 
 
 def test_the_default_data_set_follows_the_tier_unless_the_environment_says_otherwise(monkeypatch):
