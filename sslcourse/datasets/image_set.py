@@ -58,6 +58,7 @@ class ImageSet:
     test_images: Tensor
     test_labels: Tensor
     unlabeled: Tensor | None = None
+    known_identity: str | None = None  # what `identity` says, where it need not be computed
 
     def __post_init__(self) -> None:
         self.class_names = [str(name) for name in self.class_names]
@@ -84,6 +85,19 @@ class ImageSet:
     size = property(lambda self: self.train_images.shape[-1], doc="Height and width of every image, in pixels.")
     num_classes = property(lambda self: len(self.class_names))
 
+    @property
+    def identity(self) -> str:
+        """16 hexadecimal digits, a hash of the contents (class names, labels, pixels) that this set was loaded or made with.
+
+        `few_labels` and `subset` keep it: what they choose follows from their arguments. Another size has another identity, which follows
+        from that of the original and the size.
+        """
+        if self.known_identity is None:
+            parts = {part: getattr(self, part).cpu() for part in prepared.PARTS if part != "unlabeled"}
+            parts |= {} if self.unlabeled is self.train_images else {"unlabeled": self.unlabeled.cpu()}
+            self.known_identity = prepared.identity(self.class_names, parts)
+        return self.known_identity
+
     def to(self, device: str | torch.device) -> "ImageSet":
         """The same ImageSet with every tensor on `device`. Images that two parts share are moved once and stay shared."""
         moved = {part: getattr(self, part).to(device) for part in prepared.PARTS if part != "unlabeled"}
@@ -96,7 +110,8 @@ class ImageSet:
         ValueError if `per_class` < 1 or a class has fewer images than that.
         """
         rows = few_rows(self.train_labels, self.class_names, per_class, seed).to(self.train_labels.device)
-        return replace(self, train_images=self.train_images[rows], train_labels=self.train_labels[rows])
+        chosen = {"train_images": self.train_images[rows], "train_labels": self.train_labels[rows]}
+        return replace(self, known_identity=self.identity, **chosen)
 
     def subset(self, *, unlabeled=None, train=None, validation=None, test=None, seed: int = 0) -> "ImageSet":
         """The same ImageSet with at most so many images in a part, drawn at random by `seed`, in their order. None keeps all.
@@ -113,7 +128,7 @@ class ImageSet:
             images = getattr(self, fields[0])
             rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].sort().values.to(images.device)
             chosen |= {name: getattr(self, name)[rows] for name in fields}
-        return replace(self, **chosen)
+        return replace(self, known_identity=self.identity, **chosen)
 
     def __repr__(self) -> str:
         counts = [("unlabeled", self.unlabeled), *((split, getattr(self, f"{split}_images")) for split in prepared.SPLITS)]
@@ -153,11 +168,13 @@ def load(name="toybox", data_dir: str | os.PathLike = "data", size: int | None =
         about, parts = _prepared(name, data_dir)
         if size not in (None, about["size"]):
             views = {part: prepared.Resized(array, size) if array.ndim == 4 else array for part, array in parts.items()}
-            facts = dict(name=about["name"], class_names=about["class_names"], options={"resized_from": about["id"]})
+            identity = prepared.resized_identity(about["identity"], size)
+            facts = dict(class_names=about["class_names"], options={"resized_from": about["id"]}, identity=identity)
             facts["source"] = f"{about['source']}, resized from {about['size']}"
             _, about, parts = prepared.made_once(data_dir / f"{name}-{size}", lambda: views, **facts)
-    tensors = {part: torch.from_numpy(array) for part, array in parts.items()}
-    images = ImageSet(name=about["name"], class_names=about["class_names"], mean=about["mean"], std=about["std"], **tensors)
+            about["identity"] = identity  # a copy that an older version made does not know it
+    facts = dict(mean=about["mean"], std=about["std"], known_identity=about["identity"])
+    images = ImageSet(name, about["class_names"], **facts, **{part: torch.from_numpy(array) for part, array in parts.items()})
     return images.to(device)
 
 
@@ -212,7 +229,8 @@ def available(data_dir: str | os.PathLike = "data") -> Available:
             about = prepared.read_about(path.parent)
         except CourseError:
             continue  # a damaged folder is reported when somebody asks for it by name
-        if about["name"] == path.parent.name:  # resized copies bear the name of what they were made from
+        copy = "resized_from" in about["options"] and about["name"].endswith(f"-{about['size']}")
+        if not copy and not about["name"].startswith("toybox-"):
             images = sum(about["counts"].get(part, 0) for part in prepared.PARTS if not part.endswith("_labels"))
             known = KNOWN.get(about["name"], DatasetInfo(about["name"], 0, 0, 0, 0, "your own"))
             found[known.name] = replace(known, prepared=True, classes=len(about["class_names"]), images=images, size=about["size"])

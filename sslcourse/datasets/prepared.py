@@ -4,6 +4,7 @@ Parts are `train_images`, `train_labels`, the same for `validation` and `test`, 
 memory-mapped when they are read; labels int64 (N,).
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,13 +21,14 @@ from filelock import FileLock
 from torch.nn import functional
 from tqdm import tqdm
 
+from sslcourse import files
 from sslcourse.errors import CourseError
 
 FORMAT = 1
 CHUNK = 8_000_000  # values handled at once: small enough for little memory, large enough for full disk speed
 SPLITS = ("train", "validation", "test")
 PARTS = (*(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")), "unlabeled")
-ABOUT = {"name": str, "size": int, "class_names": list, "counts": dict, "mean": list, "std": list, "source": str, "options": dict}
+ABOUT = {"size": int, "class_names": list, "counts": dict, "mean": list, "std": list, "source": str, "options": dict}
 
 
 class Rows:
@@ -152,14 +154,33 @@ def statistics(parts: Parts) -> tuple[list[float], list[float]]:
     return [round(float(value), 6) for value in mean], [round(float(value), 6) for value in std]
 
 
-def write(folder: Path, parts: Parts, *, name: str, class_names: Sequence[str], source: str, options: Mapping) -> None:
-    """Write a data set into `folder`, all or nothing, inside `alone`. CourseError if something else is there (it stays), or no space."""
+def identity(class_names: Sequence[str], parts: Parts) -> str:
+    """16 hexadecimal digits, a hash of class names, labels and pixels: the same contents have the same, whatever they are called."""
+    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    for part in PARTS:
+        if part in parts:
+            digest.update(f"{part} {tuple(parts[part].shape)}".encode())
+            for piece in chunks(parts[part]):
+                digest.update(np.ascontiguousarray(piece))
+    return digest.hexdigest()[:16]
+
+
+def resized_identity(original: str, size: int) -> str:
+    """The identity of a copy at another size: it follows from the original, whichever version of torch made the pixels."""
+    return hashlib.sha256(f"{original} at {size} pixels".encode()).hexdigest()[:16]
+
+
+def write(folder: Path, parts: Parts, *, class_names: Sequence[str], source: str, options: Mapping, **facts) -> None:
+    """Write a data set into `folder`, all or nothing, inside `alone`. CourseError if something else is there (it stays), or no space.
+
+    facts: what else is known of it, such as the `identity` of a copy, which is computed from its contents otherwise.
+    """
     if folder.exists() and not (folder / "about.json").exists() and (folder.is_file() or any(folder.iterdir())):
         way = "Choose another --name or --data-dir, or delete it yourself if it is the rest of a broken data set."
         raise CourseError(f"{folder} exists and is not a prepared data set, so nothing was written there. {way}")
     parts = complete(parts, class_names)
     needed = sum(int(np.prod(array.shape, dtype=np.int64)) * array.dtype.itemsize for array in parts.values())
-    require_free(folder, needed, f"Preparing {name}")
+    require_free(folder, needed, f"Preparing {folder.name}")
     with work_folder(folder, "partial") as work, work_folder(folder, "replaced") as replaced:
         for part, array in parts.items():
             if part.endswith("_labels"):
@@ -172,11 +193,13 @@ def write(folder: Path, parts: Parts, *, name: str, class_names: Sequence[str], 
                 for piece in chunks(array):
                     file.write(np.ascontiguousarray(piece).data)
                     bar.update(len(piece))
-        mean, std = statistics({part: np.load(work / f"{part}.npy", mmap_mode="r") for part in parts})
-        about = dict(format=FORMAT, id=uuid.uuid4().hex, name=name, size=int(parts["train_images"].shape[-1]))
+        written = {part: np.load(work / f"{part}.npy", mmap_mode="r") for part in parts}
+        mean, std = statistics(written)
+        about = dict(format=FORMAT, id=uuid.uuid4().hex, name=folder.name, size=int(parts["train_images"].shape[-1]))
+        about |= {"identity": identity(class_names, written), **facts}
         about |= dict(class_names=list(class_names), counts={part: len(array) for part, array in sorted(parts.items())}, mean=mean, std=std)
         about |= dict(source=source, date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), options=dict(options))
-        (work / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        files.write_json(work / "about.json", about)
         if folder.exists():
             os.rename(folder, replaced / folder.name)
         os.rename(work, folder)
@@ -185,7 +208,7 @@ def write(folder: Path, parts: Parts, *, name: str, class_names: Sequence[str], 
 def made_once(folder: Path, make: Callable[[], Parts], *, options: Mapping, force: bool = False, **facts) -> tuple[bool, dict, dict]:
     """What is in `folder`, if whole and made with these `options`; else what `make` gives, kept there. -> (made now, about, parts)
 
-    facts: name, class_names and source, as for `write`. force: make it anyway. CourseError where the disk cannot take it.
+    facts: class_names, source and so on, as for `write`. force: make it anyway. CourseError where the disk cannot take it.
     """
 
     def found() -> tuple[bool, dict, dict] | None:
@@ -207,7 +230,7 @@ def made_once(folder: Path, make: Callable[[], Parts], *, options: Mapping, forc
             write(folder, make(), options=options, **facts)
             return True, *read(folder)
     except OSError as error:
-        raise CourseError(f"{facts['name']} cannot be kept in {folder} ({error}). Choose another data_dir.") from None
+        raise CourseError(f"{folder.name} cannot be kept in {folder} ({error}). Choose another data_dir.") from None
 
 
 def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -231,11 +254,15 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
         if not good:
             raise _damaged(path, f"it holds {array.dtype} {array.shape}, which is not what about.json says")
         parts[part] = array
+    if "identity" not in about:  # prepared by an older version
+        about["identity"] = identity(about["class_names"], parts)
+        with suppress(OSError):  # somebody else's folder: then it is computed whenever it is read
+            files.write_json(folder / "about.json", about)
     return about, parts
 
 
 def read_about(folder: Path) -> dict:
-    """The content of about.json, checked. CourseError if it is missing or damaged."""
+    """The content of about.json, checked; its name is the folder's. CourseError if it is missing or damaged."""
     path = folder / "about.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -247,7 +274,7 @@ def read_about(folder: Path) -> dict:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
     if lacks:
         raise _damaged(path, f"it lacks {', '.join(lacks)}")
-    return about
+    return {**about, "name": folder.name}  # a folder that was renamed is what its folder says
 
 
 def _damaged(path: Path, reason: str) -> CourseError:

@@ -125,7 +125,7 @@ def _from_source(folder: Path, source, size, strict, limit, keep_archive) -> Rep
                 _remove(archive)  # the next call gets it again
             raise
         options = {"limit": limit, "skipped": len(found.skipped)}
-        prepared.write(folder, found.parts, name=folder.name, class_names=found.class_names, source=origin, options=options)
+        prepared.write(folder, found.parts, class_names=found.class_names, source=origin, options=options)
         found.parts.clear()  # the memory maps, before the files that they map are removed
     if source is None and not keep_archive:
         _remove(archive)

@@ -211,6 +211,6 @@ def load(data_dir: Path, size: int | None = None, *, force: bool = False, **opti
                 parts |= {"unlabeled": images} if split == "unlabeled" else {f"{split}_images": images, f"{split}_labels": labels}
         return parts
 
-    facts = dict(name="toybox", class_names=CLASS_NAMES, source=f"drawn by sslcourse.toybox version {VERSION}")
+    facts = dict(class_names=CLASS_NAMES, source=f"drawn by sslcourse.toybox version {VERSION}")
     settings = {**options, **how, "size": size, "version": VERSION}
     return prepared.made_once(folder, drawn, options=settings, force=force, **facts)

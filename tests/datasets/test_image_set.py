@@ -49,8 +49,7 @@ def write(folder, count=40, size=8, unlabeled=True):
         parts[f"{split}_labels"] = np.arange(count) % 2
     if unlabeled:
         parts["unlabeled"] = rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8)
-    facts = dict(name=folder.name, class_names=["cat", "dog"], source="test", options={})
-    prepared.write(folder, parts, **facts)
+    prepared.write(folder, parts, class_names=["cat", "dog"], source="test", options={})
     return parts
 
 
@@ -201,6 +200,29 @@ def test_another_size_is_made_once_and_follows_its_source(tmp_path, monkeypatch)
         assert torch.equal(datasets.load("mine", tmp_path, size=8).test_images, small.test_images)
     write(tmp_path / "mine", count=60, size=16)
     assert len(datasets.load("mine", tmp_path, size=8).test_images) == 60
+
+
+def test_the_identity_is_that_of_the_contents_whatever_they_are_called(tmp_path):
+    parts = write(tmp_path / "mine", size=16)
+    mine = datasets.load("mine", tmp_path)
+    assert len(mine.identity) == 16 and mine.identity == mine.few_labels(2).identity == mine.subset(train=3).identity
+    again = {part: getattr(mine, part).clone() for part in prepared.PARTS}
+    in_memory = datasets.ImageSet("other", mine.class_names, mine.mean, mine.std, **again)
+    assert in_memory.few_labels(1).identity == in_memory.identity == mine.identity
+    again["test_labels"][0] = 1 - again["test_labels"][0]
+    assert datasets.ImageSet("mine", mine.class_names, mine.mean, mine.std, **again).identity != mine.identity
+    small = datasets.load("mine", tmp_path, size=8).identity
+    about = json.loads((tmp_path / "mine" / "about.json").read_text())
+    del about["identity"]  # as an older version left it
+    (tmp_path / "mine" / "about.json").write_text(json.dumps(about))
+    (tmp_path / "mine").rename(tmp_path / "yours")
+    yours = datasets.load("yours", tmp_path)
+    assert (yours.name, yours.identity) == ("yours", mine.identity) and datasets.load("yours", tmp_path, size=8).identity == small
+    assert small not in (mine.identity, datasets.load("yours", tmp_path, size=9).identity)
+    assert json.loads((tmp_path / "yours" / "about.json").read_text())["identity"] == mine.identity
+    assert [info.name for info in datasets.available(tmp_path) if info.prepared] == ["yours"]
+    write(tmp_path / "yours", count=60)
+    assert datasets.load("yours", tmp_path).identity != mine.identity and len(parts) == 5
 
 
 def change_about(folder, **changes):
