@@ -1,6 +1,5 @@
 """Answers to the exercises of lesson 1, as learners write them."""
 
-import math
 
 import torch
 from torch.nn import functional as F
@@ -18,49 +17,19 @@ def subset_by_class(draw):
     return answer
 
 
-def subset_as_flags(labels, per_class, seed):
-    flags = torch.zeros(len(labels), dtype=torch.bool)
-    flags[stratified_subset(labels, per_class, seed)] = True
-    return flags
+def loss_that_forms_exp(logits, labels, smoothing):
+    p = logits.exp() / logits.exp().sum(1, keepdim=True)
+    return -((1 - smoothing) * p.log().gather(1, labels[:, None]).mean() + smoothing * p.log().mean())
 
 
-def loss_of_target(target):
-    """A loss that forms exp(): target(one-hot label, smoothing, number of classes)."""
-
-    def answer(logits, labels, smoothing):
-        p = logits.exp() / logits.exp().sum(1, keepdim=True)
-        wanted = target(F.one_hot(labels, logits.shape[1]), smoothing, logits.shape[1])
-        return -(wanted * p.log()).sum(1).mean()
-
-    return answer
-
-
-def accuracy_collected(model, batches):
+def accuracy_collected(model, batches, training=False):
     mode = model.training
-    model.train(False)
+    model.train(training)
     with torch.inference_mode():
         hits = torch.cat([model(x).argmax(1).eq(y) for x, y in batches]).double()
     model.train(mode)
     a = hits.mean().item()
     return a, (a * (1 - a) / len(hits)) ** 0.5
-
-
-def accuracy_in_training_mode(model, batches):
-    with torch.no_grad():
-        hits = torch.cat([model(x).argmax(1).eq(y) for x, y in batches]).double()
-    a = hits.mean().item()
-    return a, math.sqrt(a * (1 - a) / len(hits))
-
-
-def accuracy_left_in_eval(model, batches):
-    model.eval()
-    return accuracy_collected(model, batches)
-
-
-def accuracy_left_in_train(model, batches):
-    result = accuracy_collected(model, batches)
-    model.train()
-    return result
 
 
 RIGHT = {
@@ -76,20 +45,19 @@ WRONG = {
         "chosen twice": subset_by_class(lambda rows, n, generator: rows[torch.randint(3, (n,), generator=generator)]),
         "same seed gave two": subset_by_class(lambda rows, n, generator: rows[torch.randperm(len(rows))[:n]]),
         "only a part": subset_by_class(lambda rows, n, generator: rows[torch.randperm(2 * n, generator=generator)[:n]]),
-        "True/False flags": subset_as_flags,
+        "True/False flags": lambda labels, per_class, seed: torch.isin(torch.arange(300), stratified_subset(labels, per_class, seed)),
         "in one row": lambda labels, per_class, seed: stratified_subset(labels, per_class, seed).view(3, 4),
         "not positions": lambda labels, per_class, seed: stratified_subset(labels, per_class, seed) + 1000,
         "for each class": lambda labels, per_class, seed: stratified_subset(labels, per_class // 2, seed),
     },
     "1.2": {
-        "overflow": loss_of_target(lambda label, s, classes: label * (1 - s) + s / classes),
-        "only the other classes": loss_of_target(lambda label, s, classes: torch.where(label > 0, 1 - s, s / (classes - 1))),
+        "overflow": loss_that_forms_exp,
         "the value is off": lambda logits, labels, smoothing: smoothed_cross_entropy(logits, labels, smoothing) + 0.01,
     },
     "1.3": {
-        "was in training mode": accuracy_in_training_mode,
-        "left in evaluation mode": accuracy_left_in_eval,
-        "left in training mode": accuracy_left_in_train,
+        "was in training mode": lambda model, batches: accuracy_collected(model, batches, training=True),
+        "left in evaluation mode": lambda model, batches: accuracy_collected(model.eval(), batches),
+        "left in training mode": lambda model, batches: (accuracy_collected(model, batches), model.train())[0],
         "Return two numbers": lambda model, batches: (*honest_accuracy(model, batches), 55),
         "argmax taken over": lambda model, batches: (0.5, 0.07),
         "standard error here": lambda model, batches: (honest_accuracy(model, batches)[0], 0.07),

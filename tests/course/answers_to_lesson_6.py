@@ -1,6 +1,5 @@
 """Answers to the exercises of lesson 6, as learners write them."""
 
-import math
 
 import numpy as np
 import torch
@@ -8,24 +7,6 @@ from torch.nn import functional as F
 
 from sslcourse import losses
 from sslcourse.course.checks.lesson_6 import coverage_and_precision, expected_calibration_error, my_fixmatch_loss, ramp_weight
-
-
-def loss_by_loops(weak_logits, strong_logits, threshold):
-    total = 0
-    for weak, strong in zip(weak_logits.detach(), strong_logits, strict=True):
-        sureness, said = weak.softmax(0).max(0)
-        if sureness >= threshold:
-            total = total - strong.log_softmax(0)[said]
-        else:
-            total = total + 0 * strong.sum()
-    return total / len(weak_logits)
-
-
-def loss_by_where(weak_logits, strong_logits, threshold):
-    with torch.no_grad():
-        p = F.softmax(weak_logits, dim=-1)
-        mask = torch.where(p.max(-1).values < threshold, 0.0, 1.0)
-    return (F.nll_loss(F.log_softmax(strong_logits, dim=-1), p.argmax(-1), reduction="none") * mask).sum() / mask.numel()
 
 
 def loss_by_one_hot(weak_logits, strong_logits, threshold):
@@ -75,25 +56,9 @@ def ramp_by_clamping(step, start, end, final):
     return final * min(1.0, max(0.0, (step - start) / (end - start)))
 
 
-def ramp_by_interpolation(step, start, end, final):
-    if step >= end:
-        return torch.tensor(float(final))
-    return torch.tensor(np.interp(step, [start, end], [0.0, final]))
-
-
 def ramp(weight):
     """An answer that is wrong in one way; a ramp without length it gets right."""
     return lambda step, start, end, final: weight(step, start, end, final) if end > start else ramp_weight(step, start, end, final)
-
-
-def rates_by_loops(logits, labels, threshold):
-    passing = right = 0
-    for row, label in zip(logits, labels, strict=True):
-        p = row.softmax(0)
-        if p.max() >= threshold:
-            passing += 1
-            right += int(p.argmax() == label)
-    return passing / len(logits), right / passing if passing else math.nan
 
 
 def rates_by_indexing(logits, labels, threshold):
@@ -142,13 +107,6 @@ def ece_by_histogram(confidence, right, bins):
     return np.abs(sums).sum() / len(number)
 
 
-def ece_by_tensors(confidence, right, bins):
-    edges = torch.linspace(0, 1, bins + 1)
-    parts = [(confidence > low) & (confidence <= high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
-    gaps = [(confidence[p].mean() - right[p].float().mean()).abs() * p.float().mean() for p in parts if p.any()]
-    return torch.stack(gaps).sum()
-
-
 def ece_nan_for_empty(confidence, right, bins):
     number = (confidence * bins).long().clamp(max=bins - 1)
     gaps = [(confidence[number == b].mean() - right[number == b].float().mean()).abs() for b in range(bins)]
@@ -165,22 +123,17 @@ def ece_without_the_end(confidence, right, bins):
 
 
 RIGHT = {
-    "6.1": [losses.pseudo_label_loss, loss_by_loops, loss_by_where, loss_by_one_hot],
-    "6.2": [losses.pseudo_label_weight, ramp_by_clamping, ramp_by_interpolation],
-    "6.3": [rates_by_loops, rates_by_indexing],
-    "6.4": [ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / n), ece_by_histogram, ece_by_tensors],
+    "6.1": [losses.pseudo_label_loss, loss_by_one_hot],
+    "6.2": [losses.pseudo_label_weight, ramp_by_clamping],
+    "6.3": [rates_by_indexing],
+    "6.4": [ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / n), ece_by_histogram],
 }
 
 WRONG = {
     "6.1": {
-        "passing rows only": loss_of(lambda sure, said, strong, t: F.cross_entropy(strong[sure >= t], said[sure >= t])),
         ">= and not >": loss_of(lambda sure, said, strong, t: (each_row(strong, said) * (sure > t)).mean()),
         "reaches the weak view": loss_with_gradient_to_weak,
         "reaches the strong view": loss_strong_detached,
-        "no gradient comes back": lambda weak_logits, strong_logits, threshold: my_fixmatch_loss(
-            weak_logits, strong_logits, threshold
-        ).detach(),
-        "plain number": lambda weak_logits, strong_logits, threshold: my_fixmatch_loss(weak_logits, strong_logits, threshold).item(),
         "one value for each row": loss_of(lambda sure, said, strong, t: each_row(strong, said)),
         "its gradient is not": loss_of(loss_cut_off),
         "backward() stops": loss_where_none_passes(lambda strong: torch.tensor(0.0)),
@@ -188,16 +141,12 @@ WRONG = {
         "the value is off": lambda weak_logits, strong_logits, threshold: my_fixmatch_loss(weak_logits, strong_logits, threshold) + 0.01,
     },
     "6.2": {
-        "no line": ramp(lambda i, a, b, f: f * min(1, max(0, (i - a) // (b - a)))),
-        "without end": ramp(lambda i, a, b, f: f * (i - a) / (b - a) if i > a else 0.0),
         "divides by 0": lambda step, start, end, final: final * min(1.0, max(0.0, (step - start) / (end - start))),
         "With start == end": lambda step, start, end, final: 0.0 if step <= start else ramp_weight(step, start, end, final),
         "number written into": lambda step, start, end, final: final if step >= end else final * max(0, step - start) / 40,
         "the weight at step": ramp(lambda i, a, b, f: 0.9 * ramp_weight(i, a, b, f)),
-        "return statement": lambda step, start, end, final: print(end=""),
     },
     "6.3": {
-        "recall": rates(lambda sure, right: (sure.mean(), (sure * right).sum() / right.sum())),
         "The coverage is off": rates(lambda sure, right: (sure.mean() + 0.03, (sure * right).sum() / sure.sum())),
         "The precision is off": rates(lambda sure, right: (sure.mean(), (sure * right).sum() / sure.sum() - 0.02)),
         "other order": lambda logits, labels, threshold: coverage_and_precision(logits, labels, threshold)[::-1],
@@ -209,7 +158,6 @@ WRONG = {
         "20 rows": rates(lambda sure, right: (sure.sum() / 20, (sure * right).sum() / sure.sum())),
     },
     "6.4": {
-        "Opposite gaps cancel": ece_by_loops(lambda c, r, n: (sum(r) - sum(c)) / n),
         "not for 7": lambda confidence, right, bins: expected_calibration_error(confidence, right, 5 if len(right) > 4 else bins),
         "NaN spreads": ece_nan_for_empty,
         "without rows divides by 0": ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / len(c) * len(c) / n),
