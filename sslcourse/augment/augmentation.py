@@ -66,19 +66,21 @@ class Augmentation(nn.Module):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in 0..1, not {value}.")
         self.flip, self.jitter_p, self.grayscale, self.blur, self.solarize, self.cutout = map(float, parts.values())
-        self.size, self.crop, self.ratio, self.translate, self.sigma = int(size), crop, ratio, translate, sigma
-        self.jitter = tuple(float(v) for v in jitter)
+        self.size, self.translate, self.crop = int(size), float(translate), tuple(map(float, crop)) if crop else None
+        self.ratio, self.sigma, self.jitter = (tuple(map(float, given)) for given in (ratio, sigma, jitter))
         self.largest_shift = round(translate * self.size)
         self.blur_reach = max(1, round(0.05 * self.size))  # the paper's kernel: a tenth of the side
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def extra_repr(self) -> str:
-        names = ("size", "crop", "translate", "flip", "grayscale", "blur", "solarize", "cutout")
-        parts = [f"{name}={getattr(self, name)}" for name in names if getattr(self, name)]
-        if any(self.jitter):
-            parts.append(f"jitter={tuple(round(v, 3) for v in self.jitter)}, jitter_p={self.jitter_p}")
-        return ", ".join(parts)
+        """Every option that has an effect: what a run's checkpoint compares."""
+        shown = {name: getattr(self, name) for name in ("size", "translate", "flip", "grayscale", "solarize", "cutout")}
+        shown |= {"crop": self.crop, "ratio": self.ratio} if self.crop else {}
+        shown |= {"blur": self.blur, "sigma": self.sigma} if self.blur else {}
+        shown |= {"jitter": self.jitter, "jitter_p": self.jitter_p} if any(self.jitter) else {}
+        shown |= {name: tuple(getattr(self, name).flatten().tolist()) for name in ("mean", "std")}
+        return ", ".join(f"{name}={value}" for name, value in shown.items() if value)
 
     def draw(self, n: int, height: int, width: int, device=None, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Parameters for n images of height × width pixels: a dictionary of tensors whose first dimension is n."""

@@ -124,6 +124,11 @@ class TwoViewMethod(Method):
         super().__init__(encoder, augmentation)
         self.projector = ProjectionHead(self.feature_dim, *head, **options)
 
+    def extra_repr(self) -> str:
+        """The options, as a checkpoint compares them."""
+        widths = [layer.out_features for layer in self.projector if isinstance(layer, nn.Linear)]
+        return f"projector={widths}, last_norm={isinstance(self.projector[-1], nn.BatchNorm1d)}"
+
     def two_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Two views of every image, each (N, 3, size, size)."""
         self.prepare(images.shape[-1])
@@ -154,7 +159,7 @@ class SimCLR(TwoViewMethod):
         self.temperature, self.views_together = temperature, views_together
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, views_together={self.views_together}"
+        return f"{super().extra_repr()}, temperature={self.temperature}, views_together={self.views_together}"
 
     def chance_loss(self, batch_size: int) -> float:
         return losses.chance_loss("simclr", batch_size=batch_size)
@@ -196,7 +201,9 @@ class BYOL(TwoViewMethod):
         self.tau0, self.stop_gradient = float(tau0), stop_gradient
 
     def extra_repr(self) -> str:
-        return f"tau0={self.tau0}, stop_gradient={self.stop_gradient}, moving_average={self.target is not None}"
+        parts = {"predictor": isinstance(self.predictor, PredictionHead), "stop_gradient": self.stop_gradient}
+        parts |= {"moving_average": self.target is not None, "tau0": self.tau0}
+        return ", ".join([super().extra_repr(), *(f"{name}={value}" for name, value in parts.items())])
 
     def chance_loss(self, batch_size: int) -> float:
         return losses.chance_loss("byol")
@@ -254,7 +261,7 @@ class BarlowTwins(TwoViewMethod):
         self.lambda_param, self.scale, self.out_dim = lambda_param, scale, out_dim
 
     def extra_repr(self) -> str:
-        return f"lambda_param={self.lambda_param}, scale={self.scale}"
+        return f"{super().extra_repr()}, lambda_param={self.lambda_param}, scale={self.scale}"
 
     def chance_loss(self, batch_size: int) -> float:
         return self.scale * losses.chance_loss("barlow_twins", batch_size=batch_size, dim=self.out_dim, lambda_param=self.lambda_param)

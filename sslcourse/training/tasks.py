@@ -99,7 +99,7 @@ def fit_classifier(
     how = {"batch_size": options.batch_size, "shuffle": True, "drop_last": True, "seed": options.seed, "device": device}
     loader = loader_for(images.train_images, images.train_labels, **how)
     facts = {"task": "fit_classifier", "label_smoothing": label_smoothing, "images": len(images.train_labels), "size": size}
-    facts["augmentation"] = augmentation.extra_repr()
+    facts["augmentation"] = repr(augmentation)
 
     def loss_of(x: Tensor, y: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         x = augmentation(x).contiguous(memory_format=torch.channels_last)
