@@ -111,7 +111,7 @@ def test_no_file_carries_a_path_of_somebodys_machine():
     assert not found
 
 
-# What each part of the library may import of the others, besides errors and files. plots and results know tensors and records only.
+# What each part of the library may import of the others, besides errors, files and display. plots and results know tensors and records only.
 BELOW = {
     "devices": [], "augment": [], "losses": ["devices"], "datasets": ["devices"], "loaders": ["devices", "datasets"],
     "models": ["devices", "augment", "losses", "diagnostics"], "diagnostics": ["losses", "devices"],
@@ -135,10 +135,10 @@ def test_imports_of_the_library_go_one_way():
     package = ROOT / "sslcourse"
     for path in sorted(package.rglob("*.py")):
         part = path.relative_to(package).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
-        if part.split(".")[0] in ("course", "errors", "files", "__main__", "__init__"):
+        if part.split(".")[0] in ("course", "errors", "files", "display", "__main__", "__init__"):
             continue
         own = part.split(".")[0]
-        allowed = BELOW[part if part in BELOW else own] + [own, "errors", "files", "__version__"]
+        allowed = BELOW[part if part in BELOW else own] + [own, "errors", "files", "display", "__version__"]
         wrong = [name for name in imports_of(path) if not any(name == a or name.startswith(a + ".") for a in allowed)]
         assert not wrong, f"{part} imports {', '.join(wrong)}"
 

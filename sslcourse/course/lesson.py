@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sslcourse import display
 from sslcourse.devices import choose_device
 from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, repository_root, slug, write_json
@@ -273,20 +274,9 @@ def expect_error(*exceptions: type[BaseException]):
         raise AssertionError(f"This cell was expected to raise {' or '.join(kind.__name__ for kind in exceptions)}, and it did not.")
 
 
-def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this, so that HTML and widgets can be shown."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return hasattr(shell, "kernel")
-
-
 def show(plain: str, **formats: str) -> None:
     """Show a text in other formats (html="...", markdown="...") where there is a notebook to show them in, and print it elsewhere."""
-    if not in_notebook():
-        print(plain)
-        return
-    from IPython.display import display
-
-    display({f"text/{name}": text for name, text in formats.items()} | {"text/plain": plain}, raw=True)
+    display.show(plain, {f"text/{name}": text for name, text in formats.items()})
 
 
 def say(text: str) -> None:

@@ -11,7 +11,7 @@ import nbformat
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically
 
-LARGEST_FILE = 1_500_000  # bytes
+LARGEST_FILE = 2_000_000  # bytes
 LONGEST_CELL = 40  # lines
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _IMAGES = ("image/png", "image/jpeg", "image/svg+xml", "image/gif")

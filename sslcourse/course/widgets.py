@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import matplotlib.pyplot as plt
 
 from sslcourse import plots
-from sslcourse.course.lesson import in_notebook
+from sslcourse.display import in_notebook
 
 
 def headless() -> bool:

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sslcourse import display
+
 # Okabe and Ito's eight colours. In grey some of them look alike, so lines have styles and markers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -27,14 +29,15 @@ def use_style() -> None:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Show a figure with its alternative text, then close it. In a notebook it is an <img alt=...>; elsewhere the text is printed."""
+    """Show a figure with its alternative text, then close it; outside a notebook the text is printed.
+
+    In a notebook it is an <img alt=...> for whatever shows pages, and image/png for LaTeX and others that know no HTML.
+    """
     encoded = base64.b64encode(png(figure)).decode()
     plt.close(figure)
     style = "max-width:100%;height:auto;background:white"
     image = f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/png;base64,{encoded}">'
-    from IPython.display import display
-
-    display({"text/html": image, "text/plain": f"[figure: {alt}]"}, raw=True)
+    display.show(f"[figure: {alt}]", {"text/html": image, "image/png": encoded})
 
 
 def png(figure: Figure) -> bytes:

@@ -82,9 +82,9 @@ def test_the_parameters_cell_holds_literals_only(stored, source, message):
 
 
 def test_rules_for_the_whole_file(stored):
-    path = stored(code("x", [shown(**{"text/plain": "y" * 1_600_000})]), metadata={"widgets": {}, "papermill": {"duration": 1}})
+    path = stored(code("x", [shown(**{"text/plain": "y" * 2_100_000})]), metadata={"widgets": {}, "papermill": {"duration": 1}})
     found = " ".join(notebook_files.problems(path))
-    assert "1.6 MB; 1.5 MB is the most" in found and "stored form" in found
+    assert "2.1 MB; 2.0 MB is the most" in found and "stored form" in found
 
 
 def test_parameters_are_read_with_their_values(stored):

@@ -17,6 +17,7 @@ def live(monkeypatch):
     """As in a live front end: what is displayed is collected."""
     shown = []
     monkeypatch.setattr(widgets, "headless", lambda: False)
+    monkeypatch.setattr("sslcourse.display.in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", lambda data, raw=False: shown.append(data))
     return shown
 

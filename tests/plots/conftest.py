@@ -22,11 +22,12 @@ def shown(monkeypatch):
 
     def display(data, raw):
         found = re.fullmatch(r'<img alt="([^"]*)" style="[^"]*" src="data:image/png;base64,([^"]*)">', data["text/html"])
-        assert found and base64.b64decode(found[2]).startswith(b"\x89PNG")
+        assert found and found[2] == data["image/png"] and base64.b64decode(found[2]).startswith(b"\x89PNG")
         alt = html.unescape(found[1])
         assert raw and data["text/plain"] == f"[figure: {alt}]"
         drawn.append(SimpleNamespace(figure=figures[-1], axes=figures[-1].axes, alt=alt))
 
+    monkeypatch.setattr(style.display, "in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", display)
     plt.close("all")
     yield drawn
