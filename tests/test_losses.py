@@ -95,18 +95,6 @@ def test_nt_xent_near_its_minimum_where_float32_has_few_digits_left(temperature,
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "temperature", "loss", "gradient_norm"),
-    # from NTXentLoss of lightly 1.6.0 in float64
-    [(16, 32, 0.1, 4.8034086455660825, 0.8727636499711744), (6, 3, 0.07, 12.490964047761011, 7.823838875922908)],
-)
-def test_nt_xent_equals_stored_values_of_lightly(n, d, temperature, loss, gradient_norm):
-    z0, z1 = torch.sin(torch.arange(2 * n * d, dtype=torch.float64) ** 2).view(2, n, d)
-    value, gradient = value_and_gradient(nt_xent, z0, z1, temperature)
-    assert value == pytest.approx(loss, rel=1e-12)
-    assert np.linalg.norm(gradient) == pytest.approx(gradient_norm, rel=1e-12)
-
-
-@pytest.mark.parametrize(
     ("dtype", "scale"),
     [
         *[(torch.float64, 1e-200), (torch.float64, 1e200), (torch.float32, 1e-30), (torch.float32, 1e30)],
@@ -119,12 +107,6 @@ def test_rows_whose_squares_the_precision_cannot_hold(dtype, scale):
     # the loops would lose float64 squares too, so they get the rows at a length that suits them
     expected, _ = by_loops(z0.double() / scale, z1.double() / scale, 0.1)
     assert nt_xent(z0, z1, 0.1).item() == pytest.approx(expected, rel=EPS32)
-
-
-def test_rows_in_different_precisions():
-    z0, z1 = views(8, 16, dtype=torch.float32)
-    mixed = nt_xent(z0, z1.double())
-    assert mixed.dtype == torch.float64 and mixed == nt_xent(z0.double(), z1.double())
 
 
 @pytest.mark.parametrize(("n", "d"), [(32, 8), (128, 64), (16, 1000)])
@@ -336,17 +318,6 @@ def test_what_is_not_finite_makes_the_loss_nan(bad):
     for row in ([bad, 1, 2], [bad] * 3, [bad, 0, 0]):  # zeros beside it do not make it a row of zeros
         z1[2] = torch.tensor(row)
         assert nt_xent(z0, z1).isnan()
-
-
-@CUDA
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("temperature", [0.01, 0.5])
-def test_a_gpu_finds_the_same(dtype, temperature):
-    z0, z1 = views(64, 32, dtype=dtype)
-    on_gpu = value_and_gradient(nt_xent, z0.cuda(), z1.cuda(), temperature)
-    value, gradient = errors(on_gpu, value_and_gradient(nt_xent, z0, z1, temperature))
-    assert value <= (1e-13 if dtype == torch.float64 else EPS32)
-    assert gradient <= (1e-12 if dtype == torch.float64 else torch.finfo(dtype).eps)
 
 
 @CUDA

@@ -67,13 +67,6 @@ def test_nan_is_not_hidden(damaged, threshold):
     assert pseudo_label_loss(*views, threshold).isnan()
 
 
-@pytest.mark.parametrize("size", [1e4, 1e30])
-def test_large_logits_stay_finite(size):
-    weak, strong = torch.eye(3) * size, torch.eye(3).roll(1, 0) * 1e4
-    loss, gradient = loss_and_gradient(weak, strong, 0.95)
-    assert loss == pytest.approx(1e4) and gradient.isfinite().all()
-
-
 def test_the_weights_of_the_paper_and_a_ramp_without_length_is_a_switch():
     epochs = {0: 0.0, 50: 0.0, 100: 0.0, 225: 0.75, 350: 1.5, 599: 3 * 499 / 500, 600: 3.0, 601: 3.0, 10_000: 3.0}
     for epoch, wanted in epochs.items():

@@ -54,49 +54,30 @@ async def run(notebook, python: Path, folder: Path, environment: dict[str, str],
 
 
 async def _play(client: NotebookClient, models: dict[str, dict]) -> tuple[list[str], int]:
-    """Move each control away from its setting and back, and press each button once; -> problems, and how many controls there were."""
-    outputs = [output for state in models.values() if state["_model_name"] == "OutputModel" for output in state.get("outputs", [])]
-    problems, moved, seen = [], 0, [_essence(output) for output in outputs]
+    """Move each control away from its setting, and then press each button; -> problems, and how many controls there were."""
     buttons = [model for model, state in models.items() if state["_model_name"] == "ButtonModel"]
-    if not seen and not buttons:
-        problems.append("the controls came without a first figure")
-    for model, state in models.items():
-        key, others = _settings(state)
-        moved += bool(others)
-        home = {key: state.get(key)}  # the state follows the moves
-        name = state.get("description") or state["_model_name"]
-        for value in others:
-            shown = await _move(client, model, {key: value})
-            if _trouble(shown):
-                problems.append(f"{name!r} moved to {value}: {_trouble(shown)}")
-            if buttons or _trouble(shown) or (shown and shown != seen):
-                break
-        else:
-            problems += [f"{name!r} was moved to {others}, and the output stayed as it was"] if others else []
-        if others and not buttons:  # a menu beside a button shows nothing by itself, and stays where it is for the button
-            seen = await _move(client, model, home)
-    for model in buttons:
-        moved += 1
-        shown = await _say(client, model, {"method": "custom", "content": {"event": "click"}})
-        if _trouble(shown) or not shown:
-            problems.append(f"the button {models[model].get('description')!r} was pressed: {_trouble(shown) or 'nothing was shown'}")
-    return problems, moved
+    moves = [(model, {"method": "update", "state": state, "buffer_paths": []}) for model in models if (state := _moved(models[model]))]
+    problems = []
+    for model, data in [*moves, *((model, {"method": "custom", "content": {"event": "click"}}) for model in buttons)]:
+        shown = await _say(client, model, data)
+        texts = [output if isinstance(output, str) else json.dumps(output) for output in shown]
+        trouble = next((text.strip()[:300] for text in texts if _FAILED in text or "Error:" in text), "")
+        if trouble or (not shown and (model in buttons or not buttons)):  # a menu beside a button shows nothing by itself
+            name = models[model].get("description") or models[model]["_model_name"]
+            problems.append(f"{name!r} was moved or pressed: {trouble or 'nothing was shown'}")
+    return problems, len(moves) + len(buttons)
 
 
-def _settings(state: dict) -> tuple[str, list]:
-    """What a front end changes of a control, and to what else it can be set; nothing for what is no control."""
+def _moved(state: dict) -> dict:
+    """What a front end would change of a control to move it; nothing for what is no control."""
     kind = state["_model_name"]
     if kind == "CheckboxModel":
-        return "value", [not state["value"]]
+        return {"value": not state["value"]}
     if kind == "DropdownModel":
-        return "index", [index for index in range(len(state["_options_labels"])) if index != state["index"]]
+        return {"index": (state["index"] + 1) % len(state["_options_labels"])}
     if kind in ("IntSliderModel", "FloatSliderModel"):
-        return "value", [value for value in (state["max"], state["min"]) if value != state["value"]]
-    return "", []
-
-
-async def _move(client: NotebookClient, model: str, setting: dict) -> list:
-    return await _say(client, model, {"method": "update", "state": setting, "buffer_paths": []})
+        return {"value": state["max"] if state["value"] != state["max"] else state["min"]}
+    return {}
 
 
 async def _say(client: NotebookClient, model: str, data: dict) -> list:
@@ -123,8 +104,3 @@ async def _say(client: NotebookClient, model: str, data: dict) -> list:
 def _essence(output: dict):
     """What a reader sees of an output."""
     return output.get("data") or output.get("text") or f"{output.get('ename')}: {output.get('evalue')}"
-
-
-def _trouble(shown: list) -> str:
-    texts = [output if isinstance(output, str) else json.dumps(output) for output in shown]
-    return next((text.strip()[:300] for text in texts if _FAILED in text or "Error:" in text), "")

@@ -56,8 +56,6 @@ def plot(*values): plt.figure(figsize=(1, 1)); plt.plot(values)
 ---
 explore(lambda height, kind, log: plot(0, height, len(kind), log), height=(0.0, 2.0, 0.5, 1.0), kind=["a", "bc"], log=False)
 ---
-explore(lambda height, unused: plot(0, height), height=(1, 5, 1, 2), unused=True)
----
 explore(lambda kind: plot({"a": 1, "b": 2}[kind]), kind=["a", "b", "c"])
 ---
 def wrong(power): return plot(1 / (power - 3))
@@ -79,9 +77,8 @@ def test_the_front_end_moves_controls_and_notices_what_does_not_work(tmp_path):
     for name in ("SSLCOURSE_HEADLESS", "MPLBACKEND"):
         variables.pop(name, None)
     session = asyncio.run(front_end.run(notebook, Path(sys.executable), tmp_path, variables, tmp_path / "specs"))
-    assert session.controls == 3 + 2 + 1 + 1 + 2 + 2, session.problems
-    unused, division, key, end = session.problems
-    assert unused.startswith("cell 2") and "'unused' was moved" in unused and "stayed as it was" in unused
-    assert division.startswith("cell 4") and "ZeroDivisionError" in division
-    assert key.startswith("cell 6") and "KeyError" in key
+    assert session.controls == 3 + 1 + 1 + 2 + 2, session.problems
+    division, key, end = session.problems
+    assert division.startswith("cell 3") and "ZeroDivisionError" in division
+    assert key.startswith("cell 5") and "KeyError" in key
     assert end.startswith("it stopped with ZeroDivisionError")

@@ -46,24 +46,6 @@ def test_one_point_is_a_complete_collapse(dtype):
     assert noisy.std < 1e-3 * noisy.healthy_std and noisy.effective_rank < 1.1
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 16])
-def test_directions_in_a_subspace_have_its_rank(k):
-    found = collapse(rows(2000, k) @ rows(k, 32, seed=1).svd().V.T)  # k of 32 dimensions, orthonormal
-    assert 0.97 * k < found.effective_rank < k * (1 + 1e-6)
-    assert k == 1 or found.std > 0.5 * (k**0.5 / 32)  # which std alone does not tell from healthy
-
-
-def test_lengths_and_rotations_do_not_matter():
-    z = rows(40, 6) + 0.3
-    found = collapse(z)
-    scaled = collapse(z * 1e30)
-    assert (scaled.std, scaled.effective_rank, scaled.norm) == pytest.approx((found.std, found.effective_rank, 1e30 * found.norm), 1e-12)
-    turned = z @ torch.linalg.qr(rows(6, 6, seed=3))[0]
-    assert collapse(turned).effective_rank == pytest.approx(found.effective_rank, rel=1e-12)
-    z[:3] *= 1000  # a few long rows do not decide
-    assert collapse(z).effective_rank == pytest.approx(found.effective_rank, rel=1e-12)
-
-
 def test_rows_of_zeros_count_as_no_direction():
     found = collapse(torch.zeros(10, 4))
     assert (found.std, found.effective_rank, found.norm) == (0, 0, 0)

@@ -42,27 +42,10 @@ def with_zero_row(z):
     return z * torch.tensor([[0.0]] + [[1.0]] * 7)
 
 
-def contrastive(z, dtype=torch.float32, temperature=0.01):
-    """NT-Xent with exp and log written out."""
-    z = F.normalize(torch.cat([z, z])).to(dtype)
-    e = (z @ z.T / temperature).exp()
-    return -(e.diagonal(len(z) // 2).repeat(2) / (e.sum(1) - e.diagonal())).log().mean().float()
-
-
-FAULTS = {  # loss, kind, operation, words of the cause
+FAULTS = {  # besides those of the course's clinic: loss, kind, operation, words of the cause
     "standardised": (lambda z: (constant(z - z.mean(0)) / constant(z).std(0)).sum(), "output", "aten.div", "constant dimension"),
-    "eps after the root": (
-        lambda z: (1 / (constant(z).var(0).sqrt() + 1e-3)).sum(), "gradient", "SqrtBackward0 (aten.div)", "inside the root",
-    ),
     "eps after the power": (lambda z: (1 / (constant(z).var(0) ** 0.5 + 1e-3)).sum(), "gradient", "PowBackward0 (aten.pow)", "eps inside"),
-    "batch of one": (lambda z: (z[:1] / z[:1].std(0)).sum(), "output", "aten.std", "two rows"),
-    "row of zeros": (lambda z: (with_zero_row(z) / with_zero_row(z).norm(dim=1, keepdim=True)).sum(), "output", "aten.div", "row of zeros"),
-    "norm by hand": (lambda z: (z * 0).pow(2).sum(1).pow(0.5).sum(), "gradient", "PowBackward0 (aten.pow)", "infinite at 0"),
-    "exp": (contrastive, "output", "aten.exp", "logsumexp"),
-    "exp in half": (lambda z: contrastive(z, torch.float16, 0.1), "output", "aten.sum", "65504"),
-    "-inf times 0": (lambda z: (z @ z.T + torch.eye(8) * -math.inf).logsumexp(1).mean(), "output", "aten.mul", "masked_fill"),
     "where": (lambda z: torch.where(z > 0, z.sqrt(), 0.0).sum(), "output", "aten.sqrt", "does not show it"),
-    "mean of nothing": (lambda z: z[z > 99].mean(), "output", "aten.mean", "mean of nothing"),
     "all masked": (lambda z: z.masked_fill(z < 99, -math.inf).softmax(1).sum(), "output", "aten._softmax", "everything is masked"),
     "target masked": (
         lambda z: F.cross_entropy(z.masked_fill(torch.eye(8, 4) > 0, -math.inf), torch.arange(8) % 4),
@@ -109,21 +92,6 @@ def test_infinities_that_do_no_harm_are_passed_over_for_the_one_that_does():
 
     found = find_nonfinite(Model(loss), rows())
     assert (found.kind, found.operation) == ("gradient", "SqrtBackward0 (aten.div)")
-
-
-def test_half_precision_inside_autocast():
-    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 4))
-    with torch.no_grad():
-        model[2].weight.fill_(300.0)
-
-    def forward(x):
-        with torch.autocast("cpu", dtype=torch.float16):
-            return model(x).float().logsumexp(1).mean()
-
-    found = find_nonfinite(model, rows().abs() * 500, forward=forward)
-    assert (found.kind, found.name, found.module, found.dtype) == ("output", "2", "Linear", torch.float16)
-    assert "65504" in found.cause and found.inf
-    assert find_nonfinite(model, rows(), forward=forward) is None
 
 
 class Attention(nn.Module):

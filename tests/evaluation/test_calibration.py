@@ -47,14 +47,6 @@ def test_against_another_computation(bins, scale):
     assert calibration(result, bins=bins).ece == found.ece and fit_temperature(result) == fit_temperature(scale * logits, labels)
 
 
-def test_who_says_what_is_true_is_calibrated_and_who_exaggerates_is_not():
-    logits, labels = calibrated(20_000)
-    honest, loud, shy = (calibration(scale * logits, labels) for scale in (1.0, 3.0, 0.3))
-    assert honest.ece < 0.015 < 0.1 < min(loud.ece, shy.ece)
-    assert loud.overconfidence > 0.1 and shy.overconfidence < -0.1 and abs(honest.overconfidence) < 0.01
-    assert honest.accuracy == loud.accuracy == shy.accuracy
-
-
 @pytest.mark.parametrize("exaggeration", [0.2, 1.0, 10.0])
 def test_the_temperature_undoes_an_exaggeration_on_other_images_too(exaggeration):
     logits, labels = calibrated(40_000, seed=3)

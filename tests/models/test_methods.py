@@ -164,14 +164,6 @@ def test_the_loss_of_barlow_twins_is_that_of_its_projections_and_the_diagonal_is
     assert method.metrics["diagonal"].item() == pytest.approx(losses.cross_correlation(z0, z1).diagonal().mean().item(), abs=1e-6)
 
 
-def test_the_target_begins_as_a_copy_that_no_optimizer_gets():
-    method = byol()
-    online, target = [*method.encoder.parameters(), *method.projector.parameters()], list(method.target.parameters())
-    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(online, target, strict=True))
-    groups = training.decayed_and_not(method, 0.05, {"predictor": 5.0})
-    assert not {id(p) for group in groups for p in group["params"]} & {id(p) for p in target}
-
-
 def test_the_schedule_of_the_moving_average_is_the_papers():
     assert [ema_tau(k, 100, 0.97) for k in (0, 50, 100)] == pytest.approx([0.97, 1 - 0.03 / 2, 1.0])
 

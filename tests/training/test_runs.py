@@ -152,14 +152,6 @@ def test_clipping_limits_the_step():
     assert 0 < length[1e-3] <= 0.1 * 1e-3 * 8.1 < length[None]
 
 
-def test_frozen_parts_stay_as_they_are():
-    method, start = simclr(), simclr()
-    method.encoder.blocks[0].requires_grad_(False)
-    fit("simclr", method, epochs=1)
-    assert torch.equal(method.encoder.blocks[0][0].weight, start.encoder.blocks[0][0].weight)
-    assert not torch.equal(method.encoder.blocks[1][0].weight, start.encoder.blocks[1][0].weight)
-
-
 @pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.05), ("sgd", 5e-4), ("lars", 1e-6)])
 def test_each_optimizer_has_its_weight_decay_and_parts_their_rates(optimizer, decay):
     seen = []

@@ -105,15 +105,6 @@ def test_a_look_measures_the_averaged_classifier_on_validation_images():
             assert row["pseudo_precision"] == pytest.approx(right[sure].double().mean().item())
 
 
-def test_nobody_looks_where_looks_are_switched_off():
-    def never(epoch, logits):
-        raise AssertionError("looked")
-
-    log = fit(method(), epochs=2, look_every=0, on_look=never)
-    assert len(log.rows) == 2 and "pseudo_precision" not in fit(method(threshold=1.0), epochs=1).final  # nobody is sure
-    assert set(log.final) == {"epoch", "step", "lr", "loss", "supervised_loss", "pseudo_loss", "pseudo_weight", "coverage", "seconds"}
-
-
 @pytest.mark.parametrize(
     ("options", "named"),
     [

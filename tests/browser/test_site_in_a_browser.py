@@ -1,10 +1,5 @@
-"""The pages and the slides as a reader opens them: from disk, in a browser without a network.
+"""The pages as a reader opens them: from disk, in a browser without a network."""
 
-The slides need a copy of reveal.js: SSLCOURSE_REVEAL=package, after `npm pack reveal.js@5` and `tar xzf`.
-"""
-
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,34 +94,3 @@ def test_solutions_and_hints_are_folded_and_open(folder, reader):
         assert content.is_visible()
 
 
-@pytest.fixture(scope="module", params=LESSONS)
-def slides(request, tmp_path_factory):
-    """The slides of a lesson, with a local copy of reveal.js."""
-    reveal = os.environ.get("SSLCOURSE_REVEAL")
-    if not reveal:
-        pytest.skip("SSLCOURSE_REVEAL names no copy of reveal.js")
-    out = tmp_path_factory.mktemp("slides")
-    shutil.copytree(ROOT / reveal, out / "reveal.js")
-    command = [sys.executable, "-m", "nbconvert", "--to", "slides", "--config", ROOT / "docs" / "slides" / "nbconvert_config.py"]
-    command += ["--output-dir", out, "--reveal-prefix", "reveal.js", ROOT / "notebooks" / f"{request.param}.ipynb"]
-    subprocess.run(command, check=True, capture_output=True)
-    return out / f"{request.param}.slides.html"
-
-
-def test_slides_fit_or_scroll_and_the_speaker_has_notes(slides, reader):
-    one = reader(height=720)
-    page = one.open(slides)
-    page.wait_for_function("window.Reveal && Reveal.isReady()")
-    full, number = [], page.evaluate("Reveal.getTotalSlides()")
-    for index in range(number):
-        page.wait_for_function("Reveal.getCurrentSlide().dataset.fitted === 'yes'")
-        if page.evaluate("(slide => slide.scrollHeight > slide.clientHeight + 1)(Reveal.getCurrentSlide())"):
-            full.append(index)
-        figures = "[...Reveal.getCurrentSlide().querySelectorAll('.jp-OutputArea-output img')]"
-        assert page.evaluate(f"{figures}.every(image => image.width > 100 && image.alt)"), index
-        page.evaluate("Reveal.next()")
-    assert len(full) <= 0.05 * number, full  # what is too long, such as a table of results, can be scrolled
-    with one.context.expect_page() as opened:
-        page.keyboard.press("s")
-    opened.value.wait_for_selector(".speaker-controls-notes", state="attached")
-    assert page.locator("aside.notes").count() >= 3  # the hints
