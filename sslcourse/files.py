@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sslcourse.errors import CourseError
@@ -57,8 +57,16 @@ def folder_of(value: str | Path, named: str, default: str, base: Path | None = N
     return folder
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is what Python, or PyTorch on a GPU or a CPU, says when memory runs out."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def reason(error: Exception) -> str:
     """Why the system refused, in words."""
+    if out_of_memory(error):
+        return _REASONS[(errno.ENOMEM,)]
     return next((told for codes, told in _REASONS.items() if getattr(error, "errno", None) in codes), f"the system says {error}")
 
 
@@ -74,9 +82,10 @@ def check_writable(folder: str | os.PathLike, named: str) -> None:
         raise CourseError(f"Nothing can be written to {folder}: {told}. Give another folder as {named}.") from None
 
 
-def write_atomically(path: str | os.PathLike, content: bytes, keep: str | os.PathLike | None = None) -> Path:
+def write_atomically(path: str | os.PathLike, content: bytes | Callable, keep: str | os.PathLike | None = None) -> Path:
     """Write beside the target, then rename. The folder is made if need be; an existing file keeps its permissions.
 
+    content: what is written, or a function that writes it into the open file, piece by piece.
     keep: where the file that was there before goes, in the same folder; without it that file is gone.
     Raises OSError where the file cannot be written; nothing is left behind then.
     """
@@ -85,7 +94,7 @@ def write_atomically(path: str | os.PathLike, content: bytes, keep: str | os.Pat
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            content(stream) if callable(content) else stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)  # mkstemp's files are the owner's alone
@@ -124,6 +133,13 @@ def write_json(path: str | os.PathLike, content) -> Path:
 def slug(text: str) -> str:
     """The text as a part of a file's name: lower-case letters and digits with single hyphens, 60 at most."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "unnamed"
+
+
+def differences(there: Mapping, here: Mapping) -> str:
+    """In words what two descriptions do not agree in; "" where they do. An identity that one of them does not know is no difference."""
+    unknown = None in (there.get("identity"), here.get("identity"))
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name) and not (unknown and name == "identity")]
+    return "; ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
 
 
 def plain(value):

@@ -32,12 +32,14 @@ def taking_part(folder: Path | str, *, dataset: str, tier: str, device="cpu") ->
 def filled(own: Mapping, committed: Mapping, *, tier: str, dataset: str | None = None) -> dict[str, models.Network]:
     """One's own networks of this tier, and the committed ones, of any tier, of methods not among them: by method, in the order of lessons.
 
-    Of several numbers of labels the fewest have the method's name alone, others are 'supervised, 5000 labels'. The smallest seed counts.
+    Of several numbers of labels the fewest have the method's name alone, others are 'supervised, 5000 labels'. A lesson's own size, width
+    and budget count first, then the smallest seed.
     """
     found = [n for n in own.values() if n.about.get("tier") == tier and dataset in (None, n.dataset)]
     methods = {n.method for n in found}
     found += [n for n in committed.values() if n.method not in methods and dataset in (None, n.dataset)]
-    found.sort(key=lambda n: (n.about.get("lesson") or math.inf, n.method, -1 if n.labels is None else n.labels, n.about.get("seed") or 0))
+    found.sort(key=lambda n: (n.about.get("variant") or "", n.about.get("seed") or 0))
+    found.sort(key=lambda n: (n.about.get("lesson") or math.inf, n.method, -1 if n.labels is None else n.labels))
     named: dict[str, models.Network] = {}
     for network in found:
         first = named.setdefault(network.method, network)

@@ -73,10 +73,13 @@ def check_parameter(name: str, value) -> None:
         raise CourseError(f"{name.upper()} is {value!r}; it has to be a number that is not negative.")
 
 
-def network_file_name(method: str, dataset: str, lesson: int | None = None, labels=None, tier: str = "cpu", seed: int = 0, **_) -> str:
+def network_file_name(
+    method: str, dataset: str, lesson: int | None = None, labels=None, tier: str = "cpu", seed: int = 0, variant: str = "", **_
+) -> str:  # fmt: skip
     """'03-simclr-toybox.safetensors', '01-supervised-toybox-100-smoke-seed3.safetensors': a smoke run replaces no real network."""
     number, count = None if lesson is None else f"{lesson:02d}", None if labels is None else str(labels)
     parts = [number, slug(method), slug(dataset), count, slug(tier) if tier != "cpu" else None, f"seed{seed}" if seed else None]
+    parts.append(slug(variant) if variant else None)
     return "-".join(filter(None, parts)) + ".safetensors"
 
 
@@ -92,6 +95,7 @@ class Lesson:
     data_dir: Path
     results_dir: Path
     size: int = 0
+    variant: str = ""  # what SIZE, WIDTH and BUDGET change of the lesson's own experiment, as a part of names: "24px-budget-2"
     started: float = field(default_factory=time.perf_counter)
 
     def pick(self, **values):
@@ -117,6 +121,7 @@ class Lesson:
         from sslcourse import results
 
         known = {"dataset": self.dataset, "seed": self.seed, "tier": self.tier, "device": self.device}
+        name = f"{name}-{self.variant}" if self.variant else name
         return results.record(self.number, name, **(known | {"seconds": time.perf_counter() - self.started} | fields))
 
     def record_runs(self, method: str, runs: Sequence, images, per_class: int, **fields) -> dict:
@@ -129,6 +134,7 @@ class Lesson:
         kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
         metrics = {kind: results.over_runs([getattr(run, kind) for run in runs], n=runs[0].n) for kind in kinds}
         about = {"method": method, "labels": per_class * images.num_classes, "metrics": metrics, "image_size": images.size}
+        about["identity"] = getattr(images, "identity", None)
         return self.record(f"{method}-{per_class}-a-class", **(about | fields))
 
     def keep(self, model, **about) -> Path:
@@ -139,6 +145,7 @@ class Lesson:
         from sslcourse import models
 
         about = {"lesson": self.number, "dataset": self.dataset, "tier": self.tier, "seed": self.seed} | about
+        about |= {"variant": self.variant} if self.variant else {}
         return models.save_network(self.results_dir / models.NETWORKS_FOLDER / network_file_name(**about), model, **about)
 
     def finish(self, headline: str, records: Iterable[Mapping] = ()) -> None:
@@ -152,7 +159,7 @@ class Lesson:
         seconds, peak = time.perf_counter() - self.started, peak_memory()
         peak_gpu = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         try:
-            written = [results.write(record, self.results_dir).name for record in records]
+            written = [results.write(record, self.results_dir, "RESULTS_DIR").name for record in records]
             summary = {"lesson": self.number, "headline": headline, "seconds": round(seconds, 3), "tier": self.tier}
             summary |= {"dataset": self.dataset, "peak_memory": peak, "peak_gpu_memory": peak_gpu, "records": written}
             write_json(self.results_dir / summary_name(self.number), summary)
@@ -195,7 +202,10 @@ def start(
     numpy.random.seed(seed)
     torch.manual_seed(seed)
     plots.use_style()
-    _current = Lesson(lesson, tier, dataset, seed, device, data_dir, results_dir, size)
+    width, budget = parameters.get("width", 0), parameters.get("budget", 1)
+    changed = {f"{size}px": size != 0, f"width-{width}": width != 0, f"budget-{budget}": budget != 1}
+    variant = "-".join(part for part, differs in changed.items() if differs)
+    _current = Lesson(lesson, tier, dataset, seed, device, data_dir, results_dir, size, variant)
     print(_report(_current))
     return _current
 

@@ -18,7 +18,7 @@ from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 
 from sslcourse.errors import CourseError
-from sslcourse.files import plain, write_atomically
+from sslcourse.files import differences, out_of_memory, plain, reason, write_atomically
 from sslcourse.models.encoders import encoder_from_recipe
 from sslcourse.models.methods import Classifier
 
@@ -67,8 +67,9 @@ def save_network(path: str | os.PathLike, model: nn.Module, **about) -> Path:
     """Keep an encoder of `models`, or a `models.Classifier` over one, in a file; atomically, and the folder is made if need be.
 
     about: method, dataset and size are required; seed, labels, block (see `Network`), lesson, tier and class_names are checked where given;
-    anything else that is plain (numbers, text, lists of them) is kept beside.
-    Raises ValueError for another model, weights that are not finite and values that are not plain; CourseError when it cannot be written.
+    anything else that is plain (numbers, text, lists of them) is kept beside, and the identity of the images that `training` trained it on.
+    Raises ValueError for another model, weights that are not finite and values that are not plain; CourseError when it cannot be written,
+    or would be written over the network of another experiment.
     """
     about = {name: list(value) if isinstance(value, tuple) else plain(value) for name, value in about.items()}
     encoder, head = model, None
@@ -77,14 +78,22 @@ def save_network(path: str | os.PathLike, model: nn.Module, **about) -> Path:
     recipe = getattr(encoder, "recipe", None)
     if not recipe:
         raise ValueError(f"Only the encoders of `models` and classifiers over them can be kept: this is a {type(encoder).__name__}.")
+    about = getattr(encoder, "trained_on", {}) | about
     weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     _checked(recipe, head, about, weights)
     description = json.dumps({"recipe": recipe, "head": head, "about": about})
+    if os.path.exists(path) and (found := differences(_experiment(load_network(path)), _experiment(Network(model, about)))):
+        raise CourseError(f"{path} is the network of another experiment, and was not written over: {found}. Move it away first.")
     content = as_safetensors({name: _small(value) for name, value in weights.items()}, metadata={DESCRIPTION: description})
     try:
         return write_atomically(path, content)
     except OSError as error:
-        raise CourseError(f"{path} could not be written ({error.strerror}). Free some disk space or name another folder.") from error
+        raise CourseError(f"{path} could not be written: {reason(error)}. Make room, or name another folder.") from error
+
+
+def _experiment(network: Network) -> dict:
+    about = {name: value for name, value in network.about.items() if name not in ("minutes", "block")}  # both were found on the way
+    return {**about, "encoder": network.encoder.recipe, "classifier": network.is_classifier}
 
 
 def _small(value: Tensor) -> Tensor:
@@ -100,15 +109,17 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
 
     torch's random numbers are left as they are. Raises CourseError, naming the file, when it is missing, damaged or of another program.
     """
-    way_out = "Delete it, or run the lesson again that wrote it."
     try:
-        with safe_open(path, framework="pt") as file:
+        with open(path, "rb"), safe_open(path, framework="pt") as file:  # open says why it cannot, and safetensors does not
             description = (file.metadata() or {})[DESCRIPTION]
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CourseError(f"There is no network {path}. Run the lesson that writes it.") from None
-    except (SafetensorError, OSError, KeyError) as error:
-        raise CourseError(f"{path} cannot be read as a network of this course ({type(error).__name__}). {way_out}") from error
+    except OSError as error:
+        raise CourseError(f"{path} cannot be read: {reason(error)}.") from error
+    except (SafetensorError, KeyError) as error:
+        told = f"{path} cannot be read as a network of this course ({type(error).__name__})"
+        raise CourseError(f"{told}. Give another file. Delete it, or run the lesson again, if a lesson wrote it.") from error
     try:
         found = json.loads(description)
         model = _checked(found["recipe"], found["head"], found["about"], weights)
@@ -116,10 +127,14 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
         weights = {name: weights[name].to(value.dtype, copy=True) for name, value in model.state_dict().items()}
         model.load_state_dict(weights, assign=True)
         model.requires_grad_(True).eval()  # `assign` has put plain tensors where parameters were empty
-        return Network(model.to(device), found["about"])
+        encoder = model.encoder if found["head"] else model
+        encoder.trained_on = {name: found["about"][name] for name in ("identity", "image_size") if name in found["about"]}
     except (AttributeError, KeyError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CourseError(f"{path} is damaged ({reason}). {way_out}") from error
+        if out_of_memory(error):
+            raise
+        told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CourseError(f"{path} is damaged ({told}). Delete it, or run the lesson again that wrote it.") from error
+    return Network(model.to(device), found["about"])
 
 
 def _checked(recipe: Mapping, head: Mapping | None, about: Mapping, weights: Mapping[str, Tensor]) -> nn.Module:

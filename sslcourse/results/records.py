@@ -23,32 +23,39 @@ from pathlib import Path
 import fastjsonschema
 import torch
 
-from sslcourse.files import plain, slug, write_json
+from sslcourse.errors import CourseError
+from sslcourse.files import differences, plain, reason, slug, write_json
 
 SUMMARY_PREFIX = "run-summary-"  # a lesson's own summary lies beside its records; it is not one
 _REFERENCE = Path(__file__).parent / "reference"
+_LESSON_TIERS = ("smoke", "cpu", "gpu", "full")
+# what of a record, and of its settings, may differ when the same experiment is made again
+_MEASURED = ("metrics", "seconds", "minutes", "device", "date", "versions", "git_commit", "git_clean", "notes")
 _LARGEST_FILE = 1_000_000  # bytes; a record has a few kilobytes
 
 
 def record(
     lesson: int, name: str, *, method: str, dataset: str, labels: int | None, metrics: Mapping, seed: int | Sequence[int], tier: str,
     device, seconds: float, image_size: int | None = None, network: str | None = None, settings: Mapping | None = None,
-    notes: str | None = None, source: str = "ours", differs: str = "",
+    identity: str | None = None, notes: str | None = None, source: str = "ours", differs: str = "",
 ) -> dict:  # fmt: skip
     """Make one result record.
 
     lesson: 1–7. name: a short identifier within the lesson; it names the file. method: what a reader sees in the table.
     labels: how many labelled images were used, None for all. metrics: name -> number or some of a metric's fields; `over_runs` makes them.
     seed: the seed, or all the seeds that the value averages over. device: a torch.device or its name. seconds: wall-clock time.
+    settings: what else decides the result. identity: of the images, `ImageSet.identity`; None where it is not known.
     Raises ValueError, which names the field, for what is not finite, outside 0–1 as a fraction, or does not fit into JSON.
     """
     seeds = [int(s) for s in seed] if isinstance(seed, Sequence) and not isinstance(seed, str) else [int(seed)]
+    commit, clean = git_state()
     result = {
         "kind": "sslcourse result", "schema": 1, "lesson": lesson, "name": name, "method": method, "source": source, "differs": differs,
-        "dataset": dataset, "image_size": plain(image_size), "network": network, "labels": plain(labels), "seeds": seeds, "tier": tier,
+        "dataset": dataset, "identity": identity, "image_size": plain(image_size), "network": network, "labels": plain(labels),
+        "seeds": seeds, "tier": tier,
         "metrics": {str(key): metric(value, runs=len(seeds) or 1) for key, value in metrics.items()},
         "device": device_name(device), "seconds": round(float(seconds), 3), "settings": dict(settings or {}), "notes": notes,
-        "versions": versions(), "git_commit": git_commit(), "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": versions(), "git_commit": commit, "git_clean": clean, "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }  # fmt: skip
     check(result)
     try:
@@ -120,32 +127,68 @@ def versions() -> dict:
 
 
 @lru_cache(maxsize=1)
-def git_commit() -> str | None:
-    """The commit of the checkout that this package is imported from; None when it is installed, even inside another checkout."""
+def git_state() -> tuple[str | None, bool | None]:
+    """The commit of the checkout that this package is imported from, and whether nothing in it differs from that commit.
+
+    (None, None) where the package is installed, even inside another checkout, and where git is missing or will not answer.
+    """
     package = Path(__file__).resolve().parents[1]
-    asked = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
+    top, _, commit = (_git(package, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")
+    if not commit or Path(top).resolve() != package.parent:
+        return None, None
+    changes = _git(package, "status", "--porcelain")
+    return commit, None if changes is None else not changes
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git prints; None where it is missing, fails, or takes longer than a record may take."""
+    asked = ["git", "--no-optional-locks", "-C", str(folder), *words]
     try:
-        top, commit = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")[:2]
-        return commit.strip() if Path(top).resolve() == package.parent else None
+        return subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
 def file_name(result: Mapping) -> str:
-    """The name of a record's file, '01-supervised-toybox-100.json'; another tier than cpu and another seed than 0 are added."""
+    """The name of a record's file, '01-supervised-toybox-100.json'; another tier than cpu and another seed than 0 are added.
+
+    Outside the tiers of the lessons, network and image size are added too, and eight digits that stand for all that decides the result.
+    """
     labels = "all" if result["labels"] is None else str(result["labels"])
     parts = [f"{int(result['lesson']):02d}", slug(result["name"]), slug(result["dataset"]), labels]
-    parts += [slug(result["tier"])] if result["tier"] != "cpu" else []
+    parts += [slug(result["tier"])[:24]] if result["tier"] != "cpu" else []
+    if result["tier"] not in _LESSON_TIERS:
+        decides = hashlib.sha256(json.dumps(_experiment(result), sort_keys=True).encode()).hexdigest()
+        parts += [slug(result["network"] or "network")[:24], f"{result['image_size'] or 0}px", decides[:8]]
     seeds = "_".join(map(str, result["seeds"]))
     seeds = seeds if len(seeds) <= 40 else hashlib.sha256(seeds.encode()).hexdigest()[:12]  # a file name has at most 255 bytes
     parts += ["seed" + seeds] if result["seeds"] != [0] else []
     return "-".join(parts) + ".json"
 
 
-def write(result: Mapping, directory: Path | str) -> Path:
-    """Write one record into a folder, which is made if need be, and return its path. The same experiment replaces its older record."""
+def _experiment(result: Mapping) -> dict:
+    """What a record says of the experiment, and not of what came out, when and where."""
+    settings = {f"settings.{name}": value for name, value in result["settings"].items() if name not in _MEASURED}
+    return {name: value for name, value in result.items() if name not in (*_MEASURED, "settings")} | settings
+
+
+def write(result: Mapping, directory: Path | str, named: str = "directory") -> Path:
+    """Write one record into a folder, which is made if need be, and return its path. The same experiment replaces its older record.
+
+    named: the option that gave the folder, for messages. Raises CourseError where the file that is there is anything else than that
+    older record, and where it cannot be written.
+    """
     check(result)
-    return write_json(Path(directory) / file_name(result), dict(result))
+    path = Path(directory) / file_name(result)
+    way_out = f"Move that file away, or give another folder as {named}."
+    try:
+        if path.exists() and (found := differences(_experiment(read_one(path)), _experiment(result))):
+            raise CourseError(f"{path} is the record of another experiment, and was not written over: {found}. {way_out}")
+        return write_json(path, dict(result))
+    except ValueError as error:
+        raise CourseError(f"{path} is there already, and is no record ({error}). {way_out}") from None
+    except OSError as error:
+        raise CourseError(f"{path} could not be written: {reason(error)}. Give another folder as {named}.") from error
 
 
 def read_one(path: Path | str) -> dict:

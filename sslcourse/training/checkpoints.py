@@ -1,6 +1,5 @@
 """What a run leaves: its History, and checkpoints from which it goes on exactly where it was."""
 
-import io
 import math
 import os
 import warnings
@@ -12,9 +11,9 @@ import torch
 
 from sslcourse.devices import random_states, set_random_states
 from sslcourse.errors import CourseError
-from sslcourse.files import ZIP, write_atomically, write_json
+from sslcourse.files import ZIP, differences, out_of_memory, reason, write_atomically, write_json
 
-WAY_OUT = "Delete it to start the run anew, or name another file."
+WAY_OUT = "Name another file. Delete it only if it was this run's own, which then starts anew."
 
 
 @dataclass
@@ -50,13 +49,15 @@ def previous(path) -> Path:
 def save_checkpoint(path, settings: dict, parts: dict[str, object], history: History, under_way: Mapping | None = None) -> None:
     """Write all that a run needs to go on exactly, atomically; the last file stays as `previous`. under_way: an unfinished epoch's sums."""
     state = {"settings": settings, "rows": history.rows, "under_way": dict(under_way or {}), "rng": random_states()}
-    buffer = io.BytesIO()
-    torch.save({**state, "parts": {name: part.state_dict() for name, part in parts.items()}}, buffer)
+    state["parts"] = {name: part.state_dict() for name, part in parts.items()}
     try:
-        write_atomically(path, buffer.getvalue(), keep=previous(path))
-    except OSError as error:
-        way_out = "Free some disk space or name another folder; the checkpoint before it is as it was."
-        raise CourseError(f"{path} could not be written ({error.strerror}). {way_out}") from error
+        write_atomically(path, lambda stream: torch.save(state, stream), keep=previous(path))
+    except (OSError, RuntimeError) as error:
+        refused = error if isinstance(error, OSError) else error.__context__  # torch adds a complaint of its own
+        if not isinstance(refused, OSError):
+            raise
+        way_out = "Make room, or name another folder; the checkpoint before it is as it was."
+        raise CourseError(f"{path} could not be written: {reason(refused)}. {way_out}") from error
 
 
 def load_checkpoint(path, settings: dict, parts: dict[str, object], history: History) -> dict:
@@ -73,19 +74,20 @@ def load_checkpoint(path, settings: dict, parts: dict[str, object], history: His
         path = previous(path)
         state = _read(path)
         warnings.warn(f"{error} The checkpoint before it, {path.name}, was taken.", stacklevel=2)
-    theirs = state["settings"]
-    differing = [f"{name} {theirs.get(name)!r} there and {value!r} here" for name, value in settings.items() if theirs.get(name) != value]
-    if differing:
-        raise CourseError(f"{path} belongs to a run with other settings: {'; '.join(differing)}. {WAY_OUT}")
+    theirs = {name: state["settings"].get(name) for name in settings}
+    if found := differences(theirs, settings):
+        raise CourseError(f"{path} belongs to a run with other settings: {found}. Give the same ones, or begin in another file or folder.")
     try:
         for name, part in parts.items():
-            part.load_state_dict(state["parts"][name])
+            part.load_state_dict(state["parts"].pop(name))  # taken out, so that there is no second copy for longer than needed
         history.rows[:] = state["rows"]
         set_random_states(state["rng"])
         return dict(state["under_way"])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CourseError(f"{path} does not fit this model or optimizer ({reason}). {WAY_OUT}") from error
+        if out_of_memory(error):
+            raise
+        told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CourseError(f"{path} does not fit this model or optimizer ({told}). {WAY_OUT}") from error
 
 
 def _read(path) -> dict:
@@ -95,5 +97,9 @@ def _read(path) -> dict:
                 raise ValueError("not a file of torch.save")
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {**state, "settings": dict(state["settings"])}
+    except OSError as error:
+        raise CourseError(f"{path} cannot be read: {reason(error)}.") from error
     except Exception as error:  # torch raises many kinds for what is not its file; each means the same to the reader
+        if out_of_memory(error):
+            raise
         raise CourseError(f"{path} cannot be read as a checkpoint of this course ({type(error).__name__}). {WAY_OUT}") from error

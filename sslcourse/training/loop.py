@@ -40,6 +40,7 @@ class Options:
     checkpoint_every: int = 0  # steps between further checkpoints inside an epoch; 0: none
     stop_after: int | None = None  # stop when this epoch is done, as if interrupted
     progress: bool = True  # whether there is a progress bar
+    identity: str | None = None  # of the images; filled in
     callbacks: Sequence = ()  # further `Callback`s, called after the package's own
 
 
@@ -61,9 +62,15 @@ def make_ready(model: nn.Module, images, learned_from: str, epochs: int, **optio
     precision = choose_precision(device, options.precision)
     if hasattr(model, "prepare"):
         model.prepare(images.size)
+    if getattr(images, "known_identity", None):
+        for encoder in (part for part in model.modules() if hasattr(part, "recipe")):
+            encoder.trained_on = {"identity": images.known_identity, "image_size": images.size}  # for `models.save_network`
     model.to(device, memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and tensor cores
     decay = options.weight_decay if options.weight_decay is not None else WEIGHT_DECAY.get(options.optimizer, 0.0)
-    return replace(options, lr=float(options.lr), seed=int(options.seed), device=device, precision=precision, weight_decay=decay)
+    # images that were made in memory are hashed for the sake of a checkpoint alone
+    identity = getattr(images, "identity" if options.checkpoint else "known_identity", None)
+    found = {"device": device, "precision": precision, "weight_decay": decay, "identity": identity}
+    return replace(options, lr=float(options.lr), seed=int(options.seed), **found)
 
 
 class Run:
@@ -90,7 +97,9 @@ class Run:
         self.totals: dict[str, Tensor] = {}  # what the present epoch has added up
         chosen = {name: value for name, value in vars(options).items() if name not in NOT_SETTINGS}
         chosen |= {"lr_scales": dict(options.lr_scales or {}), "epochs": self.epochs}
-        self.history = History(settings=plain({**chosen, "parameters": sum(p.numel() for p in model.parameters()), **facts}))
+        recipe = next((part.recipe for part in model.modules() if hasattr(part, "recipe")), {})
+        chosen["network"] = f"{recipe} {sum(p.numel() for p in model.parameters()):,} parameters"
+        self.history = History(settings=plain({**chosen, **facts}))
 
     @property
     def parts(self) -> dict[str, object]:

@@ -133,7 +133,7 @@ def test_what_cannot_be_found_or_written_is_named_and_a_full_disk_keeps_the_old_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CourseError, match="No space left"):
+    with pytest.raises(CourseError, match="could not be written: the disk is full"):
         models.save_network(path, encoder(1), **ABOUT)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
