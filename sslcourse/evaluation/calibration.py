@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import scipy  # its parts are imported where they are first used
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,8 +62,8 @@ def fit_temperature(logits, labels=None) -> float:
         return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
     low, high = math.log(LOWEST), math.log(HIGHEST)
-    found = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x  # convex in 1/T: there is one valley
-    return math.exp(min((low, found, high), key=nll))
+    minimum = scipy.optimize.minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6})  # one valley
+    return math.exp(min((low, minimum.x, high), key=nll))
 
 
 def _checked(logits, labels) -> tuple[Tensor, Tensor]:

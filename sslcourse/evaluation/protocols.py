@@ -12,10 +12,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.manifold import TSNE
-from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
 from sslcourse.devices import one_thread, seeded
@@ -57,7 +53,8 @@ class Result:
     @cached_property
     def confusion(self) -> np.ndarray:
         """Counts (C, C): row is the true class, column the predicted one."""
-        return confusion_matrix(self.labels.numpy(), self.predictions.numpy(), labels=range(self.logits.shape[1]))
+        classes = self.logits.shape[1]
+        return torch.bincount(self.labels * classes + self.predictions, minlength=classes**2).view(classes, classes).numpy()
 
     def worst_mistakes(self, k: int = 8) -> Tensor:
         """Indices of the k wrong predictions made with the most confidence, the most confident first."""
@@ -116,6 +113,8 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     After Zhang et al. 2016; Chen et al. 2020, section 2.3. penalties: values of scikit-learn's C, small is strong; that with the best
     accuracy on the validation split, the stronger of equals, is taken and noted in `.settings`. split: where the probe is then measured.
     """
+    from sklearn.linear_model import LogisticRegression  # here, because the import takes a second
+
     _check_features(found, split)
     penalties = sorted(float(c) for c in penalties)
     if not penalties or not all(0 < c < math.inf for c in penalties):
@@ -194,10 +193,14 @@ def retrieve(found: FeatureSet, *, k: int = 8, split: str = "validation") -> Ret
 
 def pca(rows: Tensor) -> Tensor:
     """Coordinates along the directions in which rows vary most: float (N, D) -> (N, 2). Distances are real, with much left out."""
+    from sklearn.decomposition import PCA
+
     return torch.from_numpy(PCA(2, random_state=0).fit_transform(rows.numpy()))
 
 
 def tsne(rows: Tensor, perplexity: float = 30) -> Tensor:
     """t-SNE (van der Maaten and Hinton 2008): float (N, D) -> (N, 2). perplexity: about how many neighbours count, below N."""
+    from sklearn.manifold import TSNE
+
     with one_thread():  # its threads beside PyTorch's, more than there are cores, wait for each other far longer than they work
         return torch.from_numpy(TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(rows.numpy()))

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are imported where they are first used
 import torch
-from scipy import stats
 
 
 def standard_error(accuracy: float, n: int) -> float:
@@ -23,7 +23,7 @@ def standard_error(accuracy: float, n: int) -> float:
 def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
     """95 % interval for an accuracy measured on n images that stays inside 0..1 and holds near its ends too (Wilson 1927)."""
     standard_error(accuracy, n)  # refuses what is no accuracy
-    found = stats.binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
+    found = scipy.stats.binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
 
 
@@ -39,7 +39,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval for the mean of a few runs: mean ± t · deviation / sqrt(runs) (Student 1908); of a single run it is NaN."""
     mean, error = mean_and_error(_finite(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
     return mean - half, mean + half
 
 
@@ -87,7 +87,7 @@ def paired_runs(first: Sequence[float], second: Sequence[float]) -> PairedRuns:
     mean, error = mean_and_error([a - b for a, b in zip(first, second, strict=True)])
     if len(first) == 1 or error <= 1e-12 * max(map(abs, first + second)):  # below that, the differences differ by rounding alone
         return PairedRuns(mean, error, math.nan, (math.nan, math.nan), len(first))
-    test = stats.ttest_rel(first, second)
+    test = scipy.stats.ttest_rel(first, second)
     return PairedRuns(mean, error, float(test.pvalue), tuple(map(float, test.confidence_interval(0.95))), len(first))
 
 
@@ -128,7 +128,7 @@ def mcnemar(first_right, second_right) -> McNemar:
         raise ValueError("mcnemar takes right or wrong for each image: a list or tensor (N,) of True and False.")
     only_first, only_second = (first & ~second).sum().item(), (second & ~first).sum().item()
     disputed = only_first + only_second
-    p_value = float(stats.binomtest(only_first, disputed).pvalue) if disputed else 1.0
+    p_value = float(scipy.stats.binomtest(only_first, disputed).pvalue) if disputed else 1.0
     return McNemar(only_first, only_second, (only_first - only_second) / len(first), p_value)
 
 

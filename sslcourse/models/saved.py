@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import jsonschema
+import fastjsonschema
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as as_safetensors
@@ -144,10 +144,10 @@ def _checked(recipe: Mapping, head: Mapping | None, about: Mapping, weights: Map
         if head:
             model = Classifier(encoder, head["classes"], head["dropout"])
     try:
-        jsonschema.validate(about, _ABOUT)
+        fastjsonschema.validate(_ABOUT, about)
         json.dumps(about, allow_nan=False)
-    except jsonschema.ValidationError as error:
-        raise ValueError(f"{error.json_path.removeprefix('$.')}: {error.message}") from None
+    except fastjsonschema.JsonSchemaValueException as error:
+        raise ValueError(error.message.removeprefix("data.")) from None
     except (TypeError, ValueError, RecursionError):
         raise ValueError("what is said of a network has to be plain: finite numbers, texts, and lists of them") from None
     block, names = about.get("block"), about.get("class_names")
