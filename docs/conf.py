@@ -22,7 +22,7 @@ nb_merge_streams = True
 nb_ipywidgets_js = {}
 nb_code_prompt_show = "Code of the set-up"  # solutions bring a title of their own
 nb_code_prompt_hide = "Code of the set-up"
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 4
 # Lessons may go from a heading to one two levels below, and show code in no language that is known.
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]

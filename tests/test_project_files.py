@@ -111,7 +111,7 @@ def test_no_file_carries_a_path_of_somebodys_machine():
     assert not found
 
 
-# What each part of the library may import of the others, besides errors, files and display. plots and results know tensors and records only.
+# What each part of the library may import of the others, besides errors, files and display. plots and results know tensors and records.
 BELOW = {
     "devices": [], "augment": [], "losses": ["devices"], "datasets": ["devices"], "loaders": ["devices", "datasets"],
     "models": ["devices", "augment", "losses", "diagnostics"], "diagnostics": ["losses", "devices"],

@@ -49,7 +49,7 @@ def small(write_notebook):
     exercise = '@exercise("3.1")\ndef double(x, by=2):\n    """x -> a number"""\n    ...  # your code'
     solution = "# Solution of exercise 3.1\ndef solution_3_1(x, by=2):\n    # by hand\n    y = by * x\n\n    return y"
     folded = nbformat.v4.new_code_cell(solution, metadata={"tags": ["solution"]})
-    badge = '[<img alt="Open in Colab" src="https://colab.example/badge.svg">](https://colab.example/03_x.ipynb)'
+    badge = '<a href="https://colab.example/03_x.ipynb"><img alt="Open in Colab" src="https://colab.example/badge.svg"></a>'
     badge += "\n\nSee [lesson 4](04_y.ipynb#top)."
     hint = "<details><summary>Hint</summary>\n\nTwice. $[a](b)$ [gone](gone.md) [word](GLOSSARY.md#word)\n\n</details>"
     path = write_notebook("03_x.ipynb", exercise, folded, *map(nbformat.v4.new_markdown_cell, (badge, hint, QUIZ)))

@@ -2,6 +2,10 @@ import base64
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -150,3 +154,11 @@ def test_store_replaces_the_file_by_a_clean_run_or_leaves_it_as_it_was(write_not
     with pytest.raises(CourseError, match="01_first.ipynb .*ZeroDivisionError"):
         runner.store(path, "smoke", "toybox")
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_nbval_keeps_a_lesson_in_one_process_however_tests_are_distributed(write_notebook):
+    path = write_notebook("01_first.ipynb", *(f"x{i + 1} = x{i} + 1" for i in range(1, 5)), parameters="x1 = 1")
+    shutil.copy(Path(__file__).parents[2] / "notebooks" / "conftest.py", path.parent)
+    how = ["-n", "2", "--dist", "load", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *how, path.parent], cwd=path.parent, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout

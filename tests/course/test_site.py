@@ -1,4 +1,4 @@
-"""The lessons as pages and as slides: what docs/ tells Sphinx and nbconvert to make of notebooks."""
+"""The lessons as pages, as slides and in exports: what Sphinx and nbconvert make of notebooks."""
 
 import importlib.util
 import re
@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+from nbconvert.exporters import LatexExporter, MarkdownExporter
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from sslcourse.course import notebook_files
 
@@ -111,3 +112,17 @@ def test_no_solution_is_on_a_page_or_a_slide_unfolded(path):
             assert kind == "notes"
         if "@exercise(" in cell.source:
             assert kind != "skip" and "slides-hide-output" in tags
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_exports_keep_every_figure_and_do_not_ask_latex_for_the_badge(path):
+    notebook = notebook_files.load(path)
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    figures = [output for output in shown if "<img" in output.data.get("text/html", "")]
+    assert figures == [output for output in shown if "image/png" in output.data]
+    alone = new_notebook(cells=[new_code_cell(outputs=figures)])  # texts would need pandoc
+    text, files = LatexExporter().from_notebook_node(alone)
+    assert text.count(r"\adjustimage{max size") == len(files["outputs"]) == len(figures) > 0
+    page, _ = MarkdownExporter().from_notebook_node(notebook)
+    assert len(re.findall('<img alt="[^"]{20,}" style="[^"]*" src="data:image/png', page)) == len(figures)
+    assert not [cell for cell in notebook.cells if cell.cell_type == "markdown" and re.search(r"!\[[^]]*\]\(http", cell.source)]

@@ -11,7 +11,7 @@ from sslcourse.errors import CourseError
 PUBLISHED = "https://github.com/sslcourse/sslcourse/blob/main/notebooks"  # where links lead to what was not copied
 EXERCISE = re.compile(r'@exercise\("(?P<id>\d+\.\d+)"\)\ndef (?P<name>\w+)\((?P<arguments>[^:]*)\):\n(?P<docs> +""".*?"""\n)?', re.DOTALL)
 _SOLUTION = re.compile(r"def solution_(?P<id>\d+_\d+)\((?P<arguments>[^:]*)\):\n(?P<body>.*)", re.DOTALL)
-_BADGE = re.compile(r'^\[<img alt="Open in Colab".*\n?\n?', re.MULTILINE)
+_BADGE = re.compile(r'^<a href="[^"]*"><img alt="Open in Colab".*\n?\n?', re.MULTILINE)
 _LINK = re.compile(r"(\]\()([\w./-]+)(?=[#)])")
 _CHOICE = re.compile(r"<details><summary>(?!Hint</summary>)(.*?)</summary>.*?</details>", re.DOTALL)
 
