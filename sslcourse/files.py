@@ -44,17 +44,24 @@ def folder_of(value: str | Path, named: str, default: str, base: Path | None = N
     if isinstance(value, (str, Path)) and str(value) == "default":
         variable = "SSLCOURSE_" + named.strip("-").replace("-", "_").upper()
         value, named, base = (os.environ[variable], variable, root) if os.environ.get(variable) else (default, named, root)
+    folder = path_of(value, named, base)
+    if folder.exists() and not folder.is_dir():
+        raise CourseError(f"{named} is {str(value)!r}, which is a file; it has to be the path of a folder.")
+    return folder
+
+
+def path_of(value: str | Path, named: str, base: Path | None = None) -> Path:
+    """A path as the user gave it, absolute. CourseError for nothing, an address, or what the system does not take or show."""
     if not isinstance(value, (str, Path)) or not str(value).strip():
         raise CourseError(f"{named} is {value!r}; it has to be the path of a folder, or 'default'.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(value)):  # a Path has one slash left of two
         raise CourseError(f"{named} is {str(value)!r}, an address; it has to be a folder of this computer. Copy or mount it first.")
     try:
-        folder = ((base or Path.cwd()) / Path(value).expanduser()).resolve()
-        if folder.exists() and not folder.is_dir():
-            raise CourseError(f"{named} is {str(value)!r}, which is a file; it has to be the path of a folder.")
+        path = ((base or Path.cwd()) / Path(value).expanduser()).resolve()
+        path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # a home that nobody has, a circle of links, a zero in the name
         raise CourseError(f"{named} is {str(value)!r}, which cannot be used: {reason(error)}.") from None
-    return folder
+    return path
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PureWindowsPath
@@ -24,7 +25,7 @@ MAX_ENTRIES = 3_000_000
 MAX_BYTES = 50_000_000_000
 MAX_RATIO = 200  # photos hardly shrink at all; a bomb shrinks a thousandfold
 RATIO_FLOOR = 100_000_000  # bytes below which no ratio is suspicious
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, ValueError, OSError)
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OSError)
 
 
 class Broken(CourseError):
@@ -49,7 +50,8 @@ class Piece:
         return np.memmap(self.file, np.uint8, "r", self.start, None if self.size < 0 else self.size)
 
 
-Tree = dict[str, "Tree | Piece"]  # a folder: from the names in it to further folders and files
+# A folder: from the names in it to further folders and files, None for a link. Bytes that are not UTF-8 are surrogates in a name.
+Tree = dict[str, "Tree | Piece | None"]
 
 
 def spool(archive: Path, file: Path) -> Tree:
@@ -57,16 +59,24 @@ def spool(archive: Path, file: Path) -> Tree:
 
     CourseError that names the archive, and the entry where there is one, for: an entry that would land outside (absolute, "..", a drive
     letter), a link or device, more than MAX_ENTRIES entries or MAX_BYTES bytes or MAX_RATIO times the archive's size (from 100 MB on), a
-    password. Broken for a damaged or shortened archive. OSError where the disk refuses.
+    password or a compression that is not read here. Broken for a damaged or shortened archive. OSError where the disk refuses.
     """
     name = archive.name.lower()
     if not name.endswith(SUFFIXES):
-        raise CourseError(f"{archive.name} is not an archive that can be read: it must end in {', '.join(SUFFIXES)}. A folder works too.")
+        way = f"it must end in {', '.join(SUFFIXES)}. Unpack it yourself and give the folder."
+        raise CourseError(f"{archive.name} is not an archive that can be read: {way}")
+    with archive.open("rb") as file_:
+        head = file_.read(512).lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise Broken(f"{archive.name} is a web page in place of an archive, so it is broken or incomplete. Get it again.")
+    if head.startswith((b"rar!", b"7z\xbc\xaf")):
+        raise CourseError(f"{archive.name} is a RAR or 7z archive, which is not read here. Unpack it yourself and give the folder.")
     most = min(MAX_BYTES, max(RATIO_FLOOR, MAX_RATIO * archive.stat().st_size))
     tree, total = {}, 0
     try:
         with open(file, "wb") as out, tqdm(unit="B", unit_scale=True, unit_divisor=1000, desc=f"Unpacking {archive.name}") as bar:
-            entries = (_zip_entries if name.endswith(".zip") else _tar_entries)(archive, file.parent)
+            is_zip = head.startswith(b"pk") or (name.endswith(".zip") and not tarfile.is_tarfile(archive))  # whatever the ending says
+            entries = (_zip_entries if is_zip else _tar_entries)(archive, file.parent)
             for count, (entry, size, is_plain, opened) in enumerate(entries, start=1):
                 total += size
                 if count > MAX_ENTRIES or total > most:
@@ -87,11 +97,15 @@ def spool(archive: Path, file: Path) -> Tree:
                         shutil.copyfileobj(source, out)
                     folder[path.name] = Piece(file, start, out.tell() - start)
                     bar.update(out.tell() - start)
+    except UnicodeDecodeError:
+        raise CourseError(f"{archive.name} has names that are not the UTF-8 they claim. Unpack it yourself and give the folder.") from None
     except BROKEN as error:
         if isinstance(error, OSError) and error.errno:  # gzip and bz2 report damage by an OSError without a number
             raise
+        if "multiple disks" in str(error):
+            raise CourseError(f"{archive.name} is one part of several. Unpack them yourself and give the folder.") from None
         raise Broken(f"{archive.name} is broken or incomplete ({str(error) or type(error).__name__}). Get it again.") from None
-    except RuntimeError as error:  # what zipfile raises for an encrypted entry
+    except RuntimeError as error:  # an encrypted entry, or a compression that Python does not have, such as Deflate64
         raise CourseError(f"{archive.name} cannot be unpacked ({error}). Unpack it yourself and give the folder.") from None
     return tree
 
@@ -109,12 +123,17 @@ def _zip_entries(archive: Path, folder: Path) -> Entries:
         prepared.require_free(folder, min(MAX_BYTES, sum(info.file_size for info in file.infolist())), f"Unpacking {archive.name}")
         for info in file.infolist():
             is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+            is_folder = info.filename.endswith(("/", "\\"))
+            name = info.filename
+            if not info.flag_bits & 0x800:  # zipfile takes such names for those of DOS; most are UTF-8
+                with suppress(UnicodeEncodeError):
+                    name = name.encode("cp437").decode("utf-8", "surrogateescape")
             # an open entry gives no more than the announced size, and checks the sum
-            yield info.filename, info.file_size, is_plain, None if info.is_dir() else partial(file.open, info)
+            yield name, info.file_size, is_plain, None if is_folder else partial(file.open, info)
 
 
 def _tar_entries(archive: Path, folder: Path) -> Entries:
-    with tarfile.open(archive) as file:
+    with tarfile.open(archive, encoding="utf-8") as file:
         for count, info in enumerate(iter(file.next, None)):
             if count % 1000 == 0 or info.size > 1_000_000:
                 prepared.require_free(folder, min(MAX_BYTES, info.size), f"Unpacking {archive.name}")

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslcourse import files
 from sslcourse.datasets import prepared, toybox
 from sslcourse.errors import CourseError
 
@@ -159,7 +161,7 @@ def load(name="toybox", data_dir: str | os.PathLike = "data", size: int | None =
     wrong size or option.
     """
     check_size(size)
-    name, data_dir = known_spelling(name), Path(data_dir)
+    name, data_dir = known_spelling(name), files.folder_of(data_dir, "data_dir", "data")
     if name == "toybox":
         _, about, parts = toybox.load(data_dir, size, **options)
     elif options:
@@ -179,15 +181,15 @@ def load(name="toybox", data_dir: str | os.PathLike = "data", size: int | None =
 
 
 def _prepared(name: str, data_dir: Path) -> tuple[dict, dict]:
-    folder, where = data_dir / name, f"--data-dir {data_dir}"
-    if (folder / "about.json").exists() or any(folder.glob("*.npy")):
+    folder, where = data_dir / name, f"--data-dir {shlex.quote(str(data_dir))}"
+    if prepared.is_there(folder):
         return prepared.read(folder)
     if folder.exists():
-        way = f"If these are your images: python data_setup.py --from {folder} --name another-name {where}"
+        way = f"If these are your images: python data_setup.py --from {shlex.quote(str(folder))} --name another-name {where}"
         raise CourseError(f"{folder} exists but is not a prepared data set. {way}")
     if name in KNOWN:
         way = f"Run: python data_setup.py {name} {where} (in Colab: !python -m sslcourse data {name} {where})."
-        raise CourseError(f"The data set {name!r} is not prepared in {data_dir}. {way} 'toybox' works at once, without a download.")
+        raise CourseError(f"The data set {name!r} is not prepared in {data_dir} (DATA_DIR). {way} 'toybox' works at once.")
     names = [info.name for info in available(data_dir)]
     guess = "".join(f" Did you mean {close!r}?" for close in difflib.get_close_matches(name, names, n=1))
     way = f"Your own images: python data_setup.py --from photos.zip --name {name} {where}"
@@ -224,7 +226,7 @@ class Available(list):
 def available(data_dir: str | os.PathLike = "data") -> Available:
     """A list of DatasetInfo (print it for a table): the known data sets, then your own that are prepared in `data_dir`."""
     found = {}
-    for path in sorted(Path(data_dir).glob("*/about.json")):
+    for path in sorted(files.folder_of(data_dir, "data_dir", "data").glob("*/about.json")):
         try:
             about = prepared.read_about(path.parent)
         except CourseError:

@@ -61,6 +61,10 @@ class Resized(Rows):
 Parts = Mapping[str, np.ndarray | Rows]
 
 
+class Damaged(CourseError):
+    """A prepared data set is not whole: it has to be prepared again."""
+
+
 def chunks(view) -> Iterator[np.ndarray]:
     """Yield an array or a view piece by piece, about CHUNK values at a time."""
     rows = max(1, CHUNK // max(1, int(np.prod(view.shape[1:]))))
@@ -102,17 +106,42 @@ def require_free(folder: Path, needed: int, what: str) -> None:
         raise CourseError(f"{what} needs {have}. Free some space, or choose another disk with --data-dir.")
 
 
+def new_map(path: Path, shape: tuple) -> np.ndarray:
+    """A new .npy file of uint8, mapped for writing. Its space is taken first: on a full disk the map would kill the process.
+
+    OSError where there is no space.
+    """
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        start, size = file.tell(), int(np.prod(shape, dtype=np.int64))
+        file.flush()
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), start, size)
+        for at in range(0, 0 if hasattr(os, "posix_fallocate") else size, CHUNK):  # macOS and Windows
+            file.write(bytes(min(CHUNK, size - at)))
+    return np.load(path, mmap_mode="r+")
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time prepare `folder`; others wait. The lock ends with the process."""
+    """Let one process at a time prepare `folder`; others wait. The lock ends with the process. CourseError for another user's lock."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f".{folder.name}.lock")
-    with FileLock(lock):
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows removes no open file
-                lock.unlink()
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire()
+    except PermissionError as error:
+        if not Path(lock.lock_file).exists():
+            raise
+        whose = f"{lock.lock_file} is another user's, who prepares {folder.name} or was interrupted"
+        raise CourseError(
+            f"{whose}. Wait, ask for its removal, or choose another folder with --data-dir ({files.reason(error)})."
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 @contextmanager
@@ -181,6 +210,7 @@ def write(folder: Path, parts: Parts, *, class_names: Sequence[str], source: str
     parts = complete(parts, class_names)
     needed = sum(int(np.prod(array.shape, dtype=np.int64)) * array.dtype.itemsize for array in parts.values())
     require_free(folder, needed, f"Preparing {folder.name}")
+    lowest, highest = 255, 0
     with work_folder(folder, "partial") as work, work_folder(folder, "replaced") as replaced:
         for part, array in parts.items():
             if part.endswith("_labels"):
@@ -193,10 +223,12 @@ def write(folder: Path, parts: Parts, *, class_names: Sequence[str], source: str
                 for piece in chunks(array):
                     file.write(np.ascontiguousarray(piece).data)
                     bar.update(len(piece))
+                    if len(piece):
+                        lowest, highest = min(lowest, int(piece.min())), max(highest, int(piece.max()))
         written = {part: np.load(work / f"{part}.npy", mmap_mode="r") for part in parts}
         mean, std = statistics(written)
         about = dict(format=FORMAT, id=uuid.uuid4().hex, name=folder.name, size=int(parts["train_images"].shape[-1]))
-        about |= {"identity": identity(class_names, written), **facts}
+        about |= {"identity": identity(class_names, written), "stored_values": [lowest, highest], **facts}
         about |= dict(class_names=list(class_names), counts={part: len(array) for part, array in sorted(parts.items())}, mean=mean, std=std)
         about |= dict(source=source, date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), options=dict(options))
         files.write_json(work / "about.json", about)
@@ -212,13 +244,15 @@ def made_once(folder: Path, make: Callable[[], Parts], *, options: Mapping, forc
     """
 
     def found() -> tuple[bool, dict, dict] | None:
-        if force or not (folder / "about.json").exists():
+        if force or not is_there(folder):
             return None
         try:
             about, parts = read(folder)
-        except CourseError as error:
+        except Damaged as error:
             warnings.warn(f"{error} It can be made again from here, so that is done now.", stacklevel=5)
             return None
+        if about["options"].keys() != options.keys():  # somebody's images, in a folder that was renamed
+            raise CourseError(f"{folder} holds another data set, from {about['source']}. Rename it, or choose another data_dir.")
         return (False, about, parts) if about["options"] == options else None
 
     try:
@@ -230,11 +264,25 @@ def made_once(folder: Path, make: Callable[[], Parts], *, options: Mapping, forc
             write(folder, make(), options=options, **facts)
             return True, *read(folder)
     except OSError as error:
-        raise CourseError(f"{folder.name} cannot be kept in {folder} ({error}). Choose another data_dir.") from None
+        raise CourseError(f"{folder.name} cannot be kept in {folder}: {files.reason(error)}. Choose another data_dir.") from None
+
+
+def is_there(folder: Path) -> bool:
+    """Whether `folder` holds a prepared data set, or what is left of one. CourseError where the system does not let us look."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    return any(name == "about.json" or name.endswith(".npy") for name in names)
 
 
 def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """-> (about, parts): images as copy-on-write memory maps, labels in memory. CourseError that names a missing or damaged file."""
+    """-> (about, parts): images as copy-on-write memory maps, labels in memory.
+
+    Damaged names a missing or damaged file; CourseError says what else stands in the way: permissions, the disk, the memory.
+    """
     about = read_about(folder)
     parts = {}
     for part in PARTS:
@@ -243,8 +291,10 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
         path, count = folder / f"{part}.npy", about["counts"][part]
         try:
             array = np.load(path, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError) as error:
+        except (FileNotFoundError, ValueError, EOFError, SyntaxError) as error:
             raise _damaged(path, str(error)) from None
+        except (OSError, MemoryError) as error:
+            raise _unreadable(path, error) from None
         if part.endswith("_labels"):
             array = np.array(array)
             good = array.dtype == np.int64 and array.shape == (count,)
@@ -262,7 +312,7 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def read_about(folder: Path) -> dict:
-    """The content of about.json, checked; its name is the folder's. CourseError if it is missing or damaged."""
+    """The content of about.json, checked; its name is the folder's. Errors are those of `read`."""
     path = folder / "about.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -270,12 +320,18 @@ def read_about(folder: Path) -> dict:
             raise ValueError(f"it has format {about['format']!r} and this version of sslcourse reads format {FORMAT}")
         lacks = [key for key, kind in ABOUT.items() if not isinstance(about[key], kind)]
         lacks += [part for part in PARTS if part not in about["counts"] and part != "unlabeled"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if lacks:
         raise _damaged(path, f"it lacks {', '.join(lacks)}")
     return {**about, "name": folder.name}  # a folder that was renamed is what its folder says
 
 
-def _damaged(path: Path, reason: str) -> CourseError:
-    return CourseError(f"{path} is damaged ({reason}). Delete the folder {path.parent} and prepare the data set again.")
+def _unreadable(path: Path, error: Exception) -> CourseError:
+    return CourseError(f"{path} cannot be read: {files.reason(error)}.")
+
+
+def _damaged(path: Path, reason: str) -> Damaged:
+    return Damaged(f"{path} is damaged ({reason}). Delete the folder {path.parent} and prepare the data set again.")

@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from torchvision.datasets import CIFAR10, STL10
 
+from sslcourse import files
 from sslcourse.datasets import archives, downloads, image_folders, prepared, toybox
 from sslcourse.datasets.image_set import KNOWN, check_size, known_spelling, load
 from sslcourse.errors import CourseError
@@ -34,16 +36,22 @@ RESERVED = {"downloads", "con", "prn", "aux", "nul", "train", "test"}
 
 @dataclass
 class Report:
-    """What `prepare` did: the folder, whether anything was made, a sentence, and the files that were skipped as (path, reason)."""
+    """What `prepare` did: the folder, whether anything was made, a sentence, the files that were skipped as (path, reason), and `details`.
+
+    details: lines that say what is in the data set: images of each class, values of the pixels, and every rule that was applied.
+    """
 
     folder: Path
     made: bool
     sentence: str
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
 
 
 def prepare(name, data_dir="data", *, source=None, size=None, strict=False, limit=None, force=False, keep_archive=False) -> Report:
-    """Get the data set `name` ready in `data_dir`, for `datasets.load(name, data_dir)`. A second call does nothing and says so.
+    """Get the data set `name` ready in `data_dir`, for `datasets.load(name, data_dir)`.
+
+    A second call does nothing and says so; with another source, size, limit or strictness it is refused, unless `force` is given.
 
     name: toybox, stl10, cifar10, flowers, cats-vs-dogs, or with `source` a name of your own.
     source: the path of an archive or folder (images as at `image_folders.read`, or the original files of STL-10 or CIFAR-10).
@@ -56,23 +64,31 @@ def prepare(name, data_dir="data", *, source=None, size=None, strict=False, limi
     check_size(size)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 3):
         raise ValueError(f"limit is {limit!r}; it must be a whole number of at least 3, so that each split gets an image of each class.")
-    name, data_dir = known_spelling(name), Path(data_dir)
+    name, data_dir = known_spelling(name), files.folder_of(data_dir, "data_dir", "data")
     _check_name(name, source)
     folder = data_dir / name
+    asked = {"size": size, "limit": limit, "strict": strict, "fingerprint": None}
     try:
+        if source is not None:
+            source = files.path_of(source, "--from")
+            if not source.exists():
+                raise CourseError(f"There is no file or folder {source}. Check the path after --from.")
+            asked["fingerprint"] = _fingerprint(source)
         data_dir.mkdir(parents=True, exist_ok=True)
         if name == "toybox":
             if limit is not None:
                 raise ValueError("limit= cannot be used with toybox, whose number of images is chosen when it is loaded.")
             made, about, _ = toybox.load(data_dir, size, force=force)
             return _report(data_dir / ("toybox" if about["size"] == toybox.SIZE else f"toybox-{about['size']}"), made)
-        report = None if force else _ready(folder)
+        report = None if force else _ready(folder, asked)
         if report is None:
+            files.check_writable(data_dir, "--data-dir")
             with prepared.alone(folder):
-                report = None if force else _ready(folder)  # another process may have finished it while this one waited
-                report = report or _from_source(folder, source, size, strict, limit, keep_archive)
-    except OSError as error:
-        raise CourseError(f"{name} cannot be prepared in {data_dir} ({error}). Choose another folder with --data-dir.") from None
+                report = None if force else _ready(folder, asked)  # another process may have finished it while this one waited
+                report = report or _from_source(folder, source, asked, keep_archive)
+    except (OSError, MemoryError) as error:
+        where = f" ({error.filename})" if getattr(error, "filename", None) else ""
+        raise CourseError(f"{name} cannot be prepared in {data_dir}: {files.reason(error)}{where}. Another folder: --data-dir.") from None
     if size not in (None, prepared.read_about(folder)["size"]):
         load(name, data_dir, size=size)
         report.sentence += f" A copy at {size}×{size} is ready too."
@@ -90,8 +106,39 @@ def _check_name(name: str, source) -> None:
         raise CourseError(f"The name {name!r} is how a resized copy is named. Choose another one with --name, such as {name}px.")
 
 
-def _ready(folder: Path) -> Report | None:
-    with contextlib.suppress(CourseError):  # what is missing or damaged is made again
+def _fingerprint(source: Path) -> str:
+    # A hash that another source, or one to which something was added, does not share: names and sizes, and the ends of an archive.
+    digest = hashlib.sha256()
+    if source.is_file():
+        with source.open("rb") as file:
+            digest.update(f"{source.stat().st_size}".encode() + file.read(1 << 20))
+            file.seek(max(0, source.stat().st_size - (1 << 20)))
+            digest.update(file.read())
+    for place, folders, names in os.walk(source):
+        folders[:] = sorted(name for name in folders if not image_folders.is_hidden(name))
+        for path in (Path(place, name) for name in sorted(names) if not image_folders.is_hidden(name)):
+            digest.update(os.fsencode(path.relative_to(source)) + f" {path.lstat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _ready(folder: Path, asked: dict) -> Report | None:
+    if not prepared.is_there(folder):
+        return None
+    with contextlib.suppress(prepared.Damaged):  # it is made again
+        about = prepared.read_about(folder)
+        was, differences = about["options"], []
+        same = was.get("fingerprint", asked["fingerprint"]) == asked["fingerprint"]
+        if not same and not (was["original"] and asked["fingerprint"] is None):  # originals are the same wherever they are from
+            differences.append(f"from another source, or before this one changed ({about['source']})")
+        if "size" in was and asked["size"] not in (was["size"], about["size"]):
+            differences.append(f"size {about['size']}, not {asked['size'] or 'the default'}")
+        if asked["limit"] != was.get("limit"):
+            differences.append(f"limit {was.get('limit') or 'none'}, not {asked['limit'] or 'none'}")
+        if asked["strict"] and was.get("skipped"):
+            differences.append(f"{was['skipped']:,} files skipped, which strict refuses")
+        if differences:
+            way = "Keep it and choose another --name, or replace it with --force."
+            raise CourseError(f"{folder.name} is there already, and was prepared otherwise: {'; '.join(differences)}. {way}")
         prepared.read(folder)
         return _report(folder, made=False)
 
@@ -102,30 +149,48 @@ def _report(folder: Path, made: bool, skipped: Sequence[tuple[str, str]] = (), r
     parts = [f"{counts[key]:,} {part}" for part in ("unlabeled", *prepared.SPLITS) for key in (part, f"{part}_images") if key in counts]
     done = "is ready" if made else "was ready already, nothing was done (--force makes it again)"
     what = f"{len(about['class_names'])} classes, {about['size']}×{about['size']}, {' · '.join(parts)} images"
-    return Report(folder, made, f"{about['name']} {done}: {what} in {folder}. {remark}".strip(), list(skipped))
+    sentence = f"{about['name']} {done}: {what} in {folder}. {remark}".strip()
+    return Report(folder, made, sentence, list(skipped), _details(folder, about))
 
 
-def _from_source(folder: Path, source, size, strict, limit, keep_archive) -> Report:
+def _details(folder: Path, about: dict) -> list[str]:
+    splits = [split for split in prepared.SPLITS if f"{split}_labels" in about["counts"]]
+    counts = [np.bincount(np.load(folder / f"{split}_labels.npy"), minlength=len(about["class_names"])) for split in splits]
+    rows = [f"{name} {' · '.join(f'{n:,}' for n in row)}" for name, row in zip(about["class_names"], np.stack(counts, 1), strict=True)]
+    shown = "; ".join(rows)
+    if len(rows) > 20:  # the first ones, the smallest and the largest
+        order = np.argsort(np.sum(counts, 0), kind="stable")
+        shown = f"{'; '.join(rows[:5])}; and {len(rows) - 5} more. Smallest: {rows[order[0]]}. Largest: {rows[order[-1]]}"
+    lines = [f"Images of each class ({' · '.join(splits)}): {shown}."]
+    if "values" in about:
+        (low, high), (lowest, highest) = about["values"], about["stored_values"]
+        lines.append(f"Values of the pixels: {low:g}..{high:g} in the files, {lowest}..{highest} as they are kept.")
+    return lines + about.get("rules", [])
+
+
+def _from_source(folder: Path, source: Path | None, asked: dict, keep_archive: bool) -> Report:
     if source is None:
         archive, origin = _download(folder)
     else:
-        archive, origin = Path(source).expanduser(), Path(source).name
-        path, place = archive.resolve(), folder.resolve()
-        if not path.exists():
-            raise CourseError(f"There is no file or folder {source}. Check the path after --from.")
-        if path == place or place in path.parents:
+        archive, origin = source, source.name
+        if source == folder or folder in source.parents:
             raise CourseError(f"{source} lies where the prepared data set is to go ({folder}). Choose another --name or --data-dir.")
-        if path.is_dir() and path in place.parents:
+        if source.is_dir() and source in folder.parents:
             raise CourseError(f"{folder} would lie inside {source}, among the images. Choose a --data-dir outside it.")
     with prepared.work_folder(folder, "unpacked") as work:
         try:
-            found = _read(archive, work, size, strict, limit)
-        except archives.Broken:
+            found, original = _read(archive, work, asked["size"], asked["strict"], asked["limit"])
+        except archives.Broken as error:
             if source is None:
-                _remove(archive)  # the next call gets it again
+                _remove(archive)
+                raise CourseError(f"{error} What was downloaded was removed: the same command downloads it again.") from None
             raise
-        options = {"limit": limit, "skipped": len(found.skipped)}
-        prepared.write(folder, found.parts, class_names=found.class_names, source=origin, options=options)
+        options = {"limit": asked["limit"], "skipped": len(found.skipped), "original": original, "fingerprint": asked["fingerprint"]}
+        options |= {} if original else {"size": asked["size"]}
+        if "validation_images" not in found.parts:
+            found.rules.append("There is no validation folder, so 10 % of each class of train were set aside for it.")
+        facts = dict(source=origin, options=options, values=found.values, rules=found.rules)
+        prepared.write(folder, found.parts, class_names=found.class_names, **facts)
         found.parts.clear()  # the memory maps, before the files that they map are removed
     if source is None and not keep_archive:
         _remove(archive)
@@ -138,6 +203,15 @@ def _remove(downloaded: Path) -> None:
         downloaded.parent.rmdir()
 
 
+def download_note(name: str) -> str:
+    """What preparing this data set downloads, from where, and about how long that takes; '' for what needs no download."""
+    if name not in SOURCES:
+        return ""
+    count, host = KNOWN[name].download_bytes, os.environ.get(MIRROR) or urlsplit(SOURCES[name][0]).hostname
+    fast, slow = (f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s" for seconds in (count / 2e7, count / 1e6))
+    return f"{name} is downloaded once: {prepared.human(count)} from {host}, about {fast} at 20 MB/s and {slow} at 1 MB/s."
+
+
 def _download(folder: Path) -> tuple[Path, str]:
     (url, checksum, disk), mirror = SOURCES[folder.name], os.environ.get(MIRROR)
     file = url.rpartition("/")[2]
@@ -145,21 +219,27 @@ def _download(folder: Path) -> tuple[Path, str]:
     there = sum(path.stat().st_size for path in target.parent.glob(f"{file}*"))  # whole, or a part of it
     prepared.require_free(folder.parent, disk - there, f"Preparing {folder.name}")
     try:
+        if not target.exists():
+            print(download_note(folder.name), flush=True)
         return downloads.fetch(url, target, checksum), url
     except CourseError:
         _remove(target)  # a part that can be resumed stays
         raise
 
 
-def _read(source: Path, work: Path, size, strict, limit) -> image_folders.FolderImages:
+def _read(source: Path, work: Path, size, strict, limit) -> tuple[image_folders.FolderImages, bool]:
+    # What is there, and whether it is an original: nearly all the published files, not only something with the name of one.
     tree = image_folders.tree(source) if source.is_dir() else archives.spool(source, work / "spool")
     folders = [tree]
-    for files in folders:  # grows while we walk along it
-        for name in ORIGINALS.keys() & files.keys():
-            class_names, parts = ORIGINALS[name](files, work)
-            return image_folders.FolderImages(class_names, parts if limit is None else _limited(parts, len(class_names), limit))
-        folders += [inner for inner in files.values() if isinstance(inner, dict)]
-    return image_folders.read(tree, work, size, label=str(source), strict=strict, limit=limit)
+    for inside in folders:  # grows while we walk along it
+        for data, read in ((STL10, read_stl10), (CIFAR10, read_cifar10)):
+            names = [name for name, _ in (*data.train_list, *data.test_list)]
+            if 2 * sum(isinstance(inside.get(name), archives.Piece) for name in names) > len(names):
+                class_names, parts = read(inside, work)
+                parts = parts if limit is None else _limited(parts, len(class_names), limit)
+                return image_folders.FolderImages(class_names, parts), True
+        folders += [inner for inner in inside.values() if isinstance(inner, dict)]
+    return image_folders.read(tree, work, size, label=str(source), strict=strict, limit=limit), False
 
 
 def _limited(parts: prepared.Parts, classes: int, limit: int) -> prepared.Parts:
@@ -171,48 +251,45 @@ def _limited(parts: prepared.Parts, classes: int, limit: int) -> prepared.Parts:
     return limited
 
 
-def _check_files(files: archives.Tree, published: list) -> None:
+def _check_files(inside: archives.Tree, published: list) -> None:
     for name, md5 in published:
         with contextlib.suppress(KeyError, OSError, ValueError):  # missing, or empty
-            if md5 == hashlib.md5(files[name].mapped()).hexdigest():
+            if md5 == hashlib.md5(inside[name].mapped()).hexdigest():
                 continue
         raise CourseError(f"{name} is missing, damaged or changed. Get the archive again.")
 
 
-def read_stl10(files: archives.Tree, work: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+def read_stl10(inside: archives.Tree, work: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     """The files of stl10_binary -> (class names, parts), images memory-mapped (torchvision's reader takes all 2.6 GB into memory).
 
     Images are uint8 (N, 3, 96, 96) with each channel stored column by column, so the last two axes are swapped here. Labels are 1..10 on
     disk and 0..9 here. CourseError for a damaged file.
     """
-    _check_files(files, [*STL10.train_list, *STL10.test_list])
+    _check_files(inside, [*STL10.train_list, *STL10.test_list])
     parts = {}
     for split, key in (("unlabeled", "unlabeled"), ("train", "train_images"), ("test", "test_images")):
-        parts[key] = files[f"{split}_X.bin"].mapped().reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
+        parts[key] = inside[f"{split}_X.bin"].mapped().reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
     for split in ("train", "test"):
-        parts[f"{split}_labels"] = files[f"{split}_y.bin"].mapped().astype(np.int64) - 1
-    names = files[STL10.class_names_file].open().read().split() if STL10.class_names_file in files else []
+        parts[f"{split}_labels"] = inside[f"{split}_y.bin"].mapped().astype(np.int64) - 1
+    names = inside[STL10.class_names_file].open().read().split() if STL10.class_names_file in inside else []
     if len(names) != 10:
         raise CourseError(f"{STL10.class_names_file} is missing or damaged. Get the archive again.")
     return [name.decode(errors="replace") for name in names], parts
 
 
-def read_cifar10(files: archives.Tree, work: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+def read_cifar10(inside: archives.Tree, work: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     """The files of cifar-10-batches-py -> (class names, parts): images uint8 (N, 3, 32, 32), labels int64 in 0..9.
 
     Unpickling can run a program, so only files with the published MD5 sums are read. CourseError names the one that is not so.
     """
     published = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
-    _check_files(files, published)
+    _check_files(inside, published)
     (work / CIFAR10.base_folder).mkdir()
     for name, _ in published:
-        (work / CIFAR10.base_folder / name).write_bytes(files[name].open().read())
+        (work / CIFAR10.base_folder / name).write_bytes(inside[name].open().read())
     parts = {}
     for split in ("train", "test"):
         batches = CIFAR10(work, train=split == "train")
         parts[f"{split}_images"] = batches.data.transpose(0, 3, 1, 2)
         parts[f"{split}_labels"] = np.array(batches.targets, np.int64)
     return batches.classes, parts
-
-
-ORIGINALS = {"train_X.bin": read_stl10, "test_X.bin": read_stl10, "data_batch_1": read_cifar10, "test_batch": read_cifar10}

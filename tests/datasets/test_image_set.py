@@ -135,7 +135,7 @@ def test_a_damaged_toybox_is_drawn_again_and_a_folder_that_cannot_be_written_is_
         assert len(datasets.load("toybox", tmp_path).test_images) == 2000
     assert [path.name for path in tmp_path.iterdir()] == ["toybox"]
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(CourseError, match="toybox cannot be kept in .*file"):
+    with pytest.raises(CourseError, match="data_dir is .*file"):
         datasets.load("toybox", tmp_path / "file")
 
 

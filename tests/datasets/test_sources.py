@@ -215,7 +215,7 @@ def test_a_disk_without_room_or_that_becomes_full_is_named_and_keeps_nothing(tmp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(CourseError, match="mine .*No space left"):
+    with monkeypatch.context() as patch, pytest.raises(CourseError, match="mine .*the disk is full"):
         patch.setattr(np.lib.format, "write_array_header_1_0", full)
         sources.prepare("mine", tmp_path / "data", source=photos_zip(tmp_path / "p.zip"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))

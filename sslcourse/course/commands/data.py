@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from sslcourse import datasets
+from sslcourse import datasets, files
 from sslcourse.datasets import sources
 from sslcourse.errors import CourseError
 
@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the images, 8 to 512")
     parser.add_argument("--limit", type=int, metavar="N", help="take at most N images a class and split, for a quick look")
     parser.add_argument("--strict", action="store_true", help="refuse files that cannot be read, instead of skipping them")
-    parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="where data sets are kept (default: data)")
+    where = "where data sets are kept (default: SSLCOURSE_DATA_DIR, or the folder data of the course, as in the lessons)"
+    parser.add_argument("--data-dir", default="default", metavar="FOLDER", help=where)
     parser.add_argument("--force", action="store_true", help="prepare it again, even if it is there")
     parser.add_argument("--keep-archive", action="store_true", help="keep the downloaded archive after it has been unpacked")
     parser.add_argument("--list", action="store_true", help="only say what there is")
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader of the output has gone: no matter of files
         raise
     except OSError as error:
-        print(f"The system refused: {error}. Check the path and its permissions, or choose another --data-dir.", file=sys.stderr)
+        print(f"The system refused: {files.reason(error)}. Check the path, or choose another --data-dir.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped. Nothing half-made was kept; a download continues where it stopped when you run the same again.", file=sys.stderr)
@@ -39,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    data_dir = files.folder_of(args.data_dir, "--data-dir", "data")
     if args.list:
-        print(datasets.available(args.data_dir))
+        print(datasets.available(data_dir))
         return 0
     if args.own_name is not None and args.source is None:
         raise CourseError("--name is for your own images: add --from with a folder or archive.")
@@ -50,13 +52,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.source is not None and name is None:
         raise CourseError(f"Give the images a name: --from {args.source} --name my-photos")
     options = {key: getattr(args, key) for key in ("source", "size", "strict", "limit", "force", "keep_archive")}
-    report = sources.prepare("toybox" if name is None else name, args.data_dir, **options)
+    report = sources.prepare("toybox" if name is None else name, data_dir, **options)
     print(report.sentence)
     if name is None:
-        print(f"\nWhat else there is:\n\n{datasets.available(args.data_dir)}")
+        print(f"\nWhat else there is:\n\n{datasets.available(data_dir)}")
     else:
+        print(*report.details, sep="\n")
         size = f", size={args.size}" if args.size is not None else ""
-        print(f"Use it: datasets.load({datasets.known_spelling(name)!r}, data_dir={str(args.data_dir)!r}{size})")
+        print(f"Use it: datasets.load({datasets.known_spelling(name)!r}, data_dir={str(data_dir)!r}{size})")
     return 0
 
 
