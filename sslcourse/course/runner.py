@@ -102,8 +102,8 @@ def run(
         given["SEED"] = seeds[0]
     values = check_parameters(notebooks, given)
     check_dataset(dataset, notebooks, values)
-    if importlib.util.find_spec("ipykernel") is None:
-        raise CourseError("Headless runs need ipykernel in this environment: pip install ipykernel.")
+    if missing := [name for name in ("papermill", "ipykernel") if importlib.util.find_spec(name) is None]:
+        raise CourseError(f"Headless runs need {' and '.join(missing)} in this environment: pip install \"sslcourse[lab]\".")
     out, code, tasks = Path(out).expanduser().resolve(), code_digest(), []
     with contextlib.ExitStack() as locks:
         locks.enter_context(_hold(out))

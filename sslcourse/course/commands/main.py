@@ -35,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CourseError as error:
         print(error, file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:  # installed without the extra that brings what only lessons and their runs need
+        if (error.name or "sslcourse").startswith("sslcourse"):
+            raise
+        print(f"The command {argv[0]} needs {error.name}, which is not installed here: pip install \"sslcourse[lab]\".", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
