@@ -28,7 +28,7 @@ def test_stored_notebooks_follow_the_rules_have_the_parts_of_a_lesson_and_were_c
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for part in ("Case file", "Break it", "Recap", "Further reading", "prediction"):
         assert part in text, f"{path.name} has no part {part!r}"
-    prose = len(re.findall(r"\w+", re.sub(r"\$[^$]*\$|`[^`]*`|\(https?:[^)]*\)", " ", text)))
+    prose = len(re.findall(r"\w+", re.sub(r"\$[^$]*\$|`[^`]*`|\(https?:[^)]*\)|<[^>]*>", " ", text)))
     assert 2000 <= prose <= 3500, f"{prose} words of prose"
     assert any("nbval-check-output" in notebook_files.tags(cell) for cell in notebook.cells)
     solutions = [cell for cell in notebook.cells if "solution" in notebook_files.tags(cell)]

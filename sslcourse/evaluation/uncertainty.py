@@ -6,7 +6,7 @@ Methods over several seeds: `mean_and_error`, `t_interval`; two over the same se
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy  # its parts are imported where they are first used
@@ -60,22 +60,22 @@ class PairedRuns:
 
     def verdict(self, first: str, second: str) -> str:
         """One sentence about two methods whose accuracies were given in percent: by how much one beats the other, or "not shown"."""
+        if self.shown and self.difference < 0:
+            return replace(self, difference=-self.difference, interval=(-self.interval[1], -self.interval[0])).verdict(second, first)
         low, high = self.interval
         told = f"95 % interval {low:+.1f} to {high:+.1f}" if math.isfinite(low) else "too few to give an interval"
         told = f"({told}, {self.runs} paired run{'s' * (self.runs != 1)})".replace("-", "−")
         if self.shown:
-            return f"{self._winner(first, second)} by {abs(self.difference):.1f} points {told}"
+            return f"{first} beats {second} by {self.difference:.1f} points {told}"
         difference = f"{self.difference:+.1f}".replace("-", "−")
         return f"a difference between {first} and {second} is not shown by these runs: {difference} points {told}"
 
     def headline(self, first: str, second: str) -> str:
         """The same, short, for the title of a figure."""
-        if self.shown:
-            return f"{self._winner(first, second)} by {abs(self.difference):.0f} points"
-        return f"{first} and {second}: no difference shown"
-
-    def _winner(self, first: str, second: str) -> str:
-        return f"{first} beats {second}" if self.difference > 0 else f"{second} beats {first}"
+        if not self.shown:
+            return f"{first} and {second}: no difference shown"
+        above, below = (first, second) if self.difference > 0 else (second, first)
+        return f"{above} beats {below} by {abs(self.difference):.0f} points"
 
 
 def paired_runs(first: Sequence[float], second: Sequence[float]) -> PairedRuns:

@@ -69,7 +69,7 @@ NOT_SHOWN = "a difference between A and B is not shown by these runs: "
 @pytest.mark.parametrize(("first", "sentence", "title"), [
     # differences 18, 20, 19: the deviation is 1 and Student's factor 4.303, so the half width is 4.303 / sqrt(3) = 2.48
     ([60, 62, 61], "A beats B by 19.0 points (95 % interval +16.5 to +21.5, 3 paired runs)", "A beats B by 19 points"),
-    ([24, 22, 23], "B beats A by 19.0 points (95 % interval −21.5 to −16.5, 3 paired runs)", "B beats A by 19 points"),
+    ([24, 22, 23], "B beats A by 19.0 points (95 % interval +16.5 to +21.5, 3 paired runs)", "B beats A by 19 points"),
     # differences 10, 20, 27: two standard errors would leave zero out, Student's factor does not
     ([52, 62, 69], NOT_SHOWN + "+19.0 points (95 % interval −2.2 to +40.2, 3 paired runs)", "A and B: no difference shown"),
     ([52], NOT_SHOWN + "+10.0 points (too few to give an interval, 1 paired run)", "A and B: no difference shown"),
