@@ -145,8 +145,16 @@ def slug(text: str) -> str:
 def differences(there: Mapping, here: Mapping) -> str:
     """In words what two descriptions do not agree in; "" where they do. An identity that one of them does not know is no difference."""
     unknown = None in (there.get("identity"), here.get("identity"))
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name) and not (unknown and name == "identity")]
-    return "; ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} here" for name in names)
+    told = []
+    for name in {**there, **here}:
+        pair = [there.get(name), here.get(name)]
+        if pair[0] == pair[1] or (unknown and name == "identity"):
+            continue
+        options = [re.findall(r"\w+=(?:\(.*?\)|\[.*?\]|[^,\s)]+)", value) if isinstance(value, str) else [] for value in pair]
+        if all(options):  # of long descriptions what differs
+            pair = [", ".join(option for option in own if option not in other) for own, other in (options, options[::-1])]
+        told.append(f"{name} {pair[0]!r} there and {pair[1]!r} here")
+    return "; ".join(told)
 
 
 def plain(value):

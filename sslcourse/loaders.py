@@ -37,7 +37,7 @@ class TensorLoader:
         if int(batch_size) != batch_size or batch_size < 1:
             raise ValueError(f"batch_size must be a positive whole number, not {batch_size}.")
         if drop_last and lengths[0] < batch_size:
-            raise ValueError(f"drop_last would leave no batch at all: {lengths[0]} rows, batch_size {batch_size}. Make that smaller.")
+            raise ValueError(f"batch_size {batch_size} leaves no whole batch of {lengths[0]} rows. Make it smaller.")
         rank, world = part
         if world > 1 and (batch_size % world or not drop_last):
             raise ValueError(f"A batch of {batch_size} cannot be shared by {world} processes: take a multiple of {world}, and drop_last.")

@@ -74,13 +74,11 @@ class Augmentation(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def extra_repr(self) -> str:
-        """Every option that has an effect: what a run's checkpoint compares."""
-        shown = {name: getattr(self, name) for name in ("size", "translate", "flip", "grayscale", "solarize", "cutout")}
-        shown |= {"crop": self.crop, "ratio": self.ratio} if self.crop else {}
-        shown |= {"blur": self.blur, "sigma": self.sigma} if self.blur else {}
-        shown |= {"jitter": self.jitter, "jitter_p": self.jitter_p} if any(self.jitter) else {}
+        """Every option: what a run's checkpoint compares."""
+        names = ("size", "crop", "ratio", "translate", "flip", "jitter", "jitter_p", "grayscale", "blur", "sigma", "solarize", "cutout")
+        shown = {name: getattr(self, name) for name in names}
         shown |= {name: tuple(getattr(self, name).flatten().tolist()) for name in ("mean", "std")}
-        return ", ".join(f"{name}={value}" for name, value in shown.items() if value)
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
 
     def draw(self, n: int, height: int, width: int, device=None, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Parameters for n images of height × width pixels: a dictionary of tensors whose first dimension is n."""

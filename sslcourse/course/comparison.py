@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from scipy import stats
 
 from sslcourse import evaluation, models, plots, results
+from sslcourse.datasets import prepared
 from sslcourse.devices import one_thread, seeded  # noqa: F401  (one_thread: for the lesson's own small fits)
 
 RANDOM = "random initialisation"
@@ -71,6 +73,14 @@ def best_block(network: models.Network, images, per_class: int, seeds: Sequence[
     return max(scores, key=scores.get)
 
 
+def other_images(network: models.Network, images) -> bool:
+    """Whether a network is known to have been trained on other images than these, which may be another size of the same."""
+    theirs, size = network.about.get("identity"), network.about.get("image_size")
+    if images.name == "toybox" and size != images.size:  # which is drawn anew at each size
+        return False
+    return theirs not in (None, images.identity, prepared.resized_identity(images.identity, size))
+
+
 def network_name(network: models.Network) -> str:
     """What its encoder is called in tables: "ResNet-9, width 16", "ResNet-18"."""
     recipe = network.encoder.recipe
@@ -126,6 +136,7 @@ def images_seen(records: Iterable[Mapping]) -> dict[str, int]:
 
 
 JPEG = {"cifar10-jpeg": "cifar10"}  # the same photographs, compressed
+ONE_NETWORK = "one network, tier "  # what `evaluate` makes of a network that a lesson of this tier kept
 LONG = "long run"  # the tier of what `pretrain` and `evaluate` have made, outside the lessons
 STAND_INS = {"stl10": "cifar10"}  # ten classes too; with 5,000 labels and 45,000 unlabelled images it is much the same task
 
@@ -133,14 +144,19 @@ STAND_INS = {"stl10": "cifar10"}  # ten classes too; with 5,000 labels and 45,00
 TASKS = json.loads((Path(results.__file__).parent / "reference" / "tasks.json").read_text(encoding="utf-8"))
 
 
+def _protocol(method: str) -> str:
+    """The method with one name for the linear probe, which is "frozen" or, at a block, "probe" in lessons and in `evaluate`."""
+    return re.sub(", (frozen|probe|linear-probe)$", ", probe", method)
+
+
 def _our_rows(records: Iterable[Mapping], dataset: str, task: Mapping) -> list[Mapping]:
     """For each method of a task our best record of the lessons and of longer runs: most labels up to the task's, most runs, newest."""
     fits = [r for r in records if JPEG.get(r["dataset"], r["dataset"]) == dataset and "top1" in r["metrics"]]
-    fits = [r for r in fits if r["labels"] is not None and r["labels"] <= task["labels"]]
+    fits = [r for r in fits if r["labels"] is not None and r["labels"] <= task["labels"] and not r["tier"].startswith(ONE_NETWORK)]
     rows = []
     for method in task["ours"]:
         for long in (False, True):
-            found = [r for r in fits if r["method"] == method and (r["tier"] == LONG) == long]
+            found = [r for r in fits if _protocol(r["method"]) == _protocol(method) and (r["tier"] == LONG) == long]
             rows += [max(found, key=lambda r: (r["labels"], len(r["seeds"]), r.get("date") or ""))] if found else []
     return rows
 
@@ -190,8 +206,8 @@ def _gain(record: Mapping, task: Mapping) -> str:
     reported = [row for row in task["reported"] if row["top1"] is not None]
     if not reported:
         return "–"
-    kind = record["method"].split(", ")[-1]
-    same = [row for row in reported if row["method"] == record["method"] or row["method"].endswith(f", {kind}")]
+    kind = _protocol(record["method"]).split(", ")[-1]
+    same = [row for row in reported if row["method"] == record["method"] or _protocol(row["method"]).endswith(f", {kind}")]
     theirs, top1, n = (same or reported)[0]["top1"], record["metrics"]["top1"], task["test_images"]
     known = n and top1["standard_error"] is not None
     error = f" ± {100 * math.hypot(top1['standard_error'], evaluation.standard_error(theirs, n)):.1f}" if known else ""

@@ -1,17 +1,24 @@
 """The commands pretrain and evaluate: what they write, what a notebook can load, what they refuse before any work is lost."""
 
+import contextlib
 import copy
 import csv
+import itertools
+import signal
 import sys
 
+import example_records
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from sslcourse import augment, datasets, evaluation, models, results, training
 from sslcourse.course.commands import pretrain as pretrain_command
 from sslcourse.course.commands.main import main
 from sslcourse.course.commands.run_folder import RunFolder
+from sslcourse.training import distributed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +52,7 @@ def test_what_a_run_leaves(finished):
     assert 0 <= float(rows[1]["knn_accuracy"]) <= 1 and float(rows[1]["loss"]) < 10
     log = (finished / "log.txt").read_text()
     assert "SimCLR on toybox, 96 images of 16 pixels, ResNet-9, width 4, 2 epochs, batches of 32, cpu" in log
-    assert "epoch 2/2, loss " in log and "knn_accuracy" in log and "Kept: " in log
+    assert "training to come" in log and "epoch 2/2, loss " in log and "knn_accuracy" in log and "Kept: " in log
 
 
 def test_it_trains_as_the_lessons_do(finished, data):
@@ -97,10 +104,14 @@ def test_each_method_with_views_and_optimizer_of_ones_own(data, tmp_path, method
         (["--augment", "zoom", "2"], "crop"),
         (["--augment", "crop", "0.2"], "crop takes 2 numbers"),
         (["--augment", "blur", "1e999"], "blur takes 1 number"),
-        (["--batch-size", "97"], "batch_size 97"),
+        (["--batch-size", "97"], "--batch-size: batch_size 97"),
+        (["--view", "7"], "--view 7"),
+        (["--lr-scale", "predictor", "2"], "encoder, projector"),
+        (["--lr-scale", "encoder", "-1"], "a number from 0"),
+        (["--data-dir", "s3://bucket/data"], "--data-dir"),
         (["--network", "resnet18", "--width", "4"], "--width"),
-        (["--device", "abc"], "--device abc"),
-        (["--device", "cuda"], "PyTorch sees no GPU here"),
+        (["--device", "abc"], "--device is 'abc'"),
+        (["--device", "cuda"], "PyTorch has no such device here"),
         (["--dataset", "nowhere"], "nowhere"),
         (["--size", "7"], "size"),
     ],
@@ -123,8 +134,10 @@ def test_a_folder_with_a_run_is_not_written_over(finished, data, capsys):
     before = (finished / "encoder.safetensors").read_bytes()
     assert main(arguments(data, finished)) == 1
     assert "Add --resume to go on with it" in capsys.readouterr().err
-    assert main(arguments(data, finished, "--resume", "--lr", "0.5")) == 1
-    assert "belongs to a run with other settings: lr 0.003 there and 0.5 here" in capsys.readouterr().err
+    assert main(arguments(data, finished, "--resume", "--lr", "0.5", "--augment", "sigma", "0.1", "1", "--width", "5")) == 1
+    told = capsys.readouterr().err
+    assert "belongs to a run with other settings: lr 0.003 there and 0.5 here" in told and "Delete" not in told
+    assert "'sigma=(0.1, 2.0)' there and 'sigma=(0.1, 1.0)' here" in told and "'width': 5" in told
     assert (finished / "encoder.safetensors").read_bytes() == before
 
 
@@ -140,6 +153,78 @@ def test_a_compiled_encoder_is_kept_like_any_other(data, tmp_path, monkeypatch, 
     monkeypatch.setattr(models.SimCLR, "forward", no_compiler)
     assert main(arguments(data, tmp_path / "none", "--compile")) == 1
     assert "--compile" in capsys.readouterr().err
+
+
+def test_without_a_predictor_and_without_a_network_what_suits_is_taken_and_said(data, tmp_path, capsys):
+    given = arguments(data, tmp_path / "run", *["--option", "hidden_dim", "16", "--option", "out_dim", "8"], method="byol")
+    given = [word for word in given if word not in ("--network", "resnet9", "--width", "4")]
+    assert main([*given, "--option", "predictor", "False", "--epochs", "1", "--unlabeled", "32"]) == 0
+    told = capsys.readouterr().out
+    assert "--network is not given: what suits a CPU is taken." in told and "ResNet-9, width 16, 1 epochs" in told
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="has no hang-up signal")
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pretrain_command._signals_stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.asked and stop.number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_process_whose_neighbour_ends_says_so(data, tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(distributed, "process_group", contextlib.nullcontext)
+    monkeypatch.setattr(training, "pretrain", broken)
+    assert main(arguments(data, tmp_path / "run")) == 1
+    assert "Another process of this run has ended" in capsys.readouterr().err
+
+
+def test_images_that_were_exchanged_under_one_name_are_noticed(tmp_path, capsys):
+    """resume refuses them, evaluate says so, and both records stay."""
+
+    def prepare(seed):
+        source = tmp_path / f"photos{seed}"
+        for k, name in itertools.product(range(20), "ab"):
+            (source / name).mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(100 * seed + k + 50 * (name == "b")).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(source / name / f"{k}.png")
+        assert main(["data", "--from", str(source), "--name", "mine", "--size", "16", "--force", "--data-dir", str(tmp_path / "data")]) == 0
+
+    given = [word for word in arguments(tmp_path / "data", tmp_path / "run", "--dataset", "mine") if word not in ("--unlabeled", "96")]
+    given = [*given, "--batch-size", "8", "--look-every", "0"]
+    how = ["--labels-per-class", 2, "--seeds", 0, "--protocol", "knn", "--split", "test", "--out", tmp_path / "records"]
+    prepare(1)
+    assert main(given) == 0 and evaluate(tmp_path / "data", tmp_path / "run", *how) == 0
+    assert "other images" not in capsys.readouterr().out
+    prepare(2)
+    assert main([*given, "--resume"]) == 1
+    assert "other settings: identity '" in capsys.readouterr().err
+    assert evaluate(tmp_path / "data", tmp_path / "run", *how) == 0
+    assert "called mine too, with other images" in capsys.readouterr().out
+    assert len({record["identity"] for record in results.read(tmp_path / "records")}) == 2
+
+
+def test_what_evaluate_makes_of_a_lessons_network_has_a_name_and_a_tier_of_its_own(finished, data, tmp_path):
+    network = models.load_network(finished / "encoder.safetensors")
+    about = {"method": "SimCLR", "dataset": "toybox", "size": 16, "lesson": 3, "tier": "cpu", "seed": 0}
+    path = models.save_network(tmp_path / "networks" / "03-simclr-toybox.safetensors", network.encoder, **about)
+    lessons_own = {"method": "SimCLR, frozen", "lesson": 3, "name": "SimCLR, frozen-3-a-class", "labels": 30, "seed": [0, 1, 2]}
+    kept = results.write(example_records.make(**lessons_own), tmp_path)
+    for more in ([], ["--block", 2], ["--size", 24]):
+        how = ["--labels-per-class", 3, "--protocol", "linear-probe", "--split", "test", "--out", tmp_path]
+        assert evaluate(data, path, *how, *more) == 0
+    found = results.read(tmp_path)
+    assert len(found) == 4 and results.read_one(kept) in found
+    assert [record["tier"] for record in found].count("one network, tier cpu") == 3
 
 
 def evaluate(data, path, *more):
@@ -197,7 +282,7 @@ def test_a_record_of_another_data_set_says_where_the_network_was_trained(finishe
 @pytest.mark.parametrize(
     ("more", "told"),
     [(["--labels-per-class", 100_000], "smallest class"), (["--seeds", 1, 1], "--seeds"), (["--block", 17], "block"),
-     (["--size", 4], "pixels"), (["--device", "abc"], "--device abc"), (["--out", "records"], "--split test")],
+     (["--size", 4], "pixels"), (["--device", "abc"], "--device is 'abc'"), (["--out", "records"], "--split test")],
 )  # fmt: skip
 def test_evaluate_refuses_what_cannot_be(finished, data, more, told, capsys):
     assert evaluate(data, finished, *more) == 1

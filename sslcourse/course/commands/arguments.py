@@ -4,6 +4,8 @@ import argparse
 import math
 from contextlib import suppress
 
+DATA_DIR_HELP = "where data sets are kept (default: the repository's folder data, or SSLCOURSE_DATA_DIR, as in the lessons)"
+
 
 def _number(kind: type, least: float, what: str, above: bool = False):
     def read(text: str):

@@ -11,13 +11,15 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from sslcourse import augment, datasets, evaluation, models, results, training
 from sslcourse.course import comparison
-from sslcourse.course.commands.arguments import count, whole
+from sslcourse.course.commands.arguments import DATA_DIR_HELP, count, whole
 from sslcourse.course.commands.pretrain import LESSONS, TITLES
 from sslcourse.devices import choose_device
 from sslcourse.errors import CourseError
+from sslcourse.files import check_writable, folder_of, out_of_memory
 
 # what the lessons' records call them; supervised: the same network from scratch, to compare with
 PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", "supervised": "supervised"}
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("network", metavar="PATH", help="the folder of a run of `pretrain`, or a file that a lesson has kept")
     add("--dataset", help="name of a prepared data set (default: the one it was trained on)")
-    add("--data-dir", default="data", metavar="DIR", help="where data sets are kept (default: data)")
+    add("--data-dir", default="default", metavar="DIR", help=DATA_DIR_HELP)
     add("--labels-per-class", type=whole, nargs="+", default=[10], metavar="N", help="labelled images of each class")
     add("--seeds", type=count, nargs="+", default=[0, 1, 2], help="each draws its own labels (default: 0 1 2)")
     add("--protocol", nargs="+", choices=PROTOCOLS, default=["knn", "linear-probe"], help="(default: knn linear-probe)")
@@ -45,54 +47,67 @@ def run(args: argparse.Namespace) -> int:
     """Do what the parsed arguments say. -> exit status 0."""
     try:
         return _run(args)
-    except ValueError as error:  # what the package says of a value that cannot be
-        raise CourseError(str(error)) from error
+    except (MemoryError, RuntimeError, ValueError) as error:  # what the package says of a value that cannot be
+        if not isinstance(error, ValueError) and not out_of_memory(error):
+            raise
+        raise CourseError("The memory ran out: try a smaller --size." if out_of_memory(error) else str(error)) from error
 
 
 def _run(args: argparse.Namespace) -> int:
-    path = Path(args.network)
+    path = Path(args.network).expanduser()
     if path.is_dir():
         unfinished = " It is not finished: call pretrain with --resume." if (path / "checkpoint.pt").exists() else ""
         path = path / "encoder.safetensors"
         if not path.exists():
             raise CourseError(f"There is no {path}.{unfinished} Give the folder of a finished run, or a network's file.")
-    if args.out and args.split != "test":
-        raise CourseError("--out keeps records, and records are of test images: add --split test, once everything is chosen.")
+    if args.out is not None:
+        if args.split != "test":
+            raise CourseError("--out keeps records, and records are of test images: add --split test, once everything is chosen.")
+        args.out = folder_of(args.out, "RESULTS_DIR" if args.out == "default" else "--out", "results")
+        check_writable(args.out, "--out")
     datasets.check_size(args.size)
     if len(set(args.seeds)) < len(args.seeds):
         raise CourseError(f"--seeds {' '.join(map(str, args.seeds))}: give different whole numbers from 0.")
     device = choose_device(args.device, "--device")
     network = models.load_network(path, device)
-    dataset = args.dataset or network.dataset
-    images = datasets.load(dataset, args.data_dir, size=None)
+    about, dataset = network.about, args.dataset or network.dataset
+    images = datasets.load(dataset, folder_of(args.data_dir, "--data-dir", "data"), size=None)
     smallest = int(torch.bincount(images.train_labels).min())
     if too_many := [n for n in args.labels_per_class if n > smallest]:
         raise CourseError(f"--labels-per-class {too_many[0]}: the smallest class of {dataset} has {smallest} labelled images.")
-    block = network.block if args.block is None else args.block
-    size = args.size or network.size
-    lesson = network.about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
+    if dataset == network.dataset and comparison.other_images(network, images):
+        print(f"This network was trained on a data set that was called {dataset} too, with other images than these.")
+    block, size = network.block if args.block is None else args.block, args.size or network.size
+    lesson = about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
     trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
-    records = []
-    for per_class in args.labels_per_class:
-        for protocol in args.protocol:
-            started = time.perf_counter()
-            found = [_one(args, network, images, protocol, per_class, seed, block, size) for seed in args.seeds]
+    tier = comparison.ONE_NETWORK + about["tier"] if "tier" in about else comparison.LONG  # a lesson's own records are of several networks
+    records, of_all = [], [(n, protocol, seed) for n in args.labels_per_class for protocol in args.protocol for seed in args.seeds]
+    with tqdm(total=len(of_all), unit="run", leave=False, **({"disable": True} if args.quiet else {})) as bar:
+        for per_class, protocol in dict.fromkeys(one[:2] for one in of_all):
+            started, found = time.perf_counter(), []
+            for seed in args.seeds:
+                bar.set_description(f"{protocol}, {per_class} a class, seed {seed}")
+                found.append(_one(args, network, images, protocol, per_class, seed, block, size))
+                bar.update()
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
             name, settings = PROTOCOLS[protocol], {"split": args.split, "block": block}
+            if protocol in ("fine-tune", "supervised"):
+                settings |= {"steps": args.steps, "passes": args.passes}
             if protocol != "supervised":
                 way = "probe" if protocol == "linear-probe" and block is not None else name
                 name = f"{network.method}{trained_there}, {way}"
-                settings |= {key: network.about.get(key) for key in ("epochs", "minutes")}
+                known = ("epochs", "minutes", "seed", "variant", "identity", "pretraining")
+                settings |= {"view": network.size} | {key: about[key] for key in known if key in about}
             records.append(results.record(
                 lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes, seed=args.seeds,
                 metrics={kind: results.over_runs([getattr(one, kind) for one in found], n=found[0].n) for kind in kinds}, device=device,
-                tier=network.about.get("tier", comparison.LONG), seconds=time.perf_counter() - started, image_size=size,
+                tier=tier, seconds=time.perf_counter() - started, image_size=size, identity=images.identity,
                 network=comparison.network_name(network), settings=settings,
             ))  # fmt: skip
     print(results.table(records, ["method", "dataset", "labels", "network", "top1", "top3"]))
     print(f"On {args.split} images, {len(args.seeds)} draws of labels. It is one network: the errors do not know how pretrainings differ.")
     for record in records if args.out else []:
-        print(f"Written: {results.write(record, args.out)}")
+        print(f"Written: {results.write(record, args.out, '--out')}")
     return 0
 
 

@@ -8,17 +8,24 @@ import argparse
 import ast
 import inspect
 import math
+import os
+import re
+import shlex
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
 from sslcourse import augment, datasets, diagnostics, models, training
-from sslcourse.course.commands.arguments import count, not_negative, positive, whole
+from sslcourse.course.commands.arguments import DATA_DIR_HELP, count, not_negative, positive, whole
 from sslcourse.course.commands.run_folder import RunFolder
+from sslcourse.course.lesson import duration
 from sslcourse.devices import PRECISIONS, choose_device, rank, world_size
 from sslcourse.errors import CourseError
+from sslcourse.files import folder_of, out_of_memory
 from sslcourse.training import distributed
 
 METHODS = {"rotation": models.Rotation, "simclr": models.SimCLR, "byol": models.BYOL, "barlow_twins": models.BarlowTwins}
@@ -43,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     repeated = {"action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     add("--method", required=True, choices=tuple(METHODS))
     add("--dataset", default="toybox", help="name of a prepared data set (default: toybox)")
-    add("--data-dir", default="data", metavar="DIR", help="where data sets are kept (default: data)")
+    add("--data-dir", default="default", metavar="DIR", help=DATA_DIR_HELP)
     add("--out", required=True, metavar="DIR", help="folder of the run: checkpoints, metrics, log, encoder")
     add("--resume", action="store_true", help="go on with the run in the folder, or begin it if there is none")
     add("--epochs", type=whole, default=100, help="passes over the unlabelled images (default: 100)")
@@ -51,12 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=positive, help="the peak of the learning rate")
     add("--optimizer", default="adamw", choices=("adamw", "sgd", "lars"))
     add("--weight-decay", type=not_negative)
+    add("--lr-scale", nargs=2, help="a factor on the rate of a part of the method, such as predictor 20; may be repeated", **repeated)
     add("--warmup", type=not_negative, default=0.1, help="part of the steps in which the rate rises (default: 0.1)")
     add("--clip-norm", type=positive, help="largest norm of the gradient")
     add("--size", type=whole, metavar="PIXELS", help="height and width of the images (default: as stored)")
     add("--view", type=whole, metavar="PIXELS", help="height and width of the views (default: those of the images)")
     add("--unlabeled", type=whole, metavar="N", help="only so many of the unlabelled images")
-    add("--network", default="resnet18", choices=("resnet9", "resnet18", "resnet50", "alexnet"))
+    networks = ("resnet9", "resnet18", "resnet50", "alexnet")
+    add("--network", choices=networks, help="(default: resnet18 on a GPU; on a CPU, which takes many times as long, resnet9 of width 16)")
     add("--width", type=whole, help="channels of a ResNet-9's first convolution (default: 64)")
     add("--option", nargs=2, help="an option of the method's class, such as temperature 0.5; may be repeated", **repeated)
     add("--augment", nargs="+", help="an option of its views (sslcourse.augment), such as crop 0.2 1; may be repeated", **repeated)
@@ -72,33 +81,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the parsed arguments say. -> exit status: 0; 143, 130 or 129 when a signal has stopped the run in good order."""
-    choose_device(args.device, "--device")
-    with distributed.process_group(args.device) as device:
-        try:
-            return _run(args, device)
-        except ValueError as error:  # what the package says of a value that cannot be
-            raise CourseError(str(error)) from error
-        except (MemoryError, RuntimeError) as error:
-            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise CourseError(f"torch.compile does not work here ({type(error).__name__}). Leave --compile out.") from error
-            words = ("out of memory", "not enough memory", "can't allocate memory")  # what PyTorch says on a GPU, and on a CPU
-            if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
-                raise
+    device, out = choose_device(args.device, "--device"), folder_of(args.out, "--out", "runs")
+    try:
+        with distributed.process_group(device) as own_device:
+            return _run(args, own_device, out)
+    except ValueError as error:  # what the package says of a value that cannot be, with its name first
+        named = str(error).split()[0] if str(error) else ""
+        raise CourseError(f"--{named.replace('_', '-')}: {error}" if named in vars(args) else str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise CourseError(f"torch.compile does not work here ({type(error).__name__}). Leave --compile out.") from error
+        if out_of_memory(error):
             way_out = "Add --resume where more is free, or begin in another folder with a smaller --batch-size."
-            raise CourseError(f"The memory ran out. The checkpoints in {args.out} are whole. {way_out}") from error
+            raise CourseError(f"The memory ran out. The checkpoints in {out} are whole. {way_out}") from error
+        if "TORCHELASTIC_RUN_ID" not in os.environ or not re.search(r"gloo|nccl|peer|store", str(error), flags=re.IGNORECASE):
+            raise
+        raise CourseError(f"Another process of this run has ended, so this one ends too. Add --resume: {out} is whole.") from error
 
 
-def _run(args: argparse.Namespace, device: torch.device) -> int:
+def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
     given = {name: getattr(args, name) for name in ("batch_size", "lr", "weight_decay")}
     settings = TRAINING[args.method] | {name: value for name, value in given.items() if value is not None}
     same = ("optimizer", "warmup", "clip_norm", "look_every", "precision", "seed", "checkpoint_every")
     settings |= {name: getattr(args, name) for name in same} | {"name": args.method, "progress": not args.quiet}
-    with RunFolder(args.out, resume=args.resume, writes=rank() == 0) as folder:
-        images = distributed.first_then_others(lambda: datasets.load(args.dataset, args.data_dir, size=args.size))
+    with RunFolder(out, resume=args.resume, writes=rank() == 0) as folder:
+        data_dir = folder_of(args.data_dir, "--data-dir", "data")
+        images = distributed.first_then_others(lambda: datasets.load(args.dataset, data_dir, size=args.size))
         if args.unlabeled is not None:
             images = images.subset(unlabeled=args.unlabeled)
         images = images.subset(test=0)  # never looked at here
+        if args.network is None:
+            args.network, args.width = ("resnet9", args.width or 16) if device.type == "cpu" or args.width else ("resnet18", None)
+            folder.say(f"--network is not given: what suits {'a CPU' if device.type == 'cpu' else 'a GPU'} is taken.")
         method, network = _method(args, images.size)
+        settings["lr_scales"] = _lr_scales(args.lr_scale, method, settings.get("lr_scales", {}))
         method.to(device)
         if args.compile:
             method.encoder.compile()
@@ -119,18 +135,35 @@ def _run(args: argparse.Namespace, device: torch.device) -> int:
             return 1
         if rank() == 0:
             about = {"method": TITLES[args.method], "lesson": LESSONS[args.method], "dataset": images.name, "network": network}
-            about |= {"size": args.view or images.size, "seed": args.seed, "epochs": args.epochs}
+            about |= {"size": args.view or images.size, "seed": args.seed, "epochs": args.epochs, "pretraining": history.settings}
             about |= {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
             method.encoder._compiled_call_impl = None  # a compiled encoder computes the same, and its file must not depend on that
             models.save_network(folder.encoder, method.encoder, **about)
-            folder.say(f"Kept: {folder.encoder}. Evaluate it: python -m sslcourse evaluate {folder.path} --dataset {args.dataset}")
+            way_on = f"python -m sslcourse evaluate {shlex.quote(str(folder.path))} --dataset {args.dataset}"
+            folder.say(f"Kept: {folder.encoder}. Evaluate it: {way_on}")
         return 0
+
+
+def _lr_scales(given: list[list[str]], method: torch.nn.Module, usual: Mapping[str, float]) -> dict[str, float]:
+    """Part of the method -> factor on its learning rate: the usual ones of the parts that it has, and those of the command line."""
+    parts = [name for name, part in method.named_children() if any(p.requires_grad for p in part.parameters())]
+    scales = {name: factor for name, factor in usual.items() if name in parts}
+    for name, text in given:
+        if name not in parts:
+            raise CourseError(f"--lr-scale {name}: there is no such part; there are {', '.join(parts)}.")
+        try:
+            scales[name] = not_negative(text)
+        except argparse.ArgumentTypeError as error:
+            raise CourseError(f"--lr-scale {name} {error}.") from None
+    return scales
 
 
 def _method(args: argparse.Namespace, size: int) -> tuple[torch.nn.Module, str]:
     """The method, and its network in words."""
     if args.width is not None and args.network != "resnet9":
         raise CourseError(f"--width is for resnet9; {args.network} has its own.")
+    if args.view is not None and args.view < 8:
+        raise CourseError(f"--view {args.view}: the networks need views of at least 8 pixels.")
     view, width, kind = args.view or size, args.width or 64, METHODS[args.method]
     torch.manual_seed(args.seed)
     if args.network == "resnet9":
@@ -167,10 +200,20 @@ def _number_of(option: str, words: list[str], known: list[str]) -> tuple[str, fl
 
 
 class _Report(training.Callback):
-    """Writes the rows into the run's folder and says them, with the names that they have there."""
+    """Writes the rows into the run's folder and says them, with the names that they have there; and once, how long the run may take."""
 
     def __init__(self, folder: RunFolder):
-        self.folder = folder
+        self.folder, self.begun, self.estimated = folder, None, False
+
+    def after_step(self, run) -> None:
+        if self.begun is None:  # counted from here, for the first step is slower than all others
+            self.begun = run.step, time.perf_counter()
+        steps, seconds = run.step - self.begun[0], time.perf_counter() - self.begun[1]
+        if not self.estimated and steps and (steps >= 20 or seconds > 15 or run.loader.batch == len(run.loader)):
+            run.loss.item()  # what is queued on a GPU is done then
+            left = (run.steps - run.step) * (time.perf_counter() - self.begun[1]) / steps
+            self.folder.say(f"About {duration(left)} of training to come.")
+            self.estimated = True
 
     def after_epoch(self, run) -> None:
         numbers = [f"{name} {value:.4g}" for name, value in run.row.items() if name not in ("epoch", "step", "lr", "seconds")]
@@ -192,7 +235,8 @@ def _signals_stop() -> Iterator[training.StopWhenAsked]:
     before = {}
     with suppress(ValueError):  # not in the main thread, where Python takes no signals
         for number in [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]:
-            before[number] = signal.signal(number, ask)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell that runs this behind itself, wants it ignored
+                before[number] = signal.signal(number, ask)
     try:
         yield stop
     finally:

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sslcourse.errors import CourseError
-from sslcourse.files import sweep, write_atomically
+from sslcourse.files import check_writable, reason, sweep, write_atomically
 
 
 class RunFolder:
@@ -37,13 +37,14 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         if not self.writes:
             return self
+        check_writable(self.path, "--out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise CourseError(f"Another process is at work in {self.path}. Wait for its end, or choose another folder.") from None
-        except OSError as error:
-            raise CourseError(f"{self.path} cannot be written ({error.strerror or error}). Choose another folder.") from error
+        except OSError as error:  # somebody else's lock
+            raise CourseError(f"{self.path} cannot be used: {reason(error)}. Give another folder as --out.") from error
         if not self.resume and (self.checkpoint.exists() or self.encoder.exists()):
             self._lock.release()
             raise CourseError(f"There is a run in {self.path} already. Add --resume to go on with it, or choose another folder.")
@@ -75,4 +76,4 @@ class RunFolder:
         try:
             write_atomically(self.path / "metrics.csv", table.getvalue().encode())
         except OSError as error:  # it is made anew with the next row
-            self.say(f"The metrics could not be written ({error.strerror}); the run goes on.")
+            self.say(f"The metrics could not be written ({reason(error)}); the run goes on.")
