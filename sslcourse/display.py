@@ -9,7 +9,7 @@ def in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
-def show(plain: str, formats: dict[str, str]) -> None:
+def show(plain: str, formats: dict[str, object]) -> None:
     """Show a text in other formats, by MIME type, of which each front end and each export takes one; elsewhere the text is printed."""
     if not in_notebook():
         return print(plain)

@@ -1,4 +1,4 @@
-"""Explorers: a figure with controls in JupyterLab and Colab, one line of text where nobody can move them.
+"""Explorers: a figure with controls in JupyterLab and Colab, a line of text where nobody can move them.
 
 Only what ipywidgets 7.7 and 8 both have is used, because Colab has 7.7.
 """
@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 
-from sslcourse import plots
-from sslcourse.display import in_notebook
+from sslcourse import display, plots
 
 
 def headless() -> bool:
     """Whether nobody will use controls: SSLCOURSE_HEADLESS is set (headless runs, tests), or kernel or ipywidgets is missing."""
     asked = os.environ.get("SSLCOURSE_HEADLESS", "") not in ("", "0")
-    return asked or not in_notebook() or importlib.util.find_spec("ipywidgets") is None
+    return asked or not display.in_notebook() or importlib.util.find_spec("ipywidgets") is None
 
 
 def defaults(controls: Mapping) -> dict:
@@ -50,17 +49,27 @@ def explore(draw: Callable, **controls) -> None:
     """
     values = defaults(controls)
     inspect.signature(draw).bind(**values)  # TypeError: the controls are not what draw takes
+    works = f"The controls of this explorer ({', '.join(controls)}) work in JupyterLab and Colab once this cell is run"
+    works += "; the figure above shows the default settings."
     if headless():
         _rehearse(draw, **values)
-        works = f"The controls of this explorer ({', '.join(controls)}) work in JupyterLab and Colab"
-        print(f"{works}; the figure above shows the default settings.")
-        return
+        return print(works)
     import ipywidgets
-    from IPython.display import display
 
     room = f"{max(map(len, controls), default=0) + 1}ch"  # for the longest name, so that sliders begin below each other
     inputs = {name: _control(ipywidgets, name.replace("_", " "), spec, room) for name, spec in controls.items()}
-    display(ipywidgets.VBox([*inputs.values(), ipywidgets.interactive_output(_guarded(draw), inputs)]))
+    drawn, output = _rehearse(_guarded(draw), **values), ipywidgets.Output()
+    with output:
+        drawn.show()
+
+    def moved(_):
+        with output:
+            output.clear_output(wait=True)
+            _guarded(draw)(**{name: control.value for name, control in inputs.items()})
+
+    for control in inputs.values():
+        control.observe(moved, "value")
+    _show(ipywidgets.VBox([*inputs.values(), output]), works, drawn.outputs)
 
 
 def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None:
@@ -70,13 +79,12 @@ def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None
     """
     if not faults:
         raise ValueError("a switchboard needs at least one fault")
+    works = f"This switchboard ({', '.join(faults)}) works in JupyterLab and Colab once this cell is run."
+    works += f" In a cell of your own: {getattr(run, '__name__', 'run')}(fault)."
     if headless():
         _rehearse(run, next(iter(faults)))
-        name = getattr(run, "__name__", "run")
-        print(f"This switchboard ({', '.join(faults)}) works in JupyterLab and Colab. In a cell of your own: {name}(fault).")
-        return
+        return print(works)
     import ipywidgets
-    from IPython.display import display
 
     # as wide as its longest entry: descriptions are sentences, and a menu cuts them off without a sign
     layout = ipywidgets.Layout(width="max-content", max_width="100%")
@@ -93,7 +101,7 @@ def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None
             button.disabled = False
 
     button.on_click(pressed)
-    display(ipywidgets.VBox([ipywidgets.HBox([menu, button]), output]))
+    _show(ipywidgets.VBox([ipywidgets.HBox([menu, button]), output]), works)
 
 
 class Game:
@@ -167,14 +175,12 @@ def guessing_game(pictures, truths, choices, rival, rival_name: str = "the netwo
     def draw():
         show(pictures[len(game.answers)], f"Picture {len(game.answers) + 1} of {len(game)}")
 
+    works = f"This guessing game ({len(game)} pictures, {len(choices)} choices) works in JupyterLab and Colab once this cell is run"
+    drawn = _rehearse(draw)
     if headless():
-        _rehearse(draw)
         right = sum(a == b for a, b in zip(game.rival, game.truths, strict=True))
-        works = f"This guessing game ({len(game)} pictures, {len(choices)} choices) works in JupyterLab and Colab"
-        print(f"{works}; {rival_name} has {right} of {len(game)} right.")
-        return
+        return print(f"{works}; {rival_name} has {right} of {len(game)} right.")
     import ipywidgets
-    from IPython.display import display
 
     wide = {"layout": ipywidgets.Layout(width="auto", align_self="flex-start")}  # as wide as its text, and not as the page
     buttons = [ipywidgets.Button(description=str(choice), **wide) for choice in game.choices]
@@ -202,7 +208,7 @@ def guessing_game(pictures, truths, choices, rival, rival_name: str = "the netwo
         button.on_click(pressed)
     again.on_click(restarted)
     row = ipywidgets.Box(buttons, layout=ipywidgets.Layout(display="flex", flex_flow="row wrap"))
-    display(ipywidgets.VBox([output, row, said, again]))
+    _show(ipywidgets.VBox([output, row, said, again]), f"{works}.", drawn.outputs)
     restarted(again)
 
 
@@ -241,13 +247,24 @@ def _guarded(draw: Callable) -> Callable:
     return callback
 
 
-def _rehearse(draw: Callable, *args, **settings) -> None:
+def _rehearse(draw: Callable, *args, **settings):
+    """Draw out of sight; -> what was printed and shown, as IPython's CapturedIO."""
     from IPython.utils.capture import capture_output
 
     before = set(plt.get_fignums())
     try:
-        with capture_output():
+        with capture_output() as drawn:
             draw(*args, **settings)
     finally:
         for number in set(plt.get_fignums()) - before:
             plt.close(number)
+    return drawn
+
+
+def _show(widget, works: str, drawn: Sequence = ()) -> None:
+    """A widget under a sentence on where it works. In an export its first figure stands in its place, and it may not outlive its kernel."""
+    dead = ".jp-OutputArea-output.jupyter-widgets:not(:has(*))"  # JupyterLab's "model not found" in a notebook that is opened again
+    display.show(works, {"text/html": f"<p>{html.escape(works)}</p><style>{dead} {{ display: none; }}</style>"})
+    figure = next((dict(output.data) for output in drawn if "image/png" in output.data), {"text/html": ""})
+    view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+    display.show(figure.pop("text/plain", ""), figure | {"application/vnd.jupyter.widget-view+json": view})

@@ -74,6 +74,12 @@ class LabPage:
         self.page.evaluate(_LISTEN)
         self.page.wait_for_function(f"() => {_WIDGETS}.every(c => c.model.type !== 'markdown' || c.rendered)", timeout=60_000)
 
+    def save_and_open_again(self) -> None:
+        """Save the notebook, end its kernel, and open it in a new one."""
+        self.page.evaluate("() => jupyterapp.shell.currentWidget.context.save()")
+        self.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+        self.open()
+
     def run_all(self, seconds: float) -> None:
         self._menu("Run", "Run All Cells")
         self.wait_until_idle(seconds)

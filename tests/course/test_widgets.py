@@ -8,17 +8,20 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from nbconvert.exporters import HTMLExporter, LatexExporter
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from sslcourse.course import widgets
 
 
 @pytest.fixture
 def live(monkeypatch):
-    """As in a live front end: what is displayed is collected."""
+    """As in a live front end: what is displayed is collected, the widget first."""
     shown = []
     monkeypatch.setattr(widgets, "headless", lambda: False)
     monkeypatch.setattr("sslcourse.display.in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", lambda data, raw=False: shown.append(data))
+    monkeypatch.setattr(widgets, "_show", lambda widget, *_: shown.insert(0, widget))
     return shown
 
 
@@ -76,6 +79,20 @@ def test_a_live_front_end_gets_controls_and_callbacks(live):
     views.value = 6
     kind.value = "byol"
     assert calls[-1] == DEFAULTS | {"views": 6, "kind": "byol"} and len(calls) == 3
+
+
+@pytest.mark.parametrize("figure", [{"image/png": "AA", "text/html": "<img alt='a line'>", "text/plain": "[figure: a line]"}, None])
+def test_an_export_has_the_sentence_and_the_first_figure_in_place_of_a_widget(figure, monkeypatch):
+    outputs = []
+    show = lambda plain, formats: outputs.append(new_output("display_data", data=formats | {"text/plain": plain}))  # noqa: E731
+    monkeypatch.setattr(widgets.display, "show", show)
+    drawn = [types.SimpleNamespace(data=data) for data in (figure, {"text/plain": "a later text"}) if data]
+    widgets._show(ipywidgets.VBox(), "It works <elsewhere>.", drawn)
+    assert "application/vnd.jupyter.widget-view+json" in outputs[-1].data
+    page, _ = HTMLExporter().from_notebook_node(new_notebook(cells=[new_code_cell(outputs=outputs)]))
+    assert "It works &lt;elsewhere&gt;." in page and page.count('alt="a line"') == (figure is not None) and "VBox" not in page
+    text, files = LatexExporter().from_notebook_node(new_notebook(cells=[new_code_cell(outputs=outputs)]))
+    assert "It works" in text and text.count("adjustimage{max size") == len(files.get("outputs", {})) == (figure is not None)
 
 
 def test_a_live_error_is_a_sentence_and_the_figure_is_shown_inside(live, capsys, monkeypatch):
@@ -168,7 +185,8 @@ def test_guessing_game_headless_rehearses_the_first_picture(capsys):
     drawn = []
     widgets.guessing_game(PICTURES, TRUTHS, CHOICES, RIVAL, show=lambda picture, text: drawn.append(text))
     assert drawn == ["Picture 1 of 3"]
-    assert "(3 pictures, 2 choices) works in JupyterLab and Colab; the network has 2 of 3 right." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "(3 pictures, 2 choices) works in JupyterLab and Colab" in out and "; the network has 2 of 3 right." in out
     widgets.guessing_game(PICTURES, TRUTHS, CHOICES, RIVAL, "a cat")
     out = capsys.readouterr().out
     assert "a cat has 2 of 3 right" in out and out.count("\n") == 1 and plt.get_fignums() == []
@@ -181,7 +199,7 @@ def test_guessing_game_live(live, capsys):
     widgets.guessing_game(PICTURES, TRUTHS, CHOICES, RIVAL, show=lambda picture, text: drawn.append(text))
     output, row, said, again = live[0].children
     cat, dog = row.children
-    assert (cat.description, dog.description) == tuple(CHOICES) and drawn == ["Picture 1 of 3"] and not cat.disabled
+    assert (cat.description, dog.description) == tuple(CHOICES) and drawn == ["Picture 1 of 3"] * 2 and not cat.disabled
     assert again.layout.align_self == "flex-start"  # else a column stretches a button over the whole page
     cat.click()
     assert "Picture 1: you said cat, right" in said.value and drawn[-1] == "Picture 2 of 3"
@@ -191,7 +209,7 @@ def test_guessing_game_live(live, capsys):
     assert "You have 3 of 3, the network 2. The end: of 3 pictures you had 3 right" in said.value
     assert cat.disabled and dog.disabled and drawn[-1] == "Picture 3 of 3" and "No pictures are left." in capsys.readouterr().out
     dog.click()  # a press that was on its way
-    assert len(drawn) == 3
+    assert len(drawn) == 4
     again.click()
     assert not cat.disabled and drawn[-1] == "Picture 1 of 3" and said.value == "What is it?"
     dog.click()
@@ -200,8 +218,8 @@ def test_guessing_game_live(live, capsys):
 
 def test_the_picture_of_a_guessing_game_does_not_tell_what_it_is(live):
     widgets.guessing_game(PICTURES, TRUTHS, CHOICES, RIVAL)
-    assert len(live) == 2 and plt.get_fignums() == []
-    assert live[1]["text/plain"] == "[figure: Picture 1 of 3, to be named by one of the buttons.]"
+    assert len(live) == 3 and plt.get_fignums() == []
+    assert {figure["text/plain"] for figure in live[1:]} == {"[figure: Picture 1 of 3, to be named by one of the buttons.]"}
 
 
 def test_headless_follows_the_environment_and_the_kernel(monkeypatch):
