@@ -48,6 +48,19 @@ def test_alone_it_draws_toybox_and_says_what_else_there_is(call, tmp_path):
     assert "toybox-16" in call("toybox", "--size", 16)[1] and datasets.load("toybox", size=16).size == 16
 
 
+def test_the_default_folder_is_that_of_the_lessons_and_what_is_printed_works(call, tmp_path, photos, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text('name = "sslcourse"')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    status, out, _ = call("--from", photos, "--name", "mine")
+    assert status == 0 and (tmp_path / "data" / "mine").is_dir() and list(Path().iterdir()) == []
+    monkeypatch.chdir("/")
+    use = out.splitlines()[-1].partition("Use it: ")[2]
+    assert eval(use, {"datasets": datasets}).name == "mine"
+    monkeypatch.setenv("SSLCOURSE_DATA_DIR", str(tmp_path / "other"))
+    assert call("--from", photos, "--name", "mine")[0] == 0 and (tmp_path / "other" / "mine").is_dir()
+
+
 def test_own_photos(call, tmp_path, photos):
     status, out, _ = call("--from", photos, "--name", "my-photos", "--size", 16, "--data-dir", tmp_path / "d")
     assert status == 0 and "my-photos is ready: 2 classes, 16×16" in out and "datasets.load('my-photos'" in out
@@ -69,6 +82,10 @@ def test_own_photos(call, tmp_path, photos):
         ("a --from nowhere.zip --name b", "Two names"),
         ("--from photos --name toybox", "'toybox' is taken"),
         ("--data-dir file", "--data-dir"),
+        ("--data-dir=", "--data-dir"),
+        ("--data-dir s3://bucket/data", "an address"),
+        ("--from= --name x", "--from is ''"),
+        ("--from https://example.invalid/x.zip --name x", "an address"),
     ],
 )
 def test_what_a_person_can_put_right_gets_one_sentence(call, tmp_path, photos, arguments, word):

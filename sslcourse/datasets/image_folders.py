@@ -100,15 +100,13 @@ def read(tree: Tree, work: Path, size: int | None = None, *, label: str, strict=
     tree = _clean("", tree, hidden, links)
     if hidden:
         rules.append(f"Hidden files and those of desktops and network drives were left out: {listed(sorted(hidden))}.")
-    if links:
-        rules.append(f"Links were not followed, lest an image be read twice or from elsewhere (cp -rL copies them): {listed(links)}.")
+    followed = "Links were not followed, lest an image be read twice or from elsewhere (cp -rL copies what they lead to): "
+    rules += [f"{followed}{listed(links)}."] if links else []
     try:
         layout = _layout("", tree, label, rules)
-        class_names = sorted(layout["train"])
-        if len(class_names) == 1:
-            raise CourseError(f"{label} has images of one class only, {class_names[0]!r}. A classifier needs at least two class folders.")
     except CourseError as error:
-        raise CourseError(" ".join([str(error), *rules[-1:]] if links else [str(error)])) from None
+        raise CourseError(f"{error} {followed}{listed(links)}." if links else str(error)) from None
+    class_names = sorted(layout["train"])
     chosen = {}  # split -> [((path, file), label)]
     for split, classes in layout.items():
         if split == "unlabeled":
@@ -199,7 +197,10 @@ def _layout(path: str, tree: Tree, label: str, rules: list[str]) -> dict:
     for split, names in splits.items():
         if len(names) > 1:
             raise CourseError(f"{label} has both {names[0]!r} and {names[1]!r} for {split}. Keep one of them.")
-    flat = [name for name, inner in folders.items() if _split_of(name) not in (None, "unlabeled") and inner and not _folders(inner)]
+    flat = {name: _split_of(name) for name, inner in folders.items() if inner and not _folders(inner)}
+    if len(flat) == len(folders) and "train" in (others := {_split_of(name, longer=True) for name in flat}) and None not in others:
+        flat = {name: _split_of(name, longer=True) for name in flat}  # nothing but seg_train and seg_test
+    flat = {name: split for name, split in flat.items() if split not in (None, "unlabeled")}
     loose = [spelled(name) for name, inner in tree.items() if not isinstance(inner, dict)]
     if "train" in splits:
         classes = {}
@@ -212,11 +213,14 @@ def _layout(path: str, tree: Tree, label: str, rules: list[str]) -> dict:
         rules += [f"The folder {within} was taken for {split}." for split, (within, _) in classes.items() if within != f"{split}/"]
         if others := [spelled(name) for name in folders if [name] not in splits.values()]:
             rules.append(f"Folders beside train without class folders in them, or with other names, were not read: {listed(others)}.")
-        loose += [spelled(name) for _, inside in classes.values() for name in inside if not isinstance(inside[name], dict)]
+        loose += [
+            within + spelled(name) for split, (within, inside) in classes.items() if split != "unlabeled"
+            for name in inside if not isinstance(inside[name], dict)
+        ]  # fmt: skip
     elif splits.keys() - {"unlabeled"}:
         raise CourseError(f"{label} has a test or validation folder but no train/<class>/ with images. Add one.")
     else:
-        if len({_split_of(name) for name in flat}) > 1:
+        if len(set(flat.values())) > 1:
             way = "Nothing says what an image shows: sort them into train/<class>/ and test/<class>/, or into <class>/ alone."
             raise CourseError(f"{label} has the folders {' and '.join(flat)}, and no class folders in them. {way}")
         inside = {name: inner for name, inner in folders.items() if [name] not in splits.values()}
@@ -236,6 +240,10 @@ def _layout(path: str, tree: Tree, label: str, rules: list[str]) -> dict:
             nested += [f"{within}{spelled(name)}/{spelled(deeper)}" for deeper in _folders(inner)]
     if not any(layout["train"].values()):
         raise CourseError(f"{label} has no images in class folders. It needs train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg.")
+    if len(layout["train"]) == 1:
+        raise CourseError(
+            f"{label} has images of one class only, {[*layout['train']][0]!r}. A classifier needs at least two class folders."
+        )
     if several := [name for name in sorted(forms) if len(forms[name]) > 1]:
         rules.append(f"Class folders with the same name in two spellings (Unicode forms) were taken for one class: {listed(several)}.")
     if guessed := [name for name in sorted(forms) if re.search("[\udc80-\udcff]", "".join(forms[name]))]:

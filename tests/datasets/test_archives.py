@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sslcourse.datasets import archives
+from sslcourse.datasets import archives, image_folders
 from sslcourse.errors import CourseError
 
 NOISE = np.random.default_rng(0).bytes(50_000)
@@ -52,8 +52,42 @@ def test_each_format_comes_out_as_it_went_in(tmp_path, suffix):
 
 
 def test_backslashes_make_folders_and_a_file_cannot_be_one(tmp_path):
-    assert unpack(make(tmp_path, ".zip", {"cat\\a.jpg": b"x"}))["cat"]["a.jpg"].open().read() == b"x"
+    files = {"photos\\": b"", "photos\\cat\\": b"", "photos\\cat\\a.jpg": b"x"}
+    assert unpack(make(tmp_path, ".zip", files))["photos"]["cat"]["a.jpg"].open().read() == b"x"
     refused(make(tmp_path, ".tar", {"a": b"x", "a/b": b"y"}), "a/b lies in a file")
+
+
+@pytest.mark.parametrize("raw", ["Löwe".encode(), "Löwe".encode("latin-1"), "Löwe".encode("cp437")])
+@pytest.mark.parametrize("kind", ["tar", "zip", "flagged"])
+def test_names_that_are_not_utf8(tmp_path, raw, kind):
+    if kind == "tar":
+        archive, info = tmp_path / "x.tar", tarfile.TarInfo((raw + b"/a.jpg").decode("utf-8", "surrogateescape"))
+        with tarfile.open(archive, "w", encoding="utf-8", errors="surrogateescape", format=tarfile.GNU_FORMAT) as file:
+            file.addfile(info, io.BytesIO())
+    else:
+        archive = make(tmp_path, ".zip", {"#" * len(raw) + "/a.jpg": b""})
+        content = bytearray(archive.read_bytes().replace(b"#" * len(raw), raw))
+        for signature, offset in ((b"PK", 7), (b"PK", 9)):
+            content[content.index(signature) + offset] |= 8 * (kind == "flagged")  # the flag for UTF-8
+        archive.write_bytes(content)
+    if kind == "flagged" and raw != "Löwe".encode():
+        return refused(archive, "not the UTF-8.*Unpack it yourself")
+    (name,) = unpack(archive)
+    assert image_folders.spelled(name) == "Löwe"
+
+
+def test_what_is_another_kind_of_file_is_not_called_damaged(tmp_path):
+    archive = make(tmp_path, ".zip", {"a.jpg": b"x"})
+    content = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK", 8), (b"PK", 10)):
+        content[content.index(signature) + offset] = 9  # Deflate64
+    archive.write_bytes(content)
+    refused(archive, "compression.*Unpack it yourself")
+    for content, match in ((b" <!DOCTYPE html><html>", "a web page"), (b"Rar!", "Unpack it yourself")):
+        archive.write_bytes(content)
+        refused(archive, match)
+    other = make(tmp_path, ".tar.gz", {"a.jpg": b"x"}).rename(tmp_path / "y.zip")  # only the ending is wrong
+    assert unpack(other)["a.jpg"].open().read() == b"x"
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])

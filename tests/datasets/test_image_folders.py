@@ -1,6 +1,9 @@
 """Folders of images: which layouts are understood, what is done to each image, and what is refused."""
 
 import io
+import os
+import unicodedata
+import zlib
 
 import numpy as np
 import pytest
@@ -71,6 +74,65 @@ def test_only_class_folders_are_split_by_class_and_always_alike(tmp_path, read):
     assert sorted(values(found.parts["train_images"]) + test) == [10 * label + number for label in range(3) for number in range(10)]
 
 
+@pytest.mark.parametrize("name", ["{}", "photos/photos/{}", "{}ing", "seg_{0}/seg_{0}", "{}_set", "{}-images", "{0}/{0}", "my {}"])
+@pytest.mark.parametrize("spell", [str, str.upper])
+def test_split_folders_by_other_names_doubled_and_in_capitals(tmp_path, read, name, spell):
+    fill(tmp_path / spell(name.format("train")))
+    fill(tmp_path / spell(name.format("test")), count=2)
+    found = read(tmp_path)
+    assert found.class_names == ["cat", "dog"] and counts(found) == {"train_images": 10, "test_images": 4}
+    assert any("was taken for test" in rule for rule in found.rules) == (spell(name) != "{}" or spell is str.upper)
+
+
+def test_what_lies_beside_the_classes_is_said(tmp_path, read):
+    fill(tmp_path / "train", ("cat", "dog", "fish"))
+    fill(tmp_path / "test", count=1)
+    save(tmp_path / "val" / "x.png")
+    save(tmp_path / "train" / "y.png")
+    save(tmp_path / "train" / "cat" / "indoors" / "z.png")
+    found = read(tmp_path, limit=3)
+    rules = " ".join(found.rules)
+    assert counts(found) == {"train_images": 9, "test_images": 2}
+    assert "no test folder for fish" in rules and "not read: val" in rules and "train/y.png" in rules and "train/cat/indoors" in rules
+    assert "At most 3" in rules
+    fill(tmp_path / "flat", ("cat", "test"))
+    found = read(tmp_path / "flat")
+    assert found.class_names == ["cat", "test"] and "'test' was taken for a class" in found.rules[0] and "20 %" in found.rules[-1]
+
+
+def test_names_in_two_spellings_and_in_other_encodings(tmp_path, read):
+    for split, form in (("train", "NFC"), ("test", "NFD")):
+        fill(tmp_path / split, [unicodedata.normalize(form, name) for name in ("Bär", "Löwe")], count=2)
+    for raw in (b"B\xe4r", b"L\x94we"):  # as Windows and DOS wrote them
+        (tmp_path / "train" / os.fsdecode(raw)).mkdir()
+        save(tmp_path / "train" / os.fsdecode(raw) / "old.png", colour=(99, 0, 0))
+    found = read(tmp_path)
+    assert found.class_names == ["Bär", "Löwe"] and counts(found) == {"train_images": 6, "test_images": 4}
+    assert sorted(values(found.parts["train_images"])) == [0, 1, 10, 11, 99, 99]
+    assert "two spellings" in " ".join(found.rules) and "not UTF-8" in " ".join(found.rules)
+
+
+def test_links_are_not_followed_and_circles_end(tmp_path, read):
+    fill(tmp_path / "photos")
+    save(tmp_path / "elsewhere" / "x.png")
+    for link, target in {
+        "kitten": "cat",
+        "cow": "../elsewhere",
+        "cat/x.png": "../../elsewhere/x.png",
+        "dog/all": "..",
+        "bird": "gone",
+    }.items():
+        (tmp_path / "photos" / link).symlink_to(target)
+    os.mkfifo(tmp_path / "photos" / "dog" / "pipe.png")
+    found = read(tmp_path / "photos")
+    assert found.class_names == ["cat", "dog"] and counts(found) == {"train_images": 8, "test_images": 2} and found.skipped == []
+    assert all(name in found.rules[0] for name in ("kitten", "cow", "cat/x.png", "dog/all", "bird", "dog/pipe.png"))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "cat").symlink_to(tmp_path / "photos" / "cat")
+    with pytest.raises(CourseError, match="no images.*Links were not followed.*cat"):
+        read(tmp_path / "linked")
+
+
 def test_wrapping_folders_are_looked_through_and_rubbish_is_ignored(tmp_path, read):
     photos = tmp_path / "download" / "flower_photos"
     fill(photos)
@@ -78,10 +140,13 @@ def test_wrapping_folders_are_looked_through_and_rubbish_is_ignored(tmp_path, re
     (tmp_path / "download" / "readme.txt").write_text("hello")
     save(tmp_path / "__MACOSX" / "cat" / "x.png")
     save(tmp_path / ".cache" / "cat" / "x.png")
+    for name in ("@eaDir", "#recycle", "$RECYCLE.BIN", ".thumbnails", ".AppleDouble"):
+        save(photos / "dog" / name / "000.png" / "thumb.jpg")
     for name in (".DS_Store", "._000.png", "Thumbs.db"):
         (photos / "cat" / name).write_bytes(b"rubbish")
     found = read(tmp_path)
     assert found.class_names == ["cat", "dog"] and counts(found) == {"train_images": 8, "test_images": 2} and found.skipped == []
+    assert "@eaDir" in found.rules[0] and "__MACOSX" in found.rules[0] and "LICENSE.txt" in " ".join(found.rules)
     fill(tmp_path / "one" / "train")
     assert counts(read(tmp_path / "one")) == {"train_images": 8, "test_images": 2}
     fill(tmp_path / "two", ("boat", "train", "plane"))  # a class called train
@@ -126,6 +191,58 @@ def test_every_mode_becomes_rgb(tmp_path, image, ending, value):
     assert pixels.shape == (3, 16, 16) and np.abs(pixels.astype(int) - value).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "expected"),
+    [
+        (0.0, 1.0, np.float32, (0, 255)), (0.0, 200.0, np.float32, (0, 200)), (-1.5, 2.5, np.float32, (0, 255)),
+        (0, 200, np.int32, (0, 200)), (-1000, 3000, np.int32, (0, 255)), (0, 4095, np.uint16, (0, 255)), (0, 65535, np.uint16, (0, 255)),
+        (0, 1, np.int32, (0, 255)),
+    ],
+)  # fmt: skip
+def test_images_of_other_depths_are_scaled_by_one_rule_that_is_said(tmp_path, read, low, high, dtype, expected):
+    for name, level in (("dark", low), ("bright", high)):
+        for split in ("train", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.full((16, 16), level).astype(dtype)).save(tmp_path / split / name / "x.tif")
+    found = read(tmp_path)
+    assert sorted(values(found.parts["test_images"])) == sorted(values(found.parts["train_images"])) == list(expected)
+    assert found.values == (low, high) and any("4 images have more than 8 bits" in rule for rule in found.rules)
+    Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(tmp_path / "train" / "dark" / "nan.tif")
+    assert found.skipped == [] and read(tmp_path).skipped == [("train/dark/nan.tif", "it holds values that are not finite")]
+
+
+def png_chunk(kind, content, checksum):
+    return len(content).to_bytes(4, "big") + kind + content + checksum.to_bytes(4, "big")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_metadata_around_a_good_picture(tmp_path):
+    save(tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    broken = (b"junk" * 4, zlib.crc32(b"eXIf" + b"junk" * 4)), (b"MM\0*", 0)
+    for content, checksum in broken:
+        (tmp_path / "x.png").write_bytes(whole[:33] + png_chunk(b"eXIf", content, checksum) + whole[33:])
+        pixels, _, done = image_files.decode(Piece(tmp_path / "x.png"), 16)
+        assert pixels[:, 0, 0].tolist() == [200, 30, 30] and done == ({"kept"} if checksum else set())
+    Image.new("RGB", (16, 16)).save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*" + b"junk" * 3)
+    assert image_files.decode(Piece(tmp_path / "x.jpg"), 16)[2] == {"kept"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("x.heic", b"", "HEIC: convert it to JPEG"), ("x.jpg", b"\0\0\0\x18ftypheic\0\0", "HEIC"), ("x.nef", b"II*\0", "camera raw"),
+        ("x.svg", b"<svg></svg>", "SVG"), ("x.avif", b"", "AVIF"), ("x.tif", b"II*\0", "TIFF"), ("x.eps", b"%!PS-Adobe", "export"),
+        ("x.mp4", b"", "film"), ("x.txt", b"hello", "not an image"),
+    ],
+)  # fmt: skip
+def test_what_is_not_read_says_which_conversion_helps(tmp_path, read, name, content, word):
+    fill(tmp_path)
+    (tmp_path / "cat" / name).write_bytes(content)
+    ((path, reason),) = read(tmp_path).skipped
+    assert path == f"cat/{name}" and word in reason
+
+
 def test_unreadable_files_are_named_counted_and_skipped_or_refused(tmp_path, read, monkeypatch):
     fill(tmp_path / "train", size=(64, 64))
     fill(tmp_path / "test", size=(64, 64), count=2)
@@ -151,6 +268,9 @@ def test_unreadable_files_are_named_counted_and_skipped_or_refused(tmp_path, rea
     ("match", "paths"),
     [
         ("no images in class folders", "a.png b.png"),
+        ("test and train, and no class folders", "train/a.png train/b.png test/c.png"),
+        ("no class folders", "seg_train/a.png seg_test/c.png"),
+        ("splits inside of the classes", "cat/train/a.png cat/test/b.png dog/train/a.png dog/test/a.png"),
         ("one class only, 'cat'", "cat/a.png cat/b.png"),
         ("one class only, 'cat'", "train/cat/a.png test/cat/b.png"),
         ("class 'dog'.*is empty", "cat/a.png cat/b.png dog/"),

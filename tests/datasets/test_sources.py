@@ -1,7 +1,9 @@
 """Preparing data sets: the original files of STL-10 and CIFAR-10, downloads from a server on this machine, and archives of one's own."""
 
+import errno
 import hashlib
 import io
+import os
 import pickle
 import shutil
 import tarfile
@@ -195,6 +197,71 @@ def test_own_images_from_an_archive_and_from_a_folder(tmp_path):
     ours, others = datasets.load("my-photos", tmp_path / "data"), datasets.load("flowers", tmp_path / "data")
     assert ours.size == 24 and torch.equal(ours.train_images, others.train_images) and torch.equal(ours.test_labels, others.test_labels)
     assert archive.exists() and sorted(path.name for path in (tmp_path / "data").iterdir()) == ["flowers", "my-photos"]
+
+
+def test_what_was_read_is_said_and_another_preparation_of_the_same_name_is_refused(tmp_path):
+    photos, data = tmp_path / "photos", tmp_path / "data"
+    shutil.unpack_archive(photos_zip(tmp_path / "photos.zip", classes=("a", "b"), broken=True), photos)
+    report = sources.prepare("mine", data, source=photos, size=24)
+    told = "\n".join(report.details)
+    assert "a 7 · 1 · 2; b 7 · 1 · 2." in told and "pixels: 0..10" in told and "20 of 20 images were cut" in told
+    (photos / "a" / ".DS_Store").write_bytes(b"a visit")
+    again = sources.prepare("mine", data, source=photos, size=24)
+    assert not again.made and again.details == report.details
+    (photos / "a" / "new.jpg").write_bytes(b"")
+    for options, match in (
+        ({"size": 24}, "another source, or before this one changed"), ({"source": tmp_path / "photos.zip"}, "another source"),
+        ({}, "size 24"),
+        ({"limit": 5}, "limit none, not 5"), ({"strict": True}, "2 files skipped"),
+    ):  # fmt: skip
+        with pytest.raises(CourseError, match=f"prepared otherwise.*{match}.*--force"):
+            sources.prepare("mine", data, **{"source": photos, **options})
+    assert sources.prepare("mine", data, source=photos, size=32, force=True).made and datasets.load("mine", data).size == 32
+    for name in ("data_batch_1", "test_batch", "train_X.bin"):  # called like the files of CIFAR-10 and STL-10
+        shutil.copytree(photos / "a", photos / name)
+    assert "data_batch_1" in str(sources.prepare("yours", data, source=photos).details)
+    many = [f"class {number:03}" for number in range(120)]
+    shown = "".join(sources.prepare("many", data, source=photos_zip(tmp_path / "many.zip", classes=many), size=8).details)
+    assert "class 004" in shown and "class 005" not in shown and "115 more" in shown
+
+
+def test_what_hinders_is_said_as_it_is(tmp_path, monkeypatch):
+    def fails(error):
+        def call(*_, **__):
+            raise error
+
+        return call
+
+    archive, data = photos_zip(tmp_path / "p.zip"), tmp_path / "data"
+    quota, forbidden = OSError(errno.EDQUOT, "Disk quota exceeded"), PermissionError(errno.EACCES, "Permission denied")
+    with monkeypatch.context() as patch, pytest.raises(CourseError, match="your quota on this disk is used up"):
+        patch.setattr(os, "posix_fallocate", fails(quota), raising=False)
+        sources.prepare("mine", data, source=archive)
+    assert list(data.iterdir()) == []
+    (data / ".mine.lock").touch()
+    with monkeypatch.context() as patch, pytest.raises(CourseError, match=r"\.mine\.lock is another user's"):
+        patch.setattr(prepared.FileLock, "acquire", fails(forbidden))
+        sources.prepare("mine", data, source=archive)
+    sources.prepare("mine", data, source=archive)
+    for place, name in ((np, "load"), (Path, "read_text"), (os, "listdir")):
+        with monkeypatch.context() as patch, pytest.raises(CourseError, match="cannot be read: you have no permission for it") as error:
+            patch.setattr(place, name, fails(forbidden))
+            datasets.load("mine", data)
+        assert "damaged" not in str(error.value) and "Delete" not in str(error.value)
+    (data / "mine").rename(data / "toybox")  # somebody's images are not drawn over
+    with pytest.raises(CourseError, match="holds another data set, from p.zip"):
+        datasets.load("toybox", data)
+
+
+def test_a_web_page_in_place_of_a_download_is_removed(tmp_path, server, publish):
+    archive = photos_zip(tmp_path / "photos.zip")
+    whole = archive.read_bytes()
+    archive.write_bytes(b"<html>Please log in</html>")
+    publish("cats-vs-dogs", archive, checksum=False)
+    with pytest.raises(CourseError, match="web page.*was removed"):
+        sources.prepare("cats-vs-dogs", tmp_path / "data")
+    server.content = whole
+    assert sources.prepare("cats-vs-dogs", tmp_path / "data").made
 
 
 def test_broken_archives_leave_nothing_and_a_broken_download_can_be_got_again(tmp_path, server, publish):
