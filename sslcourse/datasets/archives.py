@@ -123,8 +123,7 @@ def _zip_entries(archive: Path, folder: Path) -> Entries:
         prepared.require_free(folder, min(MAX_BYTES, sum(info.file_size for info in file.infolist())), f"Unpacking {archive.name}")
         for info in file.infolist():
             is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-            is_folder = info.filename.endswith(("/", "\\"))
-            name = info.filename
+            name, is_folder = info.filename, info.filename.endswith(("/", "\\"))
             if not info.flag_bits & 0x800:  # zipfile takes such names for those of DOS; most are UTF-8
                 with suppress(UnicodeEncodeError):
                     name = name.encode("cp437").decode("utf-8", "surrogateescape")

@@ -47,9 +47,8 @@ class FolderImages:
         reasons = {}
         for path, reason in self.skipped:
             reasons.setdefault(reason, []).append(path)
-        told = [f"{listed(paths)} ({reason})" for reason, paths in list(reasons.items())[:NAMED]]
-        more = ["others for other reasons"] if len(reasons) > NAMED else []
-        return f"{len(self.skipped):,} file{'s' if len(self.skipped) > 1 else ''} {what}: {'; '.join(told + more)}."
+        told = listed([f"{listed(paths)} ({reason})" for reason, paths in reasons.items()])
+        return f"{len(self.skipped):,} file{'s' if len(self.skipped) > 1 else ''} {what}: {told}."
 
 
 def listed(names: Sequence[str]) -> str:
@@ -176,12 +175,9 @@ def _split_of(name: str, longer: bool = False) -> str | None:
 
 def _splits(folders: dict[str, Tree], longer: bool) -> dict[str, list[str]]:
     # {split: names of its folders}. A class may well be called "train": then its images lie in it directly.
-    found = {}
-    for name, inner in folders.items():
-        split = _split_of(name, longer)
-        if split == "unlabeled" or (split and _folders(inner)):
-            found.setdefault(split, []).append(name)
-    return found
+    names = {split: [name for name in folders if _split_of(name, longer) == split] for split in SPLIT_NAMES}
+    names = {split: [name for name in names[split] if split == "unlabeled" or _folders(folders[name])] for split in names}
+    return {split: found for split, found in names.items() if found}
 
 
 def _layout(path: str, tree: Tree, label: str, rules: list[str]) -> dict:
@@ -213,10 +209,6 @@ def _layout(path: str, tree: Tree, label: str, rules: list[str]) -> dict:
         rules += [f"The folder {within} was taken for {split}." for split, (within, _) in classes.items() if within != f"{split}/"]
         if others := [spelled(name) for name in folders if [name] not in splits.values()]:
             rules.append(f"Folders beside train without class folders in them, or with other names, were not read: {listed(others)}.")
-        loose += [
-            within + spelled(name) for split, (within, inside) in classes.items() if split != "unlabeled"
-            for name in inside if not isinstance(inside[name], dict)
-        ]  # fmt: skip
     elif splits.keys() - {"unlabeled"}:
         raise CourseError(f"{label} has a test or validation folder but no train/<class>/ with images. Add one.")
     else:
@@ -234,6 +226,7 @@ def _layout(path: str, tree: Tree, label: str, rules: list[str]) -> dict:
             layout |= {split: pictures} if (pictures := _files(within, inside)) else {}
             continue
         layout[split] = {}
+        loose += [within + spelled(name) for name, inner in inside.items() if not isinstance(inner, dict)]
         for name, inner in _folders(inside).items():
             forms.setdefault(spelled(name), set()).add(name)
             layout[split].setdefault(spelled(name), []).extend(_files(f"{within}{spelled(name)}/", inner))
@@ -265,7 +258,7 @@ def _common_size(files: Sequence[Piece]) -> int:
 
 
 def _read_images(found: FolderImages, chosen: dict[str, list], size: int, work: Path, bar: tqdm) -> None:
-    done, values, deep, kinds = Counter(), [], [], set()
+    done, values, deep = Counter(), [], []  # deep: what needs a common scale
     for split, pairs in chosen.items():
         images = prepared.new_map(work / f"decoded-{split}.npy", (len(pairs), 3, size, size))
 
@@ -289,18 +282,16 @@ def _read_images(found: FolderImages, chosen: dict[str, list], size: int, work: 
                     continue
                 good.append(row)
                 values.append(result[0])
-                if kind := result[1] & {"whole", "floats"}:
+                done.update(result[1])
+                if result[1] & {"whole", "floats"}:
                     deep.append((images, row, pairs[row][0][1], result[0]))
-                    kinds |= kind
-                else:
-                    done.update(result[1])
         kept = images if len(good) == len(pairs) else prepared.Rows(images, np.array(good, np.int64))
         if split != "unlabeled":
             found.parts |= {f"{split}_images": kept, f"{split}_labels": np.array([label for _, label in pairs], np.int64)[good]}
         elif good:
             found.parts["unlabeled"] = kept
     if deep:  # one scale for all of them, or a bright image and a dark one would look alike
-        scale = image_files.common_scale(min(low for *_, (low, _) in deep), max(high for *_, (_, high) in deep), kinds == {"whole"})
+        scale = image_files.common_scale(min(low for *_, (low, _) in deep), max(high for *_, (_, high) in deep), not done["floats"])
         for images, row, file, _ in deep:
             images[row], _, notes = image_files.decode(file, size, scale)
             done.update(notes)

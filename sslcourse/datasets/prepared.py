@@ -107,19 +107,15 @@ def require_free(folder: Path, needed: int, what: str) -> None:
 
 
 def new_map(path: Path, shape: tuple) -> np.ndarray:
-    """A new .npy file of uint8, mapped for writing. Its space is taken first: on a full disk the map would kill the process.
-
-    OSError where there is no space.
-    """
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        start, size = file.tell(), int(np.prod(shape, dtype=np.int64))
-        file.flush()
-        if size and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), start, size)
-        for at in range(0, 0 if hasattr(os, "posix_fallocate") else size, CHUNK):  # macOS and Windows
-            file.write(bytes(min(CHUNK, size - at)))
-    return np.load(path, mmap_mode="r+")
+    """A new .npy file of uint8, mapped for writing. Its space is taken first (or OSError): on a full disk, a map kills the process."""
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with open(path, "r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        else:  # macOS and Windows
+            file.seek(images.offset)
+            file.writelines(np.zeros_like(piece) for piece in chunks(images))
+    return images
 
 
 @contextmanager
@@ -216,7 +212,7 @@ def write(folder: Path, parts: Parts, *, class_names: Sequence[str], source: str
             if part.endswith("_labels"):
                 np.save(work / f"{part}.npy", np.asarray(array, np.int64))
                 continue
-            # Not through a memory map: on a full disk that kills the process, and a plain write raises an error.
+            # Written plainly, for the same reason as in `new_map`.
             with open(work / f"{part}.npy", "wb") as file, tqdm(total=len(array), desc=f"Writing {part}", unit=" images", delay=1) as bar:
                 header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, array.shape))}
                 np.lib.format.write_array_header_1_0(file, header)

@@ -107,13 +107,11 @@ def _check_name(name: str, source) -> None:
 
 
 def _fingerprint(source: Path) -> str:
-    # A hash that another source, or one to which something was added, does not share: names and sizes, and the ends of an archive.
-    digest = hashlib.sha256()
+    # A hash that another source, or one to which something was added, does not share: of an archive, or of the names and sizes of files.
     if source.is_file():
         with source.open("rb") as file:
-            digest.update(f"{source.stat().st_size}".encode() + file.read(1 << 20))
-            file.seek(max(0, source.stat().st_size - (1 << 20)))
-            digest.update(file.read())
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    digest = hashlib.sha256()
     for place, folders, names in os.walk(source):
         folders[:] = sorted(name for name in folders if not image_folders.is_hidden(name))
         for path in (Path(place, name) for name in sorted(names) if not image_folders.is_hidden(name)):
@@ -157,11 +155,10 @@ def _details(folder: Path, about: dict) -> list[str]:
     splits = [split for split in prepared.SPLITS if f"{split}_labels" in about["counts"]]
     counts = [np.bincount(np.load(folder / f"{split}_labels.npy"), minlength=len(about["class_names"])) for split in splits]
     rows = [f"{name} {' · '.join(f'{n:,}' for n in row)}" for name, row in zip(about["class_names"], np.stack(counts, 1), strict=True)]
-    shown = "; ".join(rows)
-    if len(rows) > 20:  # the first ones, the smallest and the largest
-        order = np.argsort(np.sum(counts, 0), kind="stable")
-        shown = f"{'; '.join(rows[:5])}; and {len(rows) - 5} more. Smallest: {rows[order[0]]}. Largest: {rows[order[-1]]}"
-    lines = [f"Images of each class ({' · '.join(splits)}): {shown}."]
+    lines = [f"Images of each class ({' · '.join(splits)}): {image_folders.listed(rows)}."]
+    if len(rows) > image_folders.NAMED:
+        total = np.sum(counts, 0)
+        lines.append(f"The smallest class is {rows[total.argmin()]}, the largest {rows[total.argmax()]}.")
     if "values" in about:
         (low, high), (lowest, highest) = about["values"], about["stored_values"]
         lines.append(f"Values of the pixels: {low:g}..{high:g} in the files, {lowest}..{highest} as they are kept.")
@@ -169,22 +166,19 @@ def _details(folder: Path, about: dict) -> list[str]:
 
 
 def _from_source(folder: Path, source: Path | None, asked: dict, keep_archive: bool) -> Report:
-    if source is None:
-        archive, origin = _download(folder)
-    else:
-        archive, origin = source, source.name
-        if source == folder or folder in source.parents:
-            raise CourseError(f"{source} lies where the prepared data set is to go ({folder}). Choose another --name or --data-dir.")
-        if source.is_dir() and source in folder.parents:
-            raise CourseError(f"{folder} would lie inside {source}, among the images. Choose a --data-dir outside it.")
+    if source is not None and folder in (source, *source.parents):
+        raise CourseError(f"{source} lies where the prepared data set is to go ({folder}). Choose another --name or --data-dir.")
+    if source is not None and source in folder.parents:
+        raise CourseError(f"{folder} would lie inside {source}, among the images. Choose a --data-dir outside it.")
+    archive, origin = _download(folder) if source is None else (source, source.name)
     with prepared.work_folder(folder, "unpacked") as work:
         try:
             found, original = _read(archive, work, asked["size"], asked["strict"], asked["limit"])
         except archives.Broken as error:
-            if source is None:
-                _remove(archive)
-                raise CourseError(f"{error} What was downloaded was removed: the same command downloads it again.") from None
-            raise
+            if source is not None:
+                raise
+            _remove(archive)
+            raise CourseError(f"{error} What was downloaded was removed: the same command downloads it again.") from None
         options = {"limit": asked["limit"], "skipped": len(found.skipped), "original": original, "fingerprint": asked["fingerprint"]}
         options |= {} if original else {"size": asked["size"]}
         if "validation_images" not in found.parts:

@@ -222,7 +222,9 @@ def test_what_was_read_is_said_and_another_preparation_of_the_same_name_is_refus
     assert "data_batch_1" in str(sources.prepare("yours", data, source=photos).details)
     many = [f"class {number:03}" for number in range(120)]
     shown = "".join(sources.prepare("many", data, source=photos_zip(tmp_path / "many.zip", classes=many), size=8).details)
-    assert "class 004" in shown and "class 005" not in shown and "115 more" in shown
+    assert (
+        "class 009" in shown and "class 010" not in shown and "110 more" in shown and "The smallest class is class 000 7 · 1 · 2" in shown
+    )
 
 
 def test_what_hinders_is_said_as_it_is(tmp_path, monkeypatch):
