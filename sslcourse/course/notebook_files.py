@@ -1,6 +1,7 @@
 """Notebooks as files: what a stored notebook, with its outputs, has to look like, and how it gets that way."""
 
 import ast
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import nbformat
 
 from sslcourse.errors import CourseError
-from sslcourse.files import write_atomically
+from sslcourse.files import reason, write_atomically
 
 LARGEST_FILE = 2_000_000  # bytes
 LONGEST_CELL = 40  # lines
@@ -24,15 +25,27 @@ _OF_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 
 
 def load(path: Path | str) -> nbformat.NotebookNode:
-    """Read a notebook as version 4, every cell with an id of its own. Raises CourseError, naming the file, when it is not one."""
+    """Read a notebook as version 4, every cell with an id of its own. Raises CourseError, naming the file, when it is not one.
+
+    What some tools leave out of a cell (outputs, the execution count, metadata, the id) is filled in.
+    """
     try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if content.get("nbformat") == 4:
+            cells = [{key: value for key, value in cell.items() if value is not None} for cell in content["cells"]]
+            bare = {"code": {"metadata": {}, "source": "", "outputs": [], "execution_count": None}}
+            cells = [bare.get(cell["cell_type"], {"metadata": {}, "source": ""}) | cell for cell in cells]
+            content |= {"cells": cells, "nbformat_minor": 5, "metadata": content.get("metadata") or {}}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about ids that are missing or there twice: nbformat makes new ones
-            return nbformat.read(path, as_version=4)
+            return nbformat.reads(json.dumps(content), as_version=4)
     except FileNotFoundError:
         raise CourseError(f"There is no notebook {path}.") from None
+    except OSError as error:
+        raise CourseError(f"{path} cannot be read: {reason(error)}.") from None
     except Exception as error:  # nbformat raises many kinds
-        raise CourseError(f"{path} cannot be read as a notebook: {first_line(str(error)) or type(error).__name__}.") from None
+        told = f"it lacks {error}" if isinstance(error, KeyError) else first_line(str(error)) or type(error).__name__
+        raise CourseError(f"{path} cannot be read as a notebook: {told}.") from None
 
 
 def save(notebook: nbformat.NotebookNode, path: Path | str) -> None:

@@ -21,6 +21,18 @@ def test_one_id_a_line(read):
     assert [student["id"] for student in read("# group A\nann\n\n  bob.b@x.org \n2024_17\n")] == ["ann", "bob.b@x.org", "2024_17"]
 
 
+@pytest.mark.parametrize("heading", ["email", "E-Mail", '"Email address"', "USERNAME", "Student ID", "\ufeffid"])
+def test_a_heading_is_no_student(read, heading):
+    assert [student["id"] for student in read(f"{heading}\n\nann@x.org\nbob@x.org\n\n")] == ["ann@x.org", "bob@x.org"]
+
+
+def test_a_table_without_ids_takes_the_addresses_and_quoted_marks_part_no_columns(read):
+    students = read('"Name, given";"First Name";E-Mail\n"Lee; Ann";Ann;ann@x.org\n;;\n"Ray, ""Bob""";Bob;bob@x.org\n')
+    assert [(student["id"], student["email"], student["first_name"]) for student in students] == [
+        ("ann@x.org", "ann@x.org", "Ann"), ("bob@x.org", "bob@x.org", "Bob"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_a_table_with_a_header(read, mark):
     text = 'ID,first_name,last_name,email,group\nann,"Ann","Lee",a@x.org,1\nbob,,Ray\n'.replace(",", mark)
@@ -30,7 +42,7 @@ def test_a_table_with_a_header(read, mark):
 
 
 BAD = {f"bob\n{id}\n": "folder's name" for id in ("../ann", "a\\b", ".ann", "ann.", "-ann", "a b", "müller", "LPT1.txt", "x" * 65)}
-BAD |= {"first_name,id\nAnn,ann\nBob,\n": "''", "ann\nANN\n": "ANN", "# nobody\n": "no student", "name,email\nann,a@x.org\n": "called id"}
+BAD |= {"first_name,id\nAnn,ann\nBob,\n": "''", "ann\nANN\n": "ANN", "# nobody\n": "no student", "name,group\nann,1\n": "name, group, .* called id", "Name\nann\n": "id"}
 
 
 @pytest.mark.parametrize("text", BAD)

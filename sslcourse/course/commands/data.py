@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from sslcourse import datasets, files
+from sslcourse.course.commands.main import with_sentences
 from sslcourse.datasets import sources
 from sslcourse.errors import CourseError
 
@@ -67,4 +68,4 @@ def main(arguments: list[str] | None = None) -> int:
     """`python data_setup.py`: parse, run, and return the exit status."""
     parser = argparse.ArgumentParser(prog="data_setup.py", description="Get a data set ready for the course. Alone, it draws toybox.")
     add_arguments(parser)
-    return run(parser.parse_args(arguments))
+    return with_sentences(lambda: run(parser.parse_args(arguments)))

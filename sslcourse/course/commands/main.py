@@ -4,13 +4,16 @@ Exit status: 0 if all went well, 1 if something has to be put right (one sentenc
 """
 
 import argparse
+import codecs
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 
 from sslcourse import __version__
 from sslcourse.errors import CourseError
+from sslcourse.files import reason
 
 # name -> (module in sslcourse.course, what --help says of it). A module has add_arguments(parser) and run(args) -> exit status.
 COMMANDS = {
@@ -24,21 +27,40 @@ COMMANDS = {
 }
 
 
+_PLAIN = {"–": "-", "—": "-", "−": "-", "×": "x", "·": "*", "±": "+/-", "←": "<-", "→": "->", "“": '"', "”": '"', "’": "'"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def run() -> int:
         args = _parser(argv[0] if argv else "").parse_args(argv)
         return args.run(args)
+
+    return with_sentences(run)
+
+
+def with_sentences(run: Callable[[], int]) -> int:
+    """The exit status of `run`; what can be put right is one sentence, in any terminal, whatever characters that has."""
+    codecs.register_error("plain", lambda error: ("".join(map(_plain, error.object[error.start : error.end])), error.end))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what stands in for a terminal, in notebooks and tests, takes any text
+            stream.reconfigure(errors="plain")
+    try:
+        status = run()
+        sys.stdout.flush()
+        return status
     except SystemExit as stop:  # argparse has already said what is wrong
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except CourseError as error:
         print(error, file=sys.stderr)
         return 1
-    except ModuleNotFoundError as error:  # installed without the extra that brings what only lessons and their runs need
-        if (error.name or "sslcourse").startswith("sslcourse"):
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "sslcourse"):
             raise
-        print(f"The command {argv[0]} needs {error.name}, which is not installed here: pip install \"sslcourse[lab]\".", file=sys.stderr)
+        print(f"This needs the package {package}, which is not installed here: pip install {package}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -46,6 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"{error.filename or 'The output'} cannot be used: {reason(error)}.", file=sys.stderr)
+        return 1
+
+
+def _plain(character: str) -> str:
+    """What stands for a character that the terminal does not have."""
+    return _PLAIN.get(character) or unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
 
 
 def _parser(named: str) -> argparse.ArgumentParser:

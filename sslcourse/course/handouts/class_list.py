@@ -10,27 +10,38 @@ from pathlib import Path
 from sslcourse.errors import CourseError
 
 COLUMNS = ("id", "first_name", "last_name", "email", "seed")  # `nbgrader db student import` knows all but the last, and skips that
+IDS = ("id", "student_id", "user_id", "username", "login", "email")
+# What others call these columns, and what a single column is called that has no ids.
+_ALSO = {"mail": "email", "emailaddress": "email", "email": "email", "studentid": "student_id", "userid": "user_id", "loginid": "login"}
+_ALSO |= {"firstname": "first_name", "givenname": "first_name", "lastname": "last_name", "surname": "last_name", "familyname": "last_name"}
+_NO_IDS = {"name", "names", "full_name", "first_name", "last_name", "student", "students", "user", "users"}
 _SAFE_ID = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))[a-z0-9_][a-z0-9._@-]{0,63}(?<!\.)", re.IGNORECASE)  # on Windows, too
 
 
 def read_students(path: str | Path) -> list[dict]:
-    """The students of a file, in its order, each with what COLUMNS names. Lines that begin with # are skipped.
+    """The students of a file, in its order, each with what COLUMNS names. Rows that begin with # are skipped, and empty ones.
 
-    The file has one id a line, or columns with names in the first row, `id` among them, between commas, semicolons or tabs.
-    Raises CourseError for a file that cannot be read, and for an id that cannot be a folder's name or that comes twice.
+    The file has one id a line, or a first row with the names of its columns, between commas, semicolons or tabs; ids stand in the first of
+    the columns IDS that there is. Raises CourseError for a file that cannot be read, and for an id that cannot be a folder's name or that
+    comes twice.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CourseError(f"The class list {path} cannot be read ({error}). Give a text file with one student's id a line.") from None
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")] or [""]
-    separator = next((mark for mark in ",;\t" if mark in lines[0]), ",")
-    header = [name.strip().lower() for name in lines[0].split(separator)]
-    if len(header) > 1 and "id" not in header:
-        raise CourseError(f"The first line of {path} has columns, and none is called id. Begin with a line such as id,email.")
+    kept = "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    first = re.sub('"[^"]*"', "", kept.partition("\n")[0])
+    separator = next((mark for mark in ",;\t" if mark in first), ",")
+    rows = [row for row in csv.reader(io.StringIO(kept), delimiter=separator, skipinitialspace=True) if "".join(row).strip()]
+    names = [re.sub("[^a-z0-9]+", "_", name.lower()).strip("_") for name in rows[0]] if rows else []
+    header = [_ALSO.get(name.replace("_", ""), name) for name in names]
+    column = next((name for name in IDS if name in header), None)
+    if column is None and (len(header) > 1 or header and header[0] in _NO_IDS):
+        told = f"The first line of {path} names the columns {', '.join(rows[0])}, and none is called {', '.join(IDS)}"
+        raise CourseError(f"{told}. Begin with a line such as id,email.")
     students: dict[str, dict] = {}
-    for row in csv.DictReader(lines[1:], header, delimiter=separator) if "id" in header else ({"id": line} for line in lines if line):
-        name = (row["id"] or "").strip()
+    for row in [dict(zip(header, row, strict=False)) for row in rows[1:]] if column else ({"id": row[0]} for row in rows):
+        name = row.get(column or "id", "").strip()
         if not _SAFE_ID.fullmatch(name):
             raise CourseError(f"{path}: {name!r} cannot be a folder's name. Ids are letters from a to z, digits and _ . @ -, 64 at most.")
         if name.lower() in students:  # some file systems take Ann and ann for one folder
