@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sslcourse import display
+from sslcourse import datasets, display
 from sslcourse.devices import choose_device
 from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, repository_root, slug, write_json
@@ -45,32 +45,71 @@ def resolve_tier(tier: str = "auto", device=None, named: str = "TIER") -> str:
     return tier
 
 
-def resolve_dataset(dataset: str, tier: str) -> str:
-    """The data set to use. 'default' asks SSLCOURSE_DATASET, and without it takes toybox at smoke and cpu, stl10 at gpu and full."""
+def resolve_dataset(dataset: str, tier: str, named: str = "DATASET") -> str:
+    """The data set to use. 'default' asks SSLCOURSE_DATASET; without it it is toybox at smoke and cpu, cifar10 at gpu, stl10 at full."""
     if not isinstance(dataset, str) or not dataset.strip():
-        raise CourseError(f"DATASET is {dataset!r}; it has to be the name of a data set, such as 'toybox' or 'stl10', or 'default'.")
+        raise CourseError(f"{named} is {dataset!r}; it has to be the name of a data set, such as 'toybox' or 'cifar10', or 'default'.")
     if dataset == "default":
         dataset = os.environ.get("SSLCOURSE_DATASET") or "default"
     if dataset == "default":
-        return "toybox" if tier in ("smoke", "cpu") else "stl10"
-    return dataset.strip()
+        dataset = {"gpu": "cifar10", "full": "stl10"}.get(tier, "toybox")
+    return datasets.known_spelling(dataset.strip())
 
 
-def check_seed(seed) -> int:
-    if type(seed) is not int or not 0 <= seed < 2**32:  # NumPy takes no larger one
-        raise CourseError(f"SEED is {seed!r}; it has to be a whole number from 0 to 4294967295, such as 0.")
-    return seed
+# What a whole number may be, and in words.
+_WHOLE = {
+    "SEED": (range(2**32), "from 0 to 4294967295, such as 0"),  # NumPy takes no larger one
+    "SIZE": ((0, *range(16, 513)), "of pixels from 16 to 512, or 0 for the data set's own size"),
+    "LABELS_PER_CLASS": (range(1, 10**9), "of at least 1, such as 10"),
+    "EPOCHS": (range(1, 10**9), "of at least 1, such as 20"),
+    "WIDTH": (range(513), "of channels up to 512, or 0 for the network that suits the tier"),
+}
 
 
-def check_size(size) -> int:
-    if type(size) is not int or not (size == 0 or 16 <= size <= 512):
-        raise CourseError(f"SIZE is {size!r}; it has to be 0, for the data set's own size, or a number of pixels from 16 to 512.")
-    return size
+def check_parameter(name: str, value, named: str = ""):
+    """The value, if a lesson can take it; else CourseError. named: what the user calls it."""
+    told = f"{named or name} is {value!r}; it has to be a"
+    allowed, words = _WHOLE.get(name, (None, ""))
+    if allowed and (type(value) is not int or value not in allowed):
+        raise CourseError(f"{told} whole number {words}.")
+    if name == "BUDGET" and not (type(value) in (int, float) and 0 < value <= 1000):
+        raise CourseError(f"{told} number above 0 and up to 1000, such as 1.0.")
+    if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+        raise CourseError(f"{told} number that is not negative.")
+    return value
 
 
-def check_parameter(name: str, value) -> None:
-    if isinstance(value, (int, float)) and (not math.isfinite(value) or value < 0):
-        raise CourseError(f"{name.upper()} is {value!r}; it has to be a number that is not negative.")
+def find_data(dataset: str, data_dir: Path, labels_per_class: int = 1) -> str | None:
+    """The identity of a data set that is ready; None for toybox, which is drawn on first use.
+
+    Raises CourseError, with the way out, for a data set that is not there, or whose classes have fewer images than labels are asked for.
+    """
+    identity, most = None, datasets.toybox.OPTIONS["train"] // len(datasets.toybox.CLASS_NAMES)
+    if dataset != "toybox":
+        try:
+            images = datasets.load(dataset, data_dir)  # mapped from disk, so it costs next to nothing
+        except CourseError as error:
+            raise CourseError(f"{error} DATA_DIR names another folder.") from None
+        identity, most = images.identity, int(images.train_labels.bincount().max())
+    if labels_per_class > max(most, 10):  # with the lessons' own number, small sets take what they have
+        told = f"LABELS_PER_CLASS is {labels_per_class}, and no class of {dataset} has more than {most} training images"
+        raise CourseError(f"{told}; it has to be a whole number from 1 to {most}.")
+    return identity
+
+
+def _download(dataset: str, data_dir: Path) -> None:
+    """Get the data set that tier gpu begins with, if it is not there."""
+    from sslcourse.datasets import sources
+
+    info = next(info for info in datasets.available(data_dir) if info.name == dataset)
+    if info.prepared:
+        return
+    cost = f"{memory(info.download_bytes)}, which takes about {math.ceil(info.download_bytes / 3e8)} min"
+    print(f"{dataset} is not there yet and is downloaded now: {cost}. DATASET = 'toybox' needs no download.", flush=True)
+    try:
+        sources.prepare(dataset, data_dir)
+    except CourseError as error:
+        raise CourseError(f"{error} DATASET = 'toybox' needs no download.") from None
 
 
 def network_file_name(
@@ -179,19 +218,22 @@ def start(
 ) -> Lesson:  # fmt: skip
     """Begin a lesson: check every parameter, seed Python, NumPy and PyTorch, choose the device, and print a short report.
 
-    size: pixels, 0 for the data set's own. Further parameters are finite and not negative. Raises CourseError that names the right values.
+    size: pixels, 0 for the data set's own. What tier gpu begins with is downloaded. Raises CourseError that names the right values.
     """
     global _current
     if lesson not in TITLES:
         raise ValueError(f"there are lessons 1 to {max(TITLES)}, not {lesson!r}")
     device = resolve_device(device)
-    tier, seed, size = resolve_tier(tier, device), check_seed(seed), check_size(size)
-    dataset = resolve_dataset(dataset, tier)
+    tier = resolve_tier(tier, device)
+    for name, value in {"seed": seed, "size": size, **parameters}.items():
+        check_parameter(name.upper(), value)
+    asked, dataset = dataset, resolve_dataset(dataset, tier)
     root = repository_root() or Path.cwd()
     data_dir, results_dir = folder_of(data_dir, "DATA_DIR", "data", root), folder_of(results_dir, "RESULTS_DIR", "results", root)
     check_writable(results_dir, "RESULTS_DIR")
-    for name, value in parameters.items():
-        check_parameter(name, value)
+    if asked == "default" and tier == "gpu" and dataset == "cifar10":
+        _download(dataset, data_dir)
+    find_data(dataset, data_dir, parameters.get("labels_per_class", 1))
 
     import numpy
     import torch

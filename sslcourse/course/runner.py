@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -31,7 +32,7 @@ from sslcourse.course import notebook_files
 from sslcourse.course.notebook_files import first_line
 from sslcourse.course.selection import Notebook, check_dataset, check_parameters, read_notebook, select
 from sslcourse.errors import CourseError
-from sslcourse.files import write_json
+from sslcourse.files import check_writable, folder_of, reason, write_json
 
 DONE, BEFORE, FAILED = "done", "done before", "failed"
 STATE = "run.json"
@@ -64,6 +65,7 @@ class Task:
     notebook: Notebook
     out: Path
     tier: str
+    device: str
     dataset: str
     injected: Mapping  # for the cell tagged `parameters`
     fingerprint: str
@@ -81,19 +83,21 @@ class Task:
 
 
 def run(
-    chosen: Sequence[str | int] | None = None, *, tier: str = "auto", dataset: str = "default", out: str | Path = "runs",
-    parameters: Mapping | None = None, seeds: Sequence[int] | None = None, notebooks_dir: str | Path | None = None, resume: bool = True,
-    timeout: float | None = None, progress: bool = True, jobs: int = 1,
+    chosen: Sequence[str | int] | None = None, *, tier: str = "auto", device: str = "auto", dataset: str = "default",
+    out: str | Path = "runs", parameters: Mapping | None = None, seeds: Sequence[int] | None = None,
+    notebooks_dir: str | Path | None = None, resume: bool = True, timeout: float | None = None, progress: bool = True, jobs: int = 1,
 ) -> list[LessonRun]:  # fmt: skip
     """Run lessons and return how each went, in the order of the course; one that fails does not stop the others.
 
     chosen: numbers, ranges ('3-5'), names ('simclr') or files; None for all. parameters: values for the cells tagged `parameters`; a text
     stands for whatever type the cell has. seeds: run all once for each, in out/seed-K. resume: skip lessons that finished with the same
-    parameters, notebook and code. timeout: seconds that one cell may take. jobs: how many lessons may run at once, each in a process of
-    its own; the last waits for all others. Raises CourseError before anything starts if what is asked for is not right.
+    parameters, notebook, code, device and images. timeout: seconds that one cell may take, rounded up. jobs: how many lessons may run at
+    once, each in a process of its own; the last waits for all others. Raises CourseError before anything starts if what is asked for is
+    not right.
     """
-    tier = lessons.resolve_tier(tier)
-    dataset = lessons.resolve_dataset(dataset, tier)
+    device = lessons.resolve_device(device, "--device")
+    tier = lessons.resolve_tier(tier, device, "--tier")
+    dataset = lessons.resolve_dataset(dataset, tier, "--dataset")
     notebooks, given = select(chosen, notebooks_dir), dict(parameters or {})
     if seeds is not None:
         _check_seeds(seeds, tier)
@@ -101,10 +105,12 @@ def run(
             raise CourseError("Give several seeds with --seeds or one with -p SEED, not both.")
         given["SEED"] = seeds[0]
     values = check_parameters(notebooks, given)
-    check_dataset(dataset, notebooks, values)
+    images = check_dataset(dataset, notebooks, values)
     if missing := [name for name in ("papermill", "ipykernel") if importlib.util.find_spec(name) is None]:
         raise CourseError(f"Headless runs need {' and '.join(missing)} in this environment: pip install \"sslcourse[lab]\".")
-    out, code, tasks = Path(out).expanduser().resolve(), code_digest(), []
+    out, code, tasks = folder_of(out, "--out", "runs"), code_digest(), []
+    for folder in [out, *(out / f"seed-{seed}" for seed in seeds or [])]:
+        _check_out(folder, notebooks[0].path.parent)
     with contextlib.ExitStack() as locks:
         locks.enter_context(_hold(out))
         for seed in seeds or [None]:
@@ -113,21 +119,30 @@ def run(
                 folder, note, own = out / f"seed-{seed}", f", seed {seed}", values | {"SEED": seed}
                 locks.enter_context(_hold(folder))
             for notebook in notebooks:
-                injected = own | notebook.takes({"TIER": tier, "DATASET": dataset, "RESULTS_DIR": str(folder / "results")})
-                facts = json.dumps([notebook.sources, own, tier, dataset, code], sort_keys=True)  # what decides the result
-                fingerprint = hashlib.sha256(facts.encode()).hexdigest()
-                tasks.append(Task(notebook.path.stem + note, notebook, folder, tier, dataset, injected, fingerprint))
+                chosen_here = {"TIER": tier, "DEVICE": str(device), "DATASET": dataset, "RESULTS_DIR": str(folder / "results")}
+                # What decides the result.
+                facts = json.dumps([notebook.sources, own, tier, str(device), dataset, images, code], sort_keys=True)
+                fingerprint, injected = hashlib.sha256(facts.encode()).hexdigest(), own | notebook.takes(chosen_here)
+                tasks.append(Task(notebook.path.stem + note, notebook, folder, tier, str(device), dataset, injected, fingerprint))
         return _run_tasks(tasks, out, resume, timeout, progress, jobs)
 
 
 def _check_seeds(seeds: Sequence[int], tier: str) -> None:
     """Raises CourseError for seeds that are no seeds, or are given twice; warns of seeds whose lessons share some of their runs."""
-    if not seeds or len(set(map(lessons.check_seed, seeds))) < len(seeds):
-        raise CourseError(f"The seeds are {list(seeds)}; there has to be at least one, and each only once.")
+    if not seeds or len({lessons.check_parameter("SEED", seed, "--seeds") for seed in seeds}) < len(seeds):
+        raise CourseError(f"--seeds are {list(seeds)}; there has to be at least one, and each only once.")
     within = lessons.SEEDS_WITHIN[tier]
     if any(abs(a - b) < within for a, b in combinations(seeds, 2)):
         told = f"A lesson takes the seeds SEED to SEED + {within - 1}, so these share some runs and the standard error comes out too small"
         print(f"{told}; seeds in steps of 10, such as 0 10 20, share none.", file=sys.stderr, flush=True)
+
+
+def _check_out(out: Path, lessons_folder: Path) -> None:
+    """Raise CourseError for a folder where executed notebooks would lie among the lessons, or replace files that no run made."""
+    others = [path for path in out.glob("[0-9][0-9]_*.ipynb") if not any((out / name).exists() for name in (STATE, ".lock"))]
+    if others or lessons_folder in (out, *out.parents):
+        raise CourseError(f"--out is {out}, where the lessons are kept. Name a folder outside it, such as runs, for the executed copies.")
+    check_writable(out, "--out")
 
 
 def _hold(folder: Path) -> contextlib.AbstractContextManager:
@@ -138,7 +153,7 @@ def _hold(folder: Path) -> contextlib.AbstractContextManager:
     except Timeout:
         raise CourseError(f"Another run is using {folder}. Wait for it, or choose another folder with --out.") from None
     except OSError as error:
-        raise CourseError(f"The folder {folder} cannot be written ({error.strerror}). Choose another one with --out.") from None
+        raise CourseError(f"The folder {folder} cannot be written: {reason(error)}. Choose another one with --out.") from None
 
 
 def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | None, progress: bool, jobs: int) -> list[LessonRun]:
@@ -153,9 +168,14 @@ def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | 
     def settle(task: Task, done: LessonRun) -> None:
         runs[task] = done
         if done.ok:
+            if done.status == DONE and task.notebook.number < last:  # what the last lesson read is no longer what lies there
+                states[task.out] = {name: entry for name, entry in states[task.out].items() if entry.get("number") != last}
             kept = {"status": DONE, "fingerprint": task.fingerprint, "parameters": task.notebook.parameters | task.injected}
             states[task.out][task.notebook.path.stem] = asdict(done) | kept
-        write_json(task.out / STATE, {"lessons": states[task.out]})
+        try:
+            write_json(task.out / STATE, {"lessons": states[task.out]})
+        except OSError as error:
+            print(f"{task.out / STATE} cannot be written: {reason(error)}. The same command will run {task.name} again.", file=sys.stderr)
         told = {FAILED: f"failed: {done.error}", BEFORE: "done before, skipped"}
         print(f"{labels[task]}: {told.get(done.status) or f'done in {lessons.duration(done.seconds)}'}", flush=True)
 
@@ -187,7 +207,7 @@ def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | 
                 settle(task, run_one(task, {}, timeout, progress))
             else:
                 places[task] = min(set(range(jobs)) - {places[other] for other in running.values()})
-                begun[task] = _begin(task, share(places[task], jobs), timeout, alive)
+                begun[task] = _begin(task, share(places[task], jobs, task.device), timeout, alive)
     except KeyboardInterrupt:
         inside = ", ".join(task.name for task in begun if task not in runs)
         hold.close()
@@ -234,8 +254,11 @@ def _in_worker(task: Task, share: Mapping[str, str], timeout: float | None) -> L
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def share(slot: int, jobs: int) -> dict[str, str]:
-    """Environment for one of `jobs` lessons side by side: its part of the cores that OMP_NUM_THREADS allows, and of several GPUs one."""
+def share(slot: int, jobs: int, device: str = "cuda") -> dict[str, str]:
+    """Environment for one of `jobs` lessons side by side: its part of the cores that OMP_NUM_THREADS allows, and of several GPUs one.
+
+    device: what was asked for; with cuda:1 there is nothing to be shared out.
+    """
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -244,26 +267,31 @@ def share(slot: int, jobs: int) -> dict[str, str]:
         threads = min(threads, int(own))
     named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
     gpus = [name.strip() for name in named.split(",")][:count] if named else [str(k) for k in range(count)]
-    return {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if len(gpus) > 1 else {})
+    shared_out = len(gpus) > 1 and device == "cuda"
+    return {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if shared_out else {})
 
 
 def run_one(task: Task, share: Mapping[str, str], timeout: float | None = None, progress: bool = True) -> LessonRun:
     """Run a lesson's notebook and say how it went; one that was interrupted is deleted. share: environment variables, see `share`."""
     records, log = task.out / "results", task.out / "logs" / f"{task.notebook.path.stem}.log"
     failed = task.out / f"{task.notebook.path.stem}.failed.ipynb"
-    records.mkdir(exist_ok=True)
-    log.parent.mkdir(exist_ok=True)
     summary = records / lessons.summary_name(task.notebook.number)
-    summary.unlink(missing_ok=True)
-    environment = {"SSLCOURSE_TIER": task.tier, "SSLCOURSE_DATASET": task.dataset, "SSLCOURSE_RESULTS_DIR": str(records)} | dict(share)
+    environment = {"SSLCOURSE_TIER": task.tier, "SSLCOURSE_DEVICE": task.device, "SSLCOURSE_DATASET": task.dataset}
+    environment |= {"SSLCOURSE_RESULTS_DIR": str(records)} | dict(share)
     begun = time.perf_counter()
     try:
+        records.mkdir(exist_ok=True)
+        log.parent.mkdir(exist_ok=True)
+        summary.unlink(missing_ok=True)
         failure = execute(task.notebook.path, task.partial, task.injected, environment, log, timeout, progress)
         seconds = round(time.perf_counter() - begun, 3)
         if task.partial.exists():
             os.replace(task.partial, failed if failure else task.target)
+    except OSError as error:
+        return task.went(FAILED, error=f"{task.out} cannot be written: {reason(error)}")
     finally:
-        task.partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            task.partial.unlink(missing_ok=True)
     own = read_json(summary)
     cost = {"seconds": seconds, "peak_memory": own.get("peak_memory")}
     if failure:
@@ -276,20 +304,25 @@ def execute(source: Path, target: Path, parameters: Mapping, environment: Mappin
     """Run one notebook with papermill in this interpreter's environment, in its own folder, and write it to target, finished or not.
 
     environment: variables for its kernel. log: where what it prints goes. Returns None, or in which cell it stopped, with what error.
+    Raises OSError where the files cannot be written.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    names = [str(Path(path).resolve()).replace("{", "{{").replace("}", "}}") for path in (source, target)]  # papermill formats {}
-    options = {"language": "python", "cwd": str(source.parent), "progress_bar": progress, "execution_timeout": timeout}
+    notebook_files.save(notebook_files.load(source), target)  # whole, whatever the source leaves out
+    name = str(Path(target).resolve()).replace("{", "{{").replace("}", "}}")  # papermill formats {}
+    options = {"language": "python", "cwd": str(source.parent), "progress_bar": progress}
+    options |= {"execution_timeout": None if timeout is None else math.ceil(timeout)}  # it takes no fraction
     options |= {"kernel_name": "python3", "kernel_manager_class": _kernel(environment)}
     with (_Echo if progress else io.TextIOWrapper)(open(log, "wb"), encoding="utf-8") as stream:
         try:
-            papermill.execute_notebook(*names, dict(parameters), stdout_file=stream, stderr_file=stream, **options)
+            papermill.execute_notebook(name, name, dict(parameters), stdout_file=stream, stderr_file=stream, **options)
         except PapermillExecutionError as error:
             cell = f"cell [{error.exec_count}] ({first_line(error.source)})"
             return f"{cell} stopped with {error.ename}: {first_line(error.evalue)}"[:500]
         except Exception as error:  # the kernel died, or a cell took longer than the timeout
+            if isinstance(error, OSError) and error.errno:
+                raise
             line = _last_started(target)
             return f"{f'the cell {line!r}' if line else 'the notebook'} stopped with {_said(error)}"
     return None

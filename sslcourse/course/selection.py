@@ -11,7 +11,7 @@ from sslcourse.course import notebook_files
 from sslcourse.errors import CourseError
 from sslcourse.files import folder_of, repository_root
 
-_RESERVED = {"TIER": "--tier", "DATASET": "--dataset", "RESULTS_DIR": "--out"}
+_RESERVED = {"TIER": "--tier", "DEVICE": "--device", "DATASET": "--dataset", "RESULTS_DIR": "--out"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a tuple", dict: "a dict"}
 
 
@@ -48,7 +48,7 @@ def find_notebooks(notebooks_dir: str | Path | None = None) -> list[Path]:
         if root is None:
             raise CourseError("There are no lessons here. Run this inside the course's folder, or name theirs with --notebooks.")
         notebooks_dir = root / "notebooks"
-    folder = Path(notebooks_dir).expanduser().resolve()
+    folder = folder_of(notebooks_dir, "--notebooks", "notebooks")
     found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise CourseError(f"There are no lessons in {folder}; their files are named like 03_simclr.ipynb.")
@@ -81,7 +81,7 @@ def _matches(selector: str, path: Path) -> bool:
 
 def check_parameters(notebooks: Sequence[Notebook], given: Mapping) -> dict:
     """The given values, as every selected notebook takes them. Raises CourseError for a name or a type that one of them does not have."""
-    values, checks = {}, {"SEED": lessons.check_seed, "SIZE": lessons.check_size}
+    values = {}
     for name, value in given.items():
         if name in _RESERVED:
             raise CourseError(f"{name} is set with {_RESERVED[name]}, not as a parameter.")
@@ -91,10 +91,9 @@ def check_parameters(notebooks: Sequence[Notebook], given: Mapping) -> dict:
             raise CourseError(f"{name} is not a parameter of {', '.join(lacking)}; all of them take {', '.join(shared) or 'none'}.")
         for notebook in notebooks:
             value = _as_type_of(notebook.parameters[name], value, f"{name} of {notebook.path.stem}")
-        checks[name](value) if name in checks else lessons.check_parameter(name, value)
         # Lessons run inside their own folder, and whoever typed a path meant it from here.
         is_path = name.endswith("_DIR") and isinstance(value, str) and value != "default"
-        values[name] = str(Path(value).expanduser().resolve()) if is_path else value
+        values[name] = str(folder_of(value, name, "data")) if is_path else lessons.check_parameter(name, value)
     return values
 
 
@@ -113,15 +112,8 @@ def _as_type_of(like, value, name: str):
     raise CourseError(f"{name} has to be {_KINDS.get(type(like), 'a literal')}, such as {like!r}, not {given!r}.")
 
 
-def check_dataset(dataset: str, notebooks: Sequence[Notebook], values: Mapping) -> None:
-    """Raise CourseError, with the way to get it, for a data set that is not known or not there yet."""
-    from sslcourse import datasets
-
-    folder = values.get("DATA_DIR", notebooks[0].parameters.get("DATA_DIR", "default"))
-    base = notebooks[0].path.parent
-    data_dir = folder_of(folder, "DATA_DIR", "data", repository_root(base) or base)
-    known = {info.name: info for info in datasets.available(data_dir)}
-    if dataset not in known:
-        raise CourseError(f"There is no data set {dataset!r} in {data_dir}. There are: {', '.join(known)}.")
-    if not known[dataset].prepared and known[dataset].needs_network:
-        raise CourseError(f"The data set {dataset!r} is not in {data_dir} yet. Get it once with: {known[dataset].how}")
+def check_dataset(dataset: str, notebooks: Sequence[Notebook], values: Mapping) -> tuple[str, str | None]:
+    """-> the folder where the lessons look for data, and the identity of the data set there; CourseError as for `lesson.find_data`."""
+    base, given = notebooks[0].path.parent, dict(notebooks[0].parameters) | values
+    data_dir = folder_of(given.get("DATA_DIR", "default"), "DATA_DIR", "data", repository_root(base) or base)
+    return str(data_dir), lessons.find_data(dataset, data_dir, given.get("LABELS_PER_CLASS", 1))

@@ -58,19 +58,6 @@ def write_notebook(tmp_path):
 
 
 @pytest.fixture
-def data_sets(monkeypatch):
-    """Which data sets there are, for headless runs, and which of them are ready."""
-    import sslcourse
-
-    def info(name, prepared, needs_network):
-        return types.SimpleNamespace(name=name, prepared=prepared, needs_network=needs_network, how=f"python data_setup.py {name}")
-
-    stand_in = types.SimpleNamespace(available=lambda data_dir: [info("toybox", False, False), info("stl10", False, True)])
-    monkeypatch.setitem(sys.modules, "sslcourse.datasets", stand_in)
-    monkeypatch.setattr(sslcourse, "datasets", stand_in, raising=False)
-
-
-@pytest.fixture
 def code_digest(monkeypatch):
     """A digest of the package that stays, whoever is editing it meanwhile; gives the real one."""
     from sslcourse.course import runner
@@ -81,7 +68,7 @@ def code_digest(monkeypatch):
 
 
 @pytest.fixture
-def go(tmp_path, data_sets, code_digest):
+def go(tmp_path, code_digest):
     """runner.run on the test's own notebooks, without progress bars."""
     from sslcourse.course import runner
 

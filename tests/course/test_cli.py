@@ -53,7 +53,7 @@ def test_costs_of_finished_lessons_are_recorded(fake_run, monkeypatch):
     recorded = []
     monkeypatch.setattr(results, "record_costs", lambda *given: recorded.append(given))
     fake_run[1]["runs"].append(LessonRun(2, "b", "failed", seconds=1.0))
-    assert main(["run", "--record-costs", "--tier", "cpu"]) == 1
+    assert main(["run", "--record-costs", "--tier", "cpu", "--device", "cpu"]) == 1
     assert recorded == [(1, "cpu", 61.0, 5_000_000, "cpu")]
 
 

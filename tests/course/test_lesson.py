@@ -9,6 +9,7 @@ import torch
 
 from sslcourse import evaluation, models, results
 from sslcourse.course import lesson as lessons
+from sslcourse.datasets import prepared
 from sslcourse.errors import CourseError
 
 
@@ -41,12 +42,52 @@ def test_start_seeds_everything_and_sets_the_style(begin, style_calls):
         *(("dataset", name) for name in (" ", 3)),
         *(("size", size) for size in (8, 513, "32", True)),
         *(("data_dir", folder) for folder in ("", 5)),
-        *(("epochs", number) for number in (-2, float("nan"))),
+        *(("epochs", number) for number in (-2, 1.5)),
+        *(("labels_per_class", number) for number in ("10", 2.5, 0, True)),
+        *(("budget", number) for number in ("x", 0, -1.0, float("nan"), float("inf"), True)),
+        *(("width", number) for number in (-1, 8.0)),
+        *(("temperature", number) for number in (-2, float("nan"))),
     ],
 )
 def test_wrong_parameters_get_a_sentence_that_names_them(begin, name, value):
     with pytest.raises(CourseError, match=f"{name.upper()} is {value!r}; it has to be"):
         begin(1, **({"tier": "smoke"} | {name: value}))
+
+
+def own_images(data_dir, counts):
+    """A prepared data set `mine` with so many training images in its classes."""
+    names = [f"class {number}" for number in range(len(counts))]
+    parts = {}
+    for split in prepared.SPLITS:
+        labels = numpy.repeat(numpy.arange(len(counts)), counts)
+        parts |= {f"{split}_images": numpy.zeros((len(labels), 3, 8, 8), numpy.uint8), f"{split}_labels": labels}
+    prepared.write(data_dir / "mine", parts, name="mine", class_names=names, source="made here", options={})
+
+
+def test_labels_are_compared_with_the_data_set_before_anything_runs(begin, tmp_path):
+    with pytest.raises(CourseError, match="LABELS_PER_CLASS is 100000, .* toybox has more than 500 .* from 1 to 500"):
+        begin(2, tier="smoke", labels_per_class=100000)
+    own_images(tmp_path / "data", [12, 40])
+    mine = {"tier": "smoke", "dataset": "mine", "data_dir": tmp_path / "data"}
+    with pytest.raises(CourseError, match="LABELS_PER_CLASS is 41, .* mine has more than 40"):
+        begin(2, labels_per_class=41, **mine)
+    assert begin(2, labels_per_class=40, **mine).dataset == "mine"  # the rare class gives what it has
+    with pytest.raises(CourseError, match=r"'mine' in .*nowhere.* DATA_DIR names another folder"):
+        begin(2, **(mine | {"data_dir": tmp_path / "nowhere"}))
+
+
+def test_tier_gpu_says_what_it_downloads_and_a_data_set_asked_for_by_name_is_not_fetched(begin, tmp_path, monkeypatch, capsys):
+    def prepare(name, data_dir):
+        raise CourseError("No network.")
+
+    monkeypatch.setattr("sslcourse.datasets.sources.prepare", prepare)
+    with pytest.raises(CourseError, match="No network. DATASET = 'toybox' needs no download"):
+        begin(1, tier="gpu")
+    assert "cifar10 is not there yet and is downloaded now: 170 MB, which takes about 1 min" in capsys.readouterr().out
+    for asked in ({"tier": "full"}, {"tier": "gpu", "dataset": "cifar10"}):
+        with pytest.raises(CourseError, match="is not prepared in"):
+            begin(1, **asked)
+    assert begin(1, tier="gpu", dataset="toybox").dataset == "toybox" and not (tmp_path / "data").exists()
 
 
 def test_a_folder_that_is_a_file_is_refused_at_the_start_and_at_the_end(begin, tmp_path):
@@ -85,15 +126,15 @@ def test_the_device_that_is_asked_for_is_taken_or_refused_with_its_parameter_or_
 
 
 def test_the_default_data_set_follows_the_tier_unless_the_environment_says_otherwise(monkeypatch):
-    assert [lessons.resolve_dataset("default", tier) for tier in lessons.TIERS] == ["toybox", "toybox", "stl10", "stl10"]
+    assert [lessons.resolve_dataset("default", tier) for tier in lessons.TIERS] == ["toybox", "toybox", "cifar10", "stl10"]
     monkeypatch.setenv("SSLCOURSE_DATASET", "cifar10")
     assert lessons.resolve_dataset("default", "smoke") == "cifar10" and lessons.resolve_dataset("flowers", "smoke") == "flowers"
 
 
 def test_pick_falls_back_towards_smaller_tiers(begin):
-    picked = {tier: begin(1, tier=tier).pick(smoke=1, cpu=2, gpu=3) for tier in lessons.TIERS}
+    picked = {tier: begin(1, tier=tier, dataset="toybox").pick(smoke=1, cpu=2, gpu=3) for tier in lessons.TIERS}
     assert picked == {"smoke": 1, "cpu": 2, "gpu": 3, "full": 3}
-    assert begin(1, tier="full").pick(smoke=1, cpu=2) == 2
+    assert begin(1, tier="full", dataset="toybox").pick(smoke=1, cpu=2) == 2
     for wrong in ({"smoke": 1}, {"smoke": 1, "cpu": 2, "tpu": 3}):
         with pytest.raises(TypeError, match="pick needs smoke and cpu"):
             begin(1, tier="cpu").pick(**wrong)
@@ -112,7 +153,7 @@ def test_pick_falls_back_towards_smaller_tiers(begin):
     ],
 )
 def test_the_network_suits_the_tier_and_its_stem_the_images(begin, tier, size, width, name, like):
-    found, make = begin(1, tier=tier).network(size, width)
+    found, make = begin(1, tier=tier, dataset="toybox").network(size, width)
     assert found == name and make() is not make()
     assert make().recipe == like.recipe
 

@@ -22,7 +22,7 @@ def leave_records(folder, number, seed, top1, labels=100, summary=True, **change
 
 
 @pytest.fixture
-def go(monkeypatch, write_notebook, data_sets, code_digest, tmp_path):
+def go(monkeypatch, write_notebook, code_digest, tmp_path):
     """The command `run` over two lessons that end at once; go.failing: the (number, seed) that fail."""
     write_notebook("01_first.ipynb")
     write_notebook("02_second.ipynb", parameters='TIER = "auto"\nSEED = 0\nBUDGET = 1.0\n')
