@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 setup: $(INSTALLED)
 
 lab: setup
-	$(BIN)/jupyter lab notebooks/01_supervised_baseline.ipynb
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_supervised_baseline.ipynb
 
 run: setup
 	$(BIN)/python -m sslcourse run --tier $(TIER) --out runs/$(TIER)

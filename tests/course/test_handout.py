@@ -127,7 +127,9 @@ def test_quizzes_without_answers(small):
 def test_plain_copies_link_to_what_was_copied_or_to_the_published_course(make, tmp_path):
     assert make("3 --without-quiz-answers") == 0
     out = tmp_path / "out"
-    assert files_of(out) == ["solutions/03_x.ipynb", "solutions/GLOSSARY.md", "student/03_x.ipynb", "student/GLOSSARY.md"]
+    assert files_of(out / "solutions") == ["03_x.ipynb", "GLOSSARY.md"]
+    assert files_of(out / "student") == ["03_x.ipynb", "GLOSSARY.md", "START.md"]
+    assert all(word in (out / "student" / "START.md").read_text() for word in ("pip install", "jupyter lab 03_x.ipynb", "Hand in"))
     assert (out / "student" / "GLOSSARY.md").read_text() == f"[three](03_x.ipynb) [four]({copies.PUBLISHED}/04_y.ipynb)"
     text = read(out / "student" / "03_x.ipynb")
     assert f"[lesson 4]({copies.PUBLISHED}/04_y.ipynb#top)" in text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sslcourse.course.commands import arguments
 from sslcourse.errors import CourseError
-from sslcourse.files import write_atomically
+from sslcourse.files import folder_of, reason, write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the copies. -> exit status 0. Raises CourseError, and leaves nothing behind, if they cannot be made or written."""
-    out = Path(args.out).expanduser().resolve()
+    out = folder_of(args.out, "--out", "class")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CourseError(f"{args.out} is there already, and not an empty folder. Choose a new one with --out.")
     if args.format == "nbgrader" and args.seeds:
@@ -42,8 +42,10 @@ def run(args: argparse.Namespace) -> int:
         shutil.rmtree(out, ignore_errors=True)  # it was not there, or empty
         if not isinstance(error, OSError):
             raise
-        raise CourseError(f"{args.out} cannot be written ({error.strerror or error}). Choose another folder with --out.") from None
+        raise CourseError(f"{args.out} cannot be written: {reason(error)}. Choose another folder with --out.") from None
     print(f"{len(contents)} files written to {args.out}.")
+    if ids := [line.partition(",")[0] for line in contents.get("students.csv", "").splitlines()[1:]]:
+        print(f"Students: {len(ids)}, from {ids[0]} to {ids[-1]}.")
     if args.format == "nbgrader":
         print(f"What to do with them is in {args.out}/README.md.")
     else:
@@ -66,6 +68,9 @@ def _contents(args: argparse.Namespace) -> dict[str, str]:
     seeds = {f"student/{student['id']}": student["seed"] for student in students} or {"student": None}
     if args.seeds:
         seeds = {f"student/seed-{seed}": seed for seed in args.seeds}
+    if args.format == "plain":
+        start = copies.START.format(first=paths[0].name, files=", ".join(path.name for path in paths))
+        contents |= {f"{place}/START.md": start for place in seeds}
     for path in paths:
         notebook = notebook_files.load(path)
         if args.format == "nbgrader":

@@ -1,9 +1,9 @@
 """The command `notebooks`: check the stored notebooks, bring them into their stored form, execute them, or copy them without outputs."""
 
 import argparse
-from pathlib import Path
 
 from sslcourse.errors import CourseError
+from sslcourse.files import check_writable, folder_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +25,15 @@ def run(args: argparse.Namespace) -> int:
 
     paths = selection.matching(args.lessons, selection.find_notebooks(args.notebooks))
     if args.strip:
-        if Path(args.strip).resolve() == paths[0].parent:
-            raise CourseError(f"{args.strip} is the folder of the lessons themselves. Choose another one for the copies.")
+        out = folder_of(args.strip, "--strip", "copies")
+        if there := [path.name for path in paths if (out / path.name).exists()]:
+            raise CourseError(f"{', '.join(there)} would be replaced in {args.strip}. Choose another folder for the copies.")
+        check_writable(out, "--strip")
         for path in paths:
-            print(notebook_files.strip_outputs(path, Path(args.strip) / path.name))
+            print(notebook_files.strip_outputs(path, out / path.name))
         return 0
+    if args.execute or args.clean:
+        check_writable(paths[0].parent, "--notebooks")
     if args.execute:
         tier = resolve_tier(args.tier)
         for path in paths:

@@ -24,3 +24,5 @@ os.environ.setdefault("SSLCOURSE_DATA_DIR", str(course / "grading" / "data"))
 os.environ.setdefault("SSLCOURSE_RESULTS_DIR", str(course / "grading" / "results"))
 os.environ.setdefault("SSLCOURSE_HEADLESS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# One thread for each submission, so that several can be graded side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
