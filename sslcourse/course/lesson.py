@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from sslcourse import datasets, display
@@ -27,17 +28,20 @@ SEEDS_WITHIN = {"smoke": 2, "cpu": 3, "gpu": 5, "full": 5}
 _current = None
 
 
+def _asked(value, named: str, parameter: str) -> tuple:
+    """The value, and what the user calls it: where none was chosen, the environment variable of the parameter, if that is set."""
+    told = os.environ.get(f"SSLCOURSE_{parameter}")
+    return (told, f"The environment variable SSLCOURSE_{parameter}") if told and value in ("auto", "default") else (value, named)
+
+
 def resolve_device(device="auto", named: str = "DEVICE"):
     """The torch.device to run on. 'auto' asks the environment variable SSLCOURSE_DEVICE, and without it takes the GPU if there is one."""
-    if device == "auto" and os.environ.get("SSLCOURSE_DEVICE"):
-        device, named = os.environ["SSLCOURSE_DEVICE"], "The environment variable SSLCOURSE_DEVICE"
-    return choose_device(device, named)
+    return choose_device(*_asked(device, named, "DEVICE"))
 
 
 def resolve_tier(tier: str = "auto", device=None, named: str = "TIER") -> str:
     """The tier to run at. 'auto' asks the environment variable SSLCOURSE_TIER, and without it takes gpu for a CUDA device, else cpu."""
-    if tier == "auto" and os.environ.get("SSLCOURSE_TIER"):
-        tier, named = os.environ["SSLCOURSE_TIER"], "The environment variable SSLCOURSE_TIER"
+    tier, named = _asked(tier, named, "TIER")
     if tier == "auto":
         return "gpu" if (device or resolve_device()).type == "cuda" else "cpu"
     if tier not in TIERS:
@@ -47,10 +51,9 @@ def resolve_tier(tier: str = "auto", device=None, named: str = "TIER") -> str:
 
 def resolve_dataset(dataset: str, tier: str, named: str = "DATASET") -> str:
     """The data set to use. 'default' asks SSLCOURSE_DATASET; without it it is toybox at smoke and cpu, cifar10 at gpu, stl10 at full."""
+    dataset, named = _asked(dataset, named, "DATASET")
     if not isinstance(dataset, str) or not dataset.strip():
         raise CourseError(f"{named} is {dataset!r}; it has to be the name of a data set, such as 'toybox' or 'cifar10', or 'default'.")
-    if dataset == "default":
-        dataset = os.environ.get("SSLCOURSE_DATASET") or "default"
     if dataset == "default":
         dataset = {"gpu": "cifar10", "full": "stl10"}.get(tier, "toybox")
     return datasets.known_spelling(dataset.strip())
@@ -66,9 +69,9 @@ _WHOLE = {
 }
 
 
-def check_parameter(name: str, value, named: str = ""):
-    """The value, if a lesson can take it; else CourseError. named: what the user calls it."""
-    told = f"{named or name} is {value!r}; it has to be a"
+def check_parameter(name: str, value):
+    """The value, if a lesson can take it; else CourseError."""
+    told = f"{name} is {value!r}; it has to be a"
     allowed, words = _WHOLE.get(name, (None, ""))
     if allowed and (type(value) is not int or value not in allowed):
         raise CourseError(f"{told} whole number {words}.")
@@ -79,37 +82,29 @@ def check_parameter(name: str, value, named: str = ""):
     return value
 
 
-def find_data(dataset: str, data_dir: Path, labels_per_class: int = 1) -> str | None:
-    """The identity of a data set that is ready; None for toybox, which is drawn on first use.
+def find_data(dataset: str, data_dir: Path, labels_per_class: int = 1, fetch: bool = False) -> str | None:
+    """The identity of a data set that is ready; None for toybox, which is drawn on first use. fetch: download what is not there.
 
     Raises CourseError, with the way out, for a data set that is not there, or whose classes have fewer images than labels are asked for.
     """
+    from sslcourse.datasets import sources
+
     identity, most = None, datasets.toybox.OPTIONS["train"] // len(datasets.toybox.CLASS_NAMES)
     if dataset != "toybox":
         try:
+            if fetch and not (data_dir / dataset).exists():
+                size = datasets.KNOWN[dataset].download_bytes
+                told = f"{dataset} is not there yet and is downloaded now: {memory(size)}, which takes about {math.ceil(size / 3e8)} min"
+                print(f"{told}. DATASET = 'toybox' needs no download.", flush=True)
+                sources.prepare(dataset, data_dir)
             images = datasets.load(dataset, data_dir)  # mapped from disk, so it costs next to nothing
         except CourseError as error:
-            raise CourseError(f"{error} DATA_DIR names another folder.") from None
+            raise CourseError(f"{error} DATA_DIR names another folder, and DATASET = 'toybox' needs no download.") from None
         identity, most = images.identity, int(images.train_labels.bincount().max())
     if labels_per_class > max(most, 10):  # with the lessons' own number, small sets take what they have
         told = f"LABELS_PER_CLASS is {labels_per_class}, and no class of {dataset} has more than {most} training images"
         raise CourseError(f"{told}; it has to be a whole number from 1 to {most}.")
     return identity
-
-
-def _download(dataset: str, data_dir: Path) -> None:
-    """Get the data set that tier gpu begins with, if it is not there."""
-    from sslcourse.datasets import sources
-
-    info = next(info for info in datasets.available(data_dir) if info.name == dataset)
-    if info.prepared:
-        return
-    cost = f"{memory(info.download_bytes)}, which takes about {math.ceil(info.download_bytes / 3e8)} min"
-    print(f"{dataset} is not there yet and is downloaded now: {cost}. DATASET = 'toybox' needs no download.", flush=True)
-    try:
-        sources.prepare(dataset, data_dir)
-    except CourseError as error:
-        raise CourseError(f"{error} DATASET = 'toybox' needs no download.") from None
 
 
 def network_file_name(
@@ -185,7 +180,8 @@ class Lesson:
 
         about = {"lesson": self.number, "dataset": self.dataset, "tier": self.tier, "seed": self.seed} | about
         about |= {"variant": self.variant} if self.variant else {}
-        return models.save_network(self.results_dir / models.NETWORKS_FOLDER / network_file_name(**about), model, **about)
+        path = self.results_dir / models.NETWORKS_FOLDER / network_file_name(**about)
+        return _keeping_others(path, lambda: models.save_network(path, model, **about))
 
     def finish(self, headline: str, records: Iterable[Mapping] = ()) -> None:
         """The last cell: write the records, print the headline with time and memory, and leave a summary for headless runs."""
@@ -198,7 +194,10 @@ class Lesson:
         seconds, peak = time.perf_counter() - self.started, peak_memory()
         peak_gpu = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         try:
-            written = [results.write(record, self.results_dir, "RESULTS_DIR").name for record in records]
+            written = []
+            for record in records:
+                path = self.results_dir / results.file_name(record)
+                written.append(_keeping_others(path, partial(results.write, record, self.results_dir, "RESULTS_DIR")).name)
             summary = {"lesson": self.number, "headline": headline, "seconds": round(seconds, 3), "tier": self.tier}
             summary |= {"dataset": self.dataset, "peak_memory": peak, "peak_gpu_memory": peak_gpu, "records": written}
             write_json(self.results_dir / summary_name(self.number), summary)
@@ -210,6 +209,19 @@ class Lesson:
             root = repository_root() or Path.cwd()  # no notebook carries anybody's home folder
             folder = self.results_dir.relative_to(root) if self.results_dir.is_relative_to(root) else self.results_dir.name
             print(f"{len(written)} result record{'s' * (len(written) > 1)} written to {folder}.")
+
+
+def _keeping_others(path: Path, write: Callable[[], Path]) -> Path:
+    """Write a file; what a run with other settings left under its name is renamed, and the reader told, for no lesson can end here."""
+    try:
+        return write()
+    except CourseError:
+        if not path.exists():
+            raise
+        older = path.with_name(f"{path.name}.{int(path.stat().st_mtime)}")
+        os.replace(path, older)
+        print(f"{path.name} was there from a run with other settings; that one is called {older.name} now.")
+        return write()
 
 
 def start(
@@ -231,9 +243,8 @@ def start(
     root = repository_root() or Path.cwd()
     data_dir, results_dir = folder_of(data_dir, "DATA_DIR", "data", root), folder_of(results_dir, "RESULTS_DIR", "results", root)
     check_writable(results_dir, "RESULTS_DIR")
-    if asked == "default" and tier == "gpu" and dataset == "cifar10":
-        _download(dataset, data_dir)
-    find_data(dataset, data_dir, parameters.get("labels_per_class", 1))
+    fetch = asked == "default" and (tier, dataset) == ("gpu", "cifar10")
+    find_data(dataset, data_dir, parameters.get("labels_per_class", 1), fetch)
 
     import numpy
     import torch

@@ -91,9 +91,8 @@ def run(
 
     chosen: numbers, ranges ('3-5'), names ('simclr') or files; None for all. parameters: values for the cells tagged `parameters`; a text
     stands for whatever type the cell has. seeds: run all once for each, in out/seed-K. resume: skip lessons that finished with the same
-    parameters, notebook, code, device and images. timeout: seconds that one cell may take, rounded up. jobs: how many lessons may run at
-    once, each in a process of its own; the last waits for all others. Raises CourseError before anything starts if what is asked for is
-    not right.
+    parameters, notebook, code, device and images. timeout: seconds that one cell may take, rounded up. jobs: how many lessons run at once,
+    each in a process of its own; the last waits for all others. Raises CourseError before anything starts if what is asked for is wrong.
     """
     device = lessons.resolve_device(device, "--device")
     tier = lessons.resolve_tier(tier, device, "--tier")
@@ -129,8 +128,8 @@ def run(
 
 def _check_seeds(seeds: Sequence[int], tier: str) -> None:
     """Raises CourseError for seeds that are no seeds, or are given twice; warns of seeds whose lessons share some of their runs."""
-    if not seeds or len({lessons.check_parameter("SEED", seed, "--seeds") for seed in seeds}) < len(seeds):
-        raise CourseError(f"--seeds are {list(seeds)}; there has to be at least one, and each only once.")
+    if not seeds or len({lessons.check_parameter("SEED", seed) for seed in seeds}) < len(seeds):
+        raise CourseError(f"The seeds are {list(seeds)}; there has to be at least one, and each only once.")
     within = lessons.SEEDS_WITHIN[tier]
     if any(abs(a - b) < within for a, b in combinations(seeds, 2)):
         told = f"A lesson takes the seeds SEED to SEED + {within - 1}, so these share some runs and the standard error comes out too small"
@@ -146,14 +145,12 @@ def _check_out(out: Path, lessons_folder: Path) -> None:
 
 
 def _hold(folder: Path) -> contextlib.AbstractContextManager:
-    """Make a folder and hold it for this run, or as long as its process lives. Raises CourseError where it is held or cannot be written."""
+    """Make a folder and hold it for this run, or as long as its process lives. Raises CourseError where another run holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:
         raise CourseError(f"Another run is using {folder}. Wait for it, or choose another folder with --out.") from None
-    except OSError as error:
-        raise CourseError(f"The folder {folder} cannot be written: {reason(error)}. Choose another one with --out.") from None
 
 
 def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | None, progress: bool, jobs: int) -> list[LessonRun]:
@@ -255,10 +252,7 @@ def _in_worker(task: Task, share: Mapping[str, str], timeout: float | None) -> L
 
 
 def share(slot: int, jobs: int, device: str = "cuda") -> dict[str, str]:
-    """Environment for one of `jobs` lessons side by side: its part of the cores that OMP_NUM_THREADS allows, and of several GPUs one.
-
-    device: what was asked for; with cuda:1 there is nothing to be shared out.
-    """
+    """Environment for one of `jobs` lessons side by side: its part of the cores that OMP_NUM_THREADS allows, and of several GPUs one."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -267,7 +261,7 @@ def share(slot: int, jobs: int, device: str = "cuda") -> dict[str, str]:
         threads = min(threads, int(own))
     named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
     gpus = [name.strip() for name in named.split(",")][:count] if named else [str(k) for k in range(count)]
-    shared_out = len(gpus) > 1 and device == "cuda"
+    shared_out = len(gpus) > 1 and device == "cuda"  # and not cuda:1
     return {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if shared_out else {})
 
 

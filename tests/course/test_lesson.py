@@ -72,7 +72,7 @@ def test_labels_are_compared_with_the_data_set_before_anything_runs(begin, tmp_p
     with pytest.raises(CourseError, match="LABELS_PER_CLASS is 41, .* mine has more than 40"):
         begin(2, labels_per_class=41, **mine)
     assert begin(2, labels_per_class=40, **mine).dataset == "mine"  # the rare class gives what it has
-    with pytest.raises(CourseError, match=r"'mine' in .*nowhere.* DATA_DIR names another folder"):
+    with pytest.raises(CourseError, match=r"'mine' in .*nowhere.* DATA_DIR names another"):
         begin(2, **(mine | {"data_dir": tmp_path / "nowhere"}))
 
 
@@ -81,7 +81,7 @@ def test_tier_gpu_says_what_it_downloads_and_a_data_set_asked_for_by_name_is_not
         raise CourseError("No network.")
 
     monkeypatch.setattr("sslcourse.datasets.sources.prepare", prepare)
-    with pytest.raises(CourseError, match="No network. DATASET = 'toybox' needs no download"):
+    with pytest.raises(CourseError, match="No network. DATA_DIR .* DATASET = 'toybox' needs no download"):
         begin(1, tier="gpu")
     assert "cifar10 is not there yet and is downloaded now: 170 MB, which takes about 1 min" in capsys.readouterr().out
     for asked in ({"tier": "full"}, {"tier": "gpu", "dataset": "cifar10"}):
@@ -257,3 +257,15 @@ def test_names_of_networks_files(more, name):
 
 def test_the_networks_that_come_with_the_package_have_the_names_of_lessons():
     assert all(lessons.network_file_name(**network.about) == f"{name}.safetensors" for name, network in models.reference_networks().items())
+
+
+def test_a_lesson_with_other_settings_keeps_what_it_left_before(begin, capsys):
+    begun = begin(3, tier="smoke")
+    about = {"method": "SimCLR", "size": 32, "labels": None}
+    for epochs in (1, 1, 2):
+        begun.keep(models.resnet9(4), **about, epochs=epochs)
+        record = begun.record("simclr", method="SimCLR", labels=100, metrics={"top1": epochs / 10}, settings={"epochs": epochs})
+        begun.finish(headline="x", records=[record])
+    assert results.read(begun.results_dir) == [record] and len(models.read_networks(begun.results_dir / "networks")) == 1
+    assert len(list(begun.results_dir.glob("03-simclr*"))) == len(list((begun.results_dir / "networks").iterdir())) == 2
+    assert capsys.readouterr().out.count("was there from a run with other settings") == 2

@@ -130,7 +130,7 @@ REFUSED = [
     ({"notebooks_dir": "/nowhere"}, "/nowhere"),
     ({"seeds": []}, "at least one"),
     ({"seeds": [0, 3, 3]}, "3, 3"),
-    ({"seeds": [0, -1]}, "--seeds is -1"),
+    ({"seeds": [0, -1]}, "SEED is -1"),
     ({"seeds": [0, 10], "parameters": {"SEED": 1}}, "not both"),
 ]
 

@@ -115,5 +115,5 @@ def test_a_network_that_comes_with_the_package_is_no_sample_of_runs(tmp_path):
     found = table_over_seeds.collect(folders)
     assert found.rows == [] and len(found.left_out) == 1
     assert len(table_over_seeds.collect(folders[:1]).rows) == 1  # what was measured once can be shown
-    leave_records(folder, 7, 10, 0.6, settings={"encoder": "this run"})
+    leave_records(folder, 7, 10, 0.6, labels=50, settings={"encoder": "this run"})
     assert [row["runs"] for row in table_over_seeds.collect(folders).rows] == [1, 1]

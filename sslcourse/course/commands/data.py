@@ -68,4 +68,5 @@ def main(arguments: list[str] | None = None) -> int:
     """`python data_setup.py`: parse, run, and return the exit status."""
     parser = argparse.ArgumentParser(prog="data_setup.py", description="Get a data set ready for the course. Alone, it draws toybox.")
     add_arguments(parser)
-    return with_sentences(lambda: run(parser.parse_args(arguments)))
+    parser.set_defaults(run=run)
+    return with_sentences(lambda: parser.parse_args(arguments))

@@ -69,7 +69,8 @@ def _contents(args: argparse.Namespace) -> dict[str, str]:
     if args.seeds:
         seeds = {f"student/seed-{seed}": seed for seed in args.seeds}
     if args.format == "plain":
-        start = copies.START.format(first=paths[0].name, files=", ".join(path.name for path in paths))
+        start = Path(copies.__file__).with_name("START.md").read_text(encoding="utf-8")
+        start = start.format(first=paths[0].name, files=", ".join(path.name for path in paths))
         contents |= {f"{place}/START.md": start for place in seeds}
     for path in paths:
         notebook = notebook_files.load(path)

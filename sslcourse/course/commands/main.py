@@ -33,44 +33,36 @@ _PLAIN = {"–": "-", "—": "-", "−": "-", "×": "x", "·": "*", "±": "+/-",
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-
-    def run() -> int:
-        args = _parser(argv[0] if argv else "").parse_args(argv)
-        return args.run(args)
-
-    return with_sentences(run)
+    return with_sentences(lambda: _parser(argv[0] if argv else "").parse_args(argv))
 
 
-def with_sentences(run: Callable[[], int]) -> int:
-    """The exit status of `run`; what can be put right is one sentence, in any terminal, whatever characters that has."""
+def with_sentences(parse: Callable[[], argparse.Namespace]) -> int:
+    """Run the command that was parsed -> exit status. What can be put right is one sentence, in a terminal of any character set."""
     codecs.register_error("plain", lambda error: ("".join(map(_plain, error.object[error.start : error.end])), error.end))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what stands in for a terminal, in notebooks and tests, takes any text
             stream.reconfigure(errors="plain")
     try:
-        status = run()
-        sys.stdout.flush()
-        return status
+        args = parse()
+        return args.run(args)
     except SystemExit as stop:  # argparse has already said what is wrong
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except CourseError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "sslcourse"):
-            raise
-        print(f"This needs the package {package}, which is not installed here: pip install {package}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except CourseError as error:
+        told = error
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(package, package)
+        told = f"This needs the package {package}, which is not installed here: pip install {package}"
     except OSError as error:
-        print(f"{error.filename or 'The output'} cannot be used: {reason(error)}.", file=sys.stderr)
-        return 1
+        told = f"{error.filename or 'The output'} cannot be used: {reason(error)}."
+    print(told, file=sys.stderr)
+    return 1
 
 
 def _plain(character: str) -> str:

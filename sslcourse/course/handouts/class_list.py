@@ -10,11 +10,9 @@ from pathlib import Path
 from sslcourse.errors import CourseError
 
 COLUMNS = ("id", "first_name", "last_name", "email", "seed")  # `nbgrader db student import` knows all but the last, and skips that
-IDS = ("id", "student_id", "user_id", "username", "login", "email")
-# What others call these columns, and what a single column is called that has no ids.
-_ALSO = {"mail": "email", "emailaddress": "email", "email": "email", "studentid": "student_id", "userid": "user_id", "loginid": "login"}
-_ALSO |= {"firstname": "first_name", "givenname": "first_name", "lastname": "last_name", "surname": "last_name", "familyname": "last_name"}
-_NO_IDS = {"name", "names", "full_name", "first_name", "last_name", "student", "students", "user", "users"}
+IDS = ("id", "studentid", "userid", "username", "login", "email")
+_ALSO = {"mail": "email", "emailaddress": "email", "firstname": "first_name", "lastname": "last_name", "surname": "last_name"}
+_NO_IDS = {"name", "names", "fullname", "first_name", "last_name", "student", "students", "user", "users"}  # headings of other columns
 _SAFE_ID = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))[a-z0-9_][a-z0-9._@-]{0,63}(?<!\.)", re.IGNORECASE)  # on Windows, too
 
 
@@ -33,11 +31,11 @@ def read_students(path: str | Path) -> list[dict]:
     first = re.sub('"[^"]*"', "", kept.partition("\n")[0])
     separator = next((mark for mark in ",;\t" if mark in first), ",")
     rows = [row for row in csv.reader(io.StringIO(kept), delimiter=separator, skipinitialspace=True) if "".join(row).strip()]
-    names = [re.sub("[^a-z0-9]+", "_", name.lower()).strip("_") for name in rows[0]] if rows else []
-    header = [_ALSO.get(name.replace("_", ""), name) for name in names]
+    names = [re.sub("[^a-z0-9]+", "", name.lower()) for name in rows[0]] if rows else []
+    header = [_ALSO.get(name, name) for name in names]
     column = next((name for name in IDS if name in header), None)
     if column is None and (len(header) > 1 or header and header[0] in _NO_IDS):
-        told = f"The first line of {path} names the columns {', '.join(rows[0])}, and none is called {', '.join(IDS)}"
+        told = f"{path} has the columns {', '.join(rows[0])}, and none is called {', '.join(IDS[:-1])} or {IDS[-1]}"
         raise CourseError(f"{told}. Begin with a line such as id,email.")
     students: dict[str, dict] = {}
     for row in [dict(zip(header, row, strict=False)) for row in rows[1:]] if column else ({"id": row[0]} for row in rows):

@@ -15,25 +15,6 @@ _BADGE = re.compile(r'^<a href="[^"]*"><img alt="Open in Colab".*\n?\n?', re.MUL
 _LINK = re.compile(r"(\]\()([\w./-]+)(?=[#)])")
 _CHOICE = re.compile(r"<details><summary>(?!Hint</summary>)(.*?)</summary>.*?</details>", re.DOTALL)
 
-START = """# Start here
-
-**Install**, once, in this folder, with Python 3.11 or newer (on Windows, programs lie in `.venv\\Scripts` and not in `.venv/bin`):
-
-    python3 -m venv .venv
-    .venv/bin/pip install "sslcourse[lab] @ git+https://github.com/sslcourse/sslcourse"
-
-**Open** the first lesson, and run its cells from the top, one after another (Shift+Enter):
-
-    .venv/bin/jupyter lab {first}
-
-In Colab, upload the notebook instead; its first cell installs the package.
-
-**Work.** Write down your prediction before you run a cell that asks for one. Put your code where `...` stands: the exercise says at once
-whether it is right, and the lesson goes on in any case.
-
-**Hand in.** Save, and give your teacher these files under the names they have: {files}.
-"""
-
 
 def student_copy(notebook, *, seed: int | None = None, answers: bool = True):
     """A copy without solutions and outputs. seed: the value that SEED gets. answers: whether explanations of quiz choices stay."""
