@@ -24,20 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the parsed arguments say. The exit status: 0, 1 after a sentence on stderr, 130 after Ctrl-C."""
+    """Do what the parsed arguments say. -> exit status 0. Raises CourseError where something has to be put right."""
     try:
         return _run(args)
-    except (CourseError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of the output has gone: no matter of files
-        raise
-    except OSError as error:
-        print(f"The system refused: {files.reason(error)}. Check the path, or choose another --data-dir.", file=sys.stderr)
-        return 1
+    except ValueError as error:
+        raise CourseError(str(error)) from None
     except KeyboardInterrupt:
-        print("\nStopped. Nothing half-made was kept; a download continues where it stopped when you run the same again.", file=sys.stderr)
-        return 130
+        print("\nNothing half-made was kept; a download continues where it stopped when you run the same again.", file=sys.stderr)
+        raise
 
 
 def _run(args: argparse.Namespace) -> int:
