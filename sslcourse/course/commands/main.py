@@ -55,10 +55,10 @@ def with_sentences(parse: Callable[[], argparse.Namespace]) -> int:
         return 1
     except CourseError as error:
         told = error
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(package, package)
-        told = f"This needs the package {package}, which is not installed here: pip install {package}"
+    except ModuleNotFoundError as error:  # installed without the extra that brings what only lessons and their runs need
+        if (error.name or "sslcourse").startswith("sslcourse"):
+            raise
+        told = f"This command needs {error.name}, which is not installed here: pip install \"sslcourse[lab]\"."
     except OSError as error:
         told = f"{error.filename or 'The output'} cannot be used: {reason(error)}."
     print(told, file=sys.stderr)
