@@ -150,6 +150,15 @@ class Lesson:
             return f"ResNet-9, width {width}", lambda: models.resnet9(width)
         return "ResNet-18", lambda: models.resnet18(small_images=size < 96, max_pool=size >= 64)
 
+    def fit(self, images, labels: int = 10):
+        """An ImageSet with which this lesson runs to its end, after a sentence about what that leaves out; see `course.fitting.fitted`."""
+        from sslcourse.course import fitting
+
+        images, told = fitting.fitted(images, labels, batch=self.pick(smoke=32, cpu=64, gpu=256))
+        if told:
+            print(textwrap.fill(told, 110))
+        return images
+
     def record(self, name: str, **fields) -> dict:
         """A result record with this lesson's number, data set, seed, tier, device and seconds filled in; see `sslcourse.results.record`."""
         from sslcourse import results
@@ -343,6 +352,6 @@ def show(plain: str, **formats: str) -> None:
 
 
 def say(text: str) -> None:
-    """Show a sentence with computed numbers in it, as Markdown; plain text outside a notebook."""
+    """Show a sentence with computed numbers in it, as Markdown, where dollars stay dollars; plain text outside a notebook."""
     text = textwrap.dedent(text).strip()
-    show(text, markdown=text)
+    show(text, markdown=text.replace("$", r"\$"))

@@ -118,6 +118,7 @@ class ImageSet:
     def subset(self, *, unlabeled=None, train=None, validation=None, test=None, seed: int = 0) -> "ImageSet":
         """The same ImageSet with at most so many images in a part, drawn at random by `seed`, in their order. None keeps all.
 
+        Every class keeps an image in a labelled part (three in train), where so many images allow that.
         ValueError for a count that is not a whole number of at least 0.
         """
         chosen = {}
@@ -128,7 +129,9 @@ class ImageSet:
                 raise ValueError(f"{part} is {most!r}; it must be a whole number of at least 0, or None to keep all images.")
             fields = ["unlabeled"] if part == "unlabeled" else [f"{part}_images", f"{part}_labels"]
             images = getattr(self, fields[0])
-            rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].sort().values.to(images.device)
+            rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+            classes = torch.zeros_like(rows) if part == "unlabeled" else getattr(self, fields[1]).cpu()
+            rows = rows_of_every_class(rows, classes, most, each=3 if part == "train" else 1).sort().values.to(images.device)
             chosen |= {name: getattr(self, name)[rows] for name in fields}
         return replace(self, known_identity=self.identity, **chosen)
 
@@ -137,6 +140,28 @@ class ImageSet:
         numbers = " · ".join(f"{len(images):,} {part}" for part, images in counts)
         shared = " (unlabeled is train)" if self.unlabeled is self.train_images else ""
         return f"{self.name}: {self.num_classes} classes, {self.size}×{self.size} · {numbers}{shared} · {self.train_images.device}"
+
+
+def rows_of_every_class(order: Tensor, labels: Tensor, most: int, each: int = 1) -> Tensor:
+    """The first `most` of the row numbers in `order`, unless they lack a class: then the first of each class, up to `each`, come before.
+
+    labels: (N,), those that `order` numbers.
+    """
+    turn = _turn(labels[order]).clamp(max=each)
+    complete = int((turn[:most] < each).sum()) == int((turn < each).sum())
+    return order[:most] if complete else order[turn.argsort(stable=True)][:most]
+
+
+def first_of_each(labels: Tensor, n: int) -> Tensor:
+    """The row numbers of n images (fewer, where there are fewer): the first of each class, then the second of each, and so on."""
+    return (_turn(labels) * len(labels) + labels).argsort()[:n]
+
+
+def _turn(labels: Tensor) -> Tensor:
+    """How many rows of the same class stand before each row: (N,) -> (N,)."""
+    order, counts, turn = labels.argsort(stable=True), torch.bincount(labels), torch.empty_like(labels)
+    turn[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    return turn
 
 
 def few_rows(labels: Tensor, class_names: Sequence[str], per_class: int, seed: int = 0) -> Tensor:

@@ -10,4 +10,4 @@ from sslcourse.plots.embeddings import scatter, similarity_histogram  # noqa: F4
 from sslcourse.plots.matrices import confusion, confusion_difference, confusions_over_time, matrix  # noqa: F401
 from sslcourse.plots.pictures import images, mistakes, neighbours, rotations, unnormalise  # noqa: F401
 from sslcourse.plots.predictions import coverage_and_precision, probabilities, reliability  # noqa: F401
-from sslcourse.plots.style import COLOURS, LINES, MARKERS, reference_line, show, use_style  # noqa: F401
+from sslcourse.plots.style import COLOURS, LINES, MARKERS, fonts_for, reference_line, show, use_style  # noqa: F401

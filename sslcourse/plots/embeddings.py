@@ -14,7 +14,10 @@ TEN_MARKERS = (*MARKERS, "<", ">")  # so that ten classes can be told apart in g
 
 
 def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *, title: str) -> None:
-    """Maps of the same images side by side, a colour and a marker for each class. panels: name -> points (N, 2); labels: (N,)."""
+    """Maps of the same images side by side, a colour and a marker for each class. panels: name -> points (N, 2); labels: (N,).
+
+    More than 40 classes share colours and markers, so no legend names them.
+    """
     labels = torch.as_tensor(labels).cpu().numpy()
     points = {name: torch.as_tensor(value).detach().cpu().double().numpy() for name, value in panels.items()}
     across = 2 if len(points) == 4 else min(len(points), 3)
@@ -34,10 +37,11 @@ def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *,
     heading(figure, title)
     figure.tight_layout()
     handles, names = axes[0, 0].get_legend_handles_labels()
-    columns = 1 + (len(names) - 1) // 20
-    legend = figure.legend(handles, names, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, fontsize=9.5)
-    for handle in legend.legend_handles:
-        handle.set(sizes=[42], alpha=1)
+    if len(names) <= 40:
+        columns = 1 + (len(names) - 1) // 20
+        legend = figure.legend(handles, names, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, fontsize=9.5)
+        for handle in legend.legend_handles:
+            handle.set(sizes=[42], alpha=1)
     nearest = [NearestNeighbors(n_neighbors=1).fit(p).kneighbors(return_distance=False)[:, 0] for p in points.values()]  # never itself
     told = ", ".join(f"{name} {100 * (labels[n] == labels).mean():.0f} percent" for name, n in zip(points, nearest, strict=True))
     maps = f"{len(points)} map{'s' if len(points) > 1 else ''} of {len(labels)} images of {len(names)} classes"

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sslcourse.plots.style import heading, show
 
+NAMED = 20  # classes that a figure has room to name
+
 
 def matrix(
     values, *, title: str, row_names: Sequence[str] | None = None, column_names: Sequence[str] | None = None, xlabel: str = "",
@@ -17,6 +19,7 @@ def matrix(
     """A matrix as colours: red and blue about zero if it has both signs, else light to dark. Cells that are not finite are hatched.
 
     values: (rows, columns). limits: the values at the ends of the colours. numbers: write them into the cells (None: up to 12 × 12).
+    Neither names nor numbers are written along a side with more than 20.
     """
     values = np.asarray(values.detach().cpu().float() if isinstance(values, Tensor) else values, float)
     n, m = values.shape
@@ -30,16 +33,16 @@ def matrix(
     axis.patch.set(facecolor="0.75", edgecolor="0.45", hatch="////", linewidth=0)
     drawn = axis.imshow(cells, cmap="RdBu_r" if both else "Blues", vmin=start, vmax=end, interpolation="nearest", aspect="auto")
     figure.colorbar(drawn, ax=axis, label=colour_label)
-    if numbers if numbers is not None else max(n, m) <= 12:
+    if max(n, m) <= (NAMED if numbers else 12) and numbers is not False:
         size = np.abs(cells).max()
         form = ".0f" if size >= 100 or (cells == cells.round()).all() else ".1f" if size >= 10 else ".2f"
         for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
             red, green, blue, _ = drawn.cmap(drawn.norm(values[i, j]))
             _write(axis, i, j, format(values[i, j], form), dark=0.3 * red + 0.59 * green + 0.11 * blue < 0.5)
-    if column_names is not None or m <= 12:
+    if m <= (12 if column_names is None else NAMED):
         slanted = {"rotation": 45, "ha": "right"} if column_names is not None else {}
         axis.set_xticks(range(m), column_names or range(m), **slanted)
-    if row_names is not None or n <= 12:
+    if n <= (12 if row_names is None else NAMED):
         axis.set_yticks(range(n), row_names or range(n))
     axis.grid(False)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -72,10 +75,20 @@ def _beside(cells: np.ndarray) -> np.ndarray:
     return cells - np.diag(np.diag(cells))
 
 
+def _most_telling(cells: np.ndarray) -> np.ndarray:
+    """The classes (at most 20) in whose rows and columns of (C, C) the most lies beside the diagonal, in their order."""
+    beside = np.abs(_beside(cells))
+    return np.sort(np.argsort(-(beside.sum(0) + beside.sum(1)), kind="stable")[:NAMED])
+
+
 def confusion(result, *, title: str) -> None:
-    """Confusion matrix as row percentages: row true, column predicted. result: an evaluation.Result."""
+    """Confusion matrix as row percentages: row true, column predicted. result: an evaluation.Result.
+
+    Of many classes, here and in the two functions below, the 20 that are confused most are drawn; the text is about all of them.
+    """
     percent, classes = _row_percent(result.confusion), result.class_names
-    figure, *_ = _class_grid(percent, classes, title, (0.6, 0), percent >= 0.5, ".0f", percent > 55, cmap="Blues", vmin=0, vmax=100)
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 100}
+    figure, *_ = _class_grid(percent, classes, title, (0.6, 0), percent >= 0.5, ".0f", percent > 55, **look)
     figure.tight_layout()
     pairs = ", ".join(f"{true} taken for {predicted} {count} times" for true, predicted, count in result.most_confused(3))
     diagonal = np.diag(percent)
@@ -99,7 +112,7 @@ def confusion_difference(first, second, *, title: str, names: Sequence[str]) -> 
     figure, axis, drawn = _class_grid(change, classes, title, (1.5, 0.1), size > 0.5, "+.0f", size > 0.6 * largest, **look)
     bar = figure.colorbar(drawn, ax=axis, label="points", shrink=0.85)
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0f}" if value else "0")
-    for i in range(k):  # the diagonal means something else than the rest
+    for i in range(min(k, NAMED)):  # the diagonal means something else than the rest
         axis.add_patch(plt.Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1))
     figure.tight_layout()
     diagonal, beside = np.diag(change), _beside(change)
@@ -113,22 +126,27 @@ def confusion_difference(first, second, *, title: str, names: Sequence[str]) -> 
 
 
 def _class_grid(cells: np.ndarray, classes: Sequence[str], title: str, more: tuple[float, float], written, form: str, dark, **look):
-    """(C, C) cells as colours, with numbers in those that are `written` for up to 20 classes. more: inches beside the grid."""
+    """(C, C) cells as colours, with numbers in those that are `written`. more: inches beside the grid."""
+    shown, of = _most_telling(cells), f" ({NAMED} of {len(cells)} classes)" if len(cells) > NAMED else ""
+    cells, written, dark = (values[np.ix_(shown, shown)] for values in (cells, written, dark))
+    classes = [classes[c] for c in shown]
     side = min(0.5 * len(classes) + 1.9, 8)
     figure, axis = plt.subplots(figsize=(side + more[0], side + more[1]))
     drawn = axis.imshow(cells, **look)
-    for i, j in zip(*np.nonzero(written), strict=True) if len(classes) <= 20 else ():
+    for i, j in zip(*np.nonzero(written), strict=True):
         _write(axis, i, j, format(cells[i, j], form).replace("-", "−"), dark[i, j])
     axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axis.set_yticks(range(len(classes)), classes)
     axis.grid(False)
-    axis.set(xlabel="predicted", ylabel="true", title=title)
+    axis.set(xlabel="predicted" + of, ylabel="true", title=title)
     return figure, axis, drawn
 
 
 def confusions_over_time(matrices: Sequence, titles: Sequence[str], class_names: Sequence[str], *, title: str) -> None:
     """Small confusion matrices, in percent of each row, under their accuracy averaged over classes. matrices: counts (C, C), rows true."""
-    k, panels = len(class_names), [_row_percent(counts) for counts in matrices]
+    panels = [_row_percent(counts) for counts in matrices]
+    shown = _most_telling(sum(map(_beside, panels)))
+    k, names = len(shown), [class_names[c] for c in shown]
     rows = -(-len(panels) // 4)
     across = -(-len(panels) // rows)
     figure, axes = plt.subplots(rows, across, figsize=(2.35 * across + 1.5, 2.55 * rows + 1.5), squeeze=False, layout="constrained")
@@ -137,19 +155,19 @@ def confusions_over_time(matrices: Sequence, titles: Sequence[str], class_names:
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for i, (axis, percent) in enumerate(zip(axes.flat, panels, strict=False)):
-        drawn = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        drawn = axis.imshow(percent[np.ix_(shown, shown)], cmap="Blues", vmin=0, vmax=100)
         there = percent.any(1)  # a class without images has no row to speak of
         right = float(np.diag(percent)[there].mean()) if there.any() else float("nan")
         axis.set_title(f"{titles[i]}\n{right:.0f} % right", fontsize=9.5, fontweight="normal")
         axis.grid(False)
-        axis.set_xticks(range(k), class_names if i + across >= len(panels) else [""] * k, rotation=90, fontsize=8)
-        axis.set_yticks(range(k), class_names if i % across == 0 else [""] * k, fontsize=8)
+        axis.set_xticks(range(k), names if i + across >= len(panels) else [""] * k, rotation=90, fontsize=8)
+        axis.set_yticks(range(k), names if i % across == 0 else [""] * k, fontsize=8)
         beside = _beside(percent)
-        true, said = divmod(int(beside.argmax()), k)
+        true, said = divmod(int(beside.argmax()), len(beside))
         worst = f", most often {class_names[true]} taken for {class_names[said]}, {beside[true, said]:.0f} percent" if beside.any() else ""
         told.append(f"{titles[i]}: {right:.0f} percent right{worst}")
     figure.colorbar(drawn, ax=axes, label="% of the true class", shrink=0.8, aspect=30)
     figure.supxlabel("predicted", fontsize=10)
     figure.supylabel("true", fontsize=10)
     heading(figure, title)
-    show(figure, f"{title}. {len(panels)} confusion matrices of {k} classes, averaged over classes: {'; '.join(told)}.")
+    show(figure, f"{title}. {len(panels)} confusion matrices of {len(class_names)} classes, averaged over classes: {'; '.join(told)}.")

@@ -3,9 +3,11 @@
 import base64
 import html
 import io
+import warnings
 
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -19,13 +21,33 @@ LINES = ("-", "--", "-.", ":")
 
 
 def use_style() -> None:
-    """The course's look, set once in a lesson's set-up cell."""
+    """The course's look, set once in a lesson's set-up cell. Dollars are dollars: names of classes are no formulas."""
     matplotlib.rcParams.update({
+        "text.parse_math": False,
         "figure.dpi": 90, "savefig.dpi": 90, "figure.facecolor": "white", "axes.facecolor": "white", "font.size": 10.5,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
         "axes.titlesize": 11.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.framealpha": 0.8,
         "legend.edgecolor": "none", "lines.markersize": 5, "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=MARKERS),
     })  # fmt: skip
+
+
+def fonts_for(text: str) -> str:
+    """Let fonts that are installed write what the first one, DejaVu Sans, has no letters for; returns the letters that none of them has.
+
+    Figures show these as boxes, and Matplotlib, which would say so for each of them in each figure, is asked to be quiet about them.
+    """
+    def lacking(path: str) -> set[str]:
+        return {letter for letter in missing if not font_manager.get_font(path).get_char_index(ord(letter))}
+
+    missing = set(filter(str.isprintable, text))
+    missing = lacking(font_manager.findfont(font_manager.FontProperties()))
+    for font in font_manager.fontManager.ttflist if missing else ():
+        unfit = "Last Resort" in font.name or "Emoji" in font.name  # boxes only, and pictures that Matplotlib cannot draw
+        if missing and not unfit and (left := lacking(font.fname)) < missing:
+            matplotlib.rcParams["font.family"], missing = [*matplotlib.rcParams["font.family"], font.name], left
+    if missing:
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    return "".join(sorted(missing))
 
 
 def show(figure: Figure, alt: str) -> None:

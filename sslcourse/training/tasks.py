@@ -27,7 +27,7 @@ def pretrain(
     method: forward(uint8 (N, 3, H, W)) -> scalar loss; trained in place, left in evaluation mode. It may have after_step(step, steps),
     called after each of the optimizer's steps, with their number counted from 1.
     images: a datasets.ImageSet, whose test split is never touched. epochs: passes over the unlabelled images.
-    batch_size: images a step, shared by the processes where there are several; a last smaller batch is left out.
+    batch_size: images a step, at most all of them, shared by the processes where there are several; a last smaller batch is left out.
     look_every: epochs between two looks at the encoder, and once at the end; 0 never looks. A look measures how spread the features of the
     validation images are (`diagnostics.collapse`), and how many of them the nearest of 5,000 labelled training images classify rightly.
     options: lr, optimizer, weight_decay, clip_norm, guard, device, precision, seed, checkpoint, ...: those of `training.Options`.
@@ -37,6 +37,7 @@ def pretrain(
     Schedule: Loshchilov and Hutter 2017, as in SimCLR (Chen et al. 2020, section 2.2).
     """
     options = make_ready(method, images, "unlabeled", epochs, batch_size=batch_size, warmup=warmup, name=name, **options)
+    options.batch_size = batch_size = min(batch_size, len(images.unlabeled))
     device, precision, part = options.device, options.precision, (rank(), world_size())
     loader = loader_for(images.unlabeled, batch_size=batch_size, shuffle=True, drop_last=True, seed=options.seed, device=device, part=part)
     chance = {"chance_loss": method.chance_loss(batch_size)} if hasattr(method, "chance_loss") else {}

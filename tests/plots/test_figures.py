@@ -85,7 +85,7 @@ def test_the_text_of_a_figure_holds_its_title_and_its_numbers(shown, name, given
 
 
 def test_no_figure_is_left_without_such_a_text():
-    helpers = {"show", "use_style", "reference_line", "unnormalise"}
+    helpers = {"show", "use_style", "fonts_for", "reference_line", "unnormalise"}
     assert {name for name, value in vars(plots).items() if type(value).__name__ == "function"} - helpers == {name for name, *_ in FIGURES}
 
 
