@@ -69,7 +69,8 @@ def load_checkpoint(path, settings: dict, parts: dict[str, object], history: His
     try:
         state = _read(path)
     except CourseError as error:
-        if not previous(path).exists():
+        may_not = isinstance(error.__cause__, OSError) and os.path.exists(path)  # whole, for all we know
+        if may_not or not previous(path).exists():
             raise
         path = previous(path)
         state = _read(path)

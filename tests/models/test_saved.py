@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import Malicious, new_model, same_weights
+from tiny import Malicious, image_set, new_model, same_weights
 from torch import nn
 
-from sslcourse import evaluation, models
+from sslcourse import evaluation, models, training
 from sslcourse.errors import CourseError
 from sslcourse.models import saved
+from sslcourse.training import checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -136,6 +137,46 @@ def test_what_cannot_be_found_or_written_is_named_and_a_full_disk_keeps_the_old_
     with pytest.raises(CourseError, match="could not be written: the disk is full"):
         models.save_network(path, encoder(1), **ABOUT)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_a_network_of_another_experiment_is_not_written_over(path):
+    before = path.read_bytes()
+    others = [(encoder(width=5), {}), (encoder(), {"dataset": "stl10"}), (encoder(), {"epochs": 3}), (models.Classifier(encoder(), 3), {})]
+    for kept, about in others:
+        with pytest.raises(CourseError, match="another experiment"):
+            models.save_network(path, kept, **(ABOUT | about))
+    assert path.read_bytes() == before
+    models.save_network(path, encoder(1), minutes=3.0, **ABOUT)  # the same again
+    assert path.read_bytes() != before
+    path.write_text("a thesis")
+    with pytest.raises(CourseError, match="cannot be read as a network"):
+        models.save_network(path, encoder(), **ABOUT)
+    assert path.read_text() == "a thesis"
+
+
+def test_a_network_knows_the_images_that_it_was_trained_on(tmp_path):
+    model, images = new_model(), image_set()
+    images.known_identity = "0123"
+    training.fit_classifier(model, images, 1, batch_size=16, precision="fp32", progress=False, validate_every=0)
+    kept = models.load_network(models.save_network(tmp_path / "kept", model, **ABOUT))
+    assert kept.about == ABOUT | {"identity": "0123", "image_size": images.size}
+    again = models.load_network(models.save_network(tmp_path / "again", kept.encoder, **ABOUT))
+    assert again.about["identity"] == "0123"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(PermissionError(13, "no"), "no permission"), (OSError(5, "no"), "does not answer"), (OSError(12, "no"), "memory")]
+)
+def test_what_cannot_be_read_is_not_called_damaged(error, told, path, monkeypatch):
+    def refused(*_):
+        raise error
+
+    checkpoints.previous(path).write_bytes(path.read_bytes())  # which does not come in its place
+    for module, read, more in ((saved, models.load_network, ()), (checkpoints, checkpoints.load_checkpoint, ({}, {}, None))):
+        monkeypatch.setattr(module, "open", refused, raising=False)
+        with pytest.raises(CourseError, match=told) as caught:
+            read(path, *more)
+        assert "elete" not in str(caught.value) and "damaged" not in str(caught.value)
 
 
 NAME = "blocks.0.0.weight"

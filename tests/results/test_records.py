@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslcourse import results
+from sslcourse.errors import CourseError
 from sslcourse.results import records
 
 
@@ -31,7 +33,7 @@ def test_a_record_says_how_it_was_made():
     assert made["metrics"]["loss"]["value"] == 4.5
     assert made["versions"]["torch"] == torch.__version__ and set(made["versions"]) == {"python", "torch", "torchvision", "sslcourse"}
     assert made["date"].endswith("Z") and made["device"] and made["schema"] == 1
-    assert made["git_commit"] is None or len(made["git_commit"]) == 40
+    assert (made["git_commit"], made["git_clean"]) == records.git_state()
 
 
 def test_file_names_keep_tiers_and_seeds_apart():
@@ -41,6 +43,52 @@ def test_file_names_keep_tiers_and_seeds_apart():
     assert results.file_name(make(dataset="../../my photos", labels=None)) == "01-supervised-my-photos-all.json"
     long = [results.file_name(make(name="n" * 99, dataset="d" * 99, tier="t" * 99, seed=[*range(40), last])) for last in (40, 41)]
     assert long[0] != long[1] and max(map(len, long)) < 255
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"network": "ResNet-50"}, "network 'ResNet-9' there and 'ResNet-50' here"),
+        ({"image_size": 96}, "image_size 32 there and 96 here"),
+        ({"settings": {"lr": 0.1, "view": 24}}, "settings.view None there and 24 here"),
+        ({"name": "Supervised!"}, "name "),  # of one name in files
+        ({"identity": "b"}, "identity 'a' there and 'b' here"),
+    ],
+)
+def test_a_record_of_another_experiment_is_not_written_over(other, named, tmp_path):
+    first = make(settings={"lr": 0.1}, identity="a")
+    path = results.write(first, tmp_path)
+    with pytest.raises(CourseError, match=named) as refused:
+        results.write(make(**({"settings": {"lr": 0.1}, "identity": "a"} | other)), tmp_path, "--out")
+    assert "another folder as --out" in str(refused.value) and results.read(tmp_path) == [first]
+    again = make(settings={"lr": 0.1, "minutes": 3}, metrics={"top1": 0.5}, seconds=1, device="Tesla T4")  # which does not know its images
+    assert results.write(again, tmp_path) == path and results.read(tmp_path) == [again]
+    path.write_text("not a record, and perhaps dear to somebody")
+    with pytest.raises(CourseError, match="is no record"):
+        results.write(first, tmp_path)
+    assert "dear" in path.read_text()
+
+
+def test_two_long_runs_never_share_a_name():
+    changes = [{}, {"network": "ResNet-50"}, {"image_size": 96}, {"settings": {"view": 24}}, {"identity": "a"}, {"seed": 1}]
+    assert len({results.file_name(make(tier="long run", **change)) for change in changes}) == len(changes)
+    assert results.file_name(make(tier="long run")) == results.file_name(make(tier="long run", metrics={"top1": 0.1}, seconds=9))
+    assert results.file_name(make(tier="long run")).startswith("01-supervised-toybox-100-long-run-resnet-9-32px-")
+
+
+def test_a_record_says_whether_the_working_tree_was_clean(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "sslcourse" / "results" / "records.py"))
+    state = records.git_state.__wrapped__
+    assert state() == (None, None)  # no repository
+    (tmp_path / "sslcourse").mkdir()
+    for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    commit, clean = state()
+    assert len(commit) == 40 and clean is True
+    (tmp_path / "sslcourse" / "new.py").write_text("")
+    assert state() == (commit, False)
+    monkeypatch.setenv("PATH", "")
+    assert state() == (None, None)  # no git
 
 
 @pytest.mark.parametrize(
