@@ -1,7 +1,9 @@
 """What computing has to know of the machine: precision, threads, the random state, and the other processes of one training."""
 
+import math
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
@@ -115,6 +117,37 @@ _pools = lru_cache(maxsize=1)(ThreadpoolController)  # finding the libraries tak
 def one_thread():
     """While it is entered, every numerical library works on one thread: small work takes a tenth of the time where cores are busy."""
     return _pools().limit(limits=1)
+
+
+class OneOrAll:
+    """Work on the CPU with one thread or with all that PyTorch has (OMP_NUM_THREADS), whichever has been faster of late.
+
+    An operation that is split over threads waits for the slowest of them: where another program is busy on one core, most of the time.
+    The other choice is tried again for a twentieth of the time. Only for work whose result is the same, bit for bit, either way.
+    """
+
+    def __init__(self):
+        self.costs: dict[int, float] = {}  # threads -> seconds a unit of work, of late
+        self.begun, self.since_trial = False, 0.0  # seconds of work with the better choice since the other one was tried
+
+    def __call__(self, work: Callable, units: int):
+        """work(), which is so many units, such as images."""
+        every = torch.get_num_threads()
+        if every == 1:
+            return work()
+        better, other = sorted((every, 1), key=lambda threads: self.costs.get(threads, 0.0))  # what is not known yet comes first
+        trial = self.since_trial > 20 * units * self.costs.get(other, math.inf)
+        threads = other if trial else better
+        torch.set_num_threads(threads)
+        began = time.perf_counter()
+        try:
+            return work()
+        finally:
+            torch.set_num_threads(every)
+            seconds = time.perf_counter() - began
+            if self.begun:  # the first call also finds memory and makes plans
+                self.costs[threads] = seconds / units if trial else (self.costs.get(threads, seconds / units) + seconds / units) / 2
+            self.begun, self.since_trial = True, 0.0 if trial else self.since_trial + seconds
 
 
 def world_size() -> int:

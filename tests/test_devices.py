@@ -61,3 +61,35 @@ def test_a_gpu_is_taken_before_the_cpu_and_its_number_is_checked(monkeypatch):
     assert devices.choose_device().type == "cuda" and devices.choose_device("cuda:1").index == 1
     with pytest.raises(CourseError, match="cuda:2"):
         devices.choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("alone", [9, 1])
+def test_work_gets_one_thread_or_all_by_what_was_faster_of_late(alone, monkeypatch):
+    """alone: the seconds of one thread, where four take 3."""
+    clock, calls, threads = [0.0], [], torch.get_num_threads()
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: clock[0])
+    one_or_all = devices.OneOrAll()
+
+    def work():
+        calls.append(torch.get_num_threads())
+        clock[0] += alone if calls[-1] == 1 else 3
+        return len(calls)
+
+    try:
+        torch.set_num_threads(4)
+        assert [one_or_all(work, 10) for _ in range(400)] == list(range(1, 401)) and torch.get_num_threads() == 4
+        seconds = {number: calls.count(number) * (3 if number == 4 else alone) for number in (1, 4)}
+        assert 0.9 < seconds[4 if alone == 9 else 1] / sum(seconds.values()) < 0.99  # the other one is tried again, for a twentieth of the time
+        alone = 10 - alone  # the neighbour comes, or goes
+        calls.clear()
+        for _ in range(400):
+            one_or_all(work, 10)
+        assert calls.count(1 if alone == 1 else 4) > 200
+        with pytest.raises(ZeroDivisionError):
+            one_or_all(lambda: 1 / 0, 10)
+        assert torch.get_num_threads() == 4
+        torch.set_num_threads(1)
+        calls.clear()
+        assert one_or_all(work, 10) and calls == [1]
+    finally:
+        torch.set_num_threads(threads)

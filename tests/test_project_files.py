@@ -113,7 +113,7 @@ def test_no_file_carries_a_path_of_somebodys_machine():
 
 # What each part of the library may import of the others, besides errors, files and display. plots and results know tensors and records.
 BELOW = {
-    "devices": [], "augment": [], "losses": ["devices"], "datasets": ["devices"], "loaders": ["devices", "datasets"],
+    "devices": [], "augment": ["devices"], "losses": ["devices"], "datasets": ["devices"], "loaders": ["devices", "datasets"],
     "models": ["devices", "augment", "losses", "diagnostics"], "diagnostics": ["losses", "devices"],
     "training": ["devices", "augment", "datasets", "loaders", "losses", "models", "diagnostics", "evaluation.features"],
     "evaluation.features": ["devices", "augment", "datasets", "loaders"],

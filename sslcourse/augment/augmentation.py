@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sslcourse.augment import operations
 from sslcourse.augment.operations import along_axes, resize_matrix, translation_matrix
+from sslcourse.devices import OneOrAll
 
 MEAN = (0.5, 0.5, 0.5)  # the same two for every data set, so that an encoder can be tried on another set as it is
 STD = (0.25, 0.25, 0.25)
@@ -70,6 +71,7 @@ class Augmentation(nn.Module):
         self.ratio, self.sigma, self.jitter = (tuple(map(float, given)) for given in (ratio, sigma, jitter))
         self.largest_shift = round(translate * self.size)
         self.blur_reach = max(1, round(0.05 * self.size))  # the paper's kernel: a tenth of the side
+        self.one_or_all = OneOrAll()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
@@ -162,17 +164,21 @@ class Augmentation(nn.Module):
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
             raise ValueError(f"Augmentations take uint8 images (N, 3, H, W); this batch is {images.dtype} {tuple(images.shape)}.")
+        with torch.autocast(images.device.type, enabled=False):  # inside a bf16 context the matrix products would lose the pixels' bits
+            work = partial(self._views, images, generator)
+            return self.one_or_all(work, len(images)) if images.device.type == "cpu" and len(images) else work()
+
+    def _views(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         n, _, height, width = images.shape
         drawn = self.draw(n, height, width, images.device, generator)
         chunk = max(12, CHUNK_VALUES // (3 * max(self.size**2, height * width))) if images.device.type == "cpu" else n
-        with torch.autocast(images.device.type, enabled=False):  # inside a bf16 context the matrix products would lose the pixels' bits
-            if n <= chunk:
-                return self.apply_drawn(images, drawn)
-            out = torch.empty(n, 3, self.size, self.size)
-            for first in range(0, n, chunk):
-                piece = slice(first, first + chunk)
-                self.apply_drawn(images[piece], {name: value[piece] for name, value in drawn.items()}, out=out[piece])
-            return out
+        if n <= chunk:
+            return self.apply_drawn(images, drawn)
+        out = torch.empty(n, 3, self.size, self.size)
+        for first in range(0, n, chunk):
+            piece = slice(first, first + chunk)
+            self.apply_drawn(images[piece], {name: value[piece] for name, value in drawn.items()}, out=out[piece])
+        return out
 
 
 class TwoViews(nn.Module):

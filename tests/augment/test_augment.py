@@ -93,6 +93,21 @@ def test_chunks_give_what_one_go_gives(rows, monkeypatch):
     torch.testing.assert_close(transform(images), whole, rtol=0, atol=1e-5)
 
 
+def test_the_number_of_threads_changes_no_bit():
+    threads = torch.get_num_threads()
+    for n, height, width, size in [(64, 32, 32, 32), (24, 96, 96, 96), (2, 260, 200, 224)]:
+        transform, images, views = augment.Augmentation(size, **EVERYTHING), colourful(n, height, width), []
+        try:
+            for number in (1, 2, 3):
+                torch.set_num_threads(number)
+                for _ in range(3):  # with all of them, and with one
+                    torch.manual_seed(1)
+                    views.append(transform(images))
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(views[0], view) for view in views[1:]), size
+
+
 def drawn_many(transform, n=4000, height=40, width=40, seed=0):
     return transform.draw(n, height, width, generator=torch.Generator().manual_seed(seed))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslcourse import augment, datasets, evaluation
+from sslcourse import augment, datasets, evaluation, models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLOSE = {"rtol": 0, "atol": 1e-4}  # convolutions may add up in another order when a batch has another size
@@ -105,6 +105,16 @@ def test_a_feature_set_holds_every_split(model):
         assert torch.equal(labels, getattr(images, f"{name}_labels"))
     found = evaluation.feature_set(model.encoder, image_set(validation=0), block=2)
     assert found.validation.shape == (0, 8) and len(found.validation_labels) == 0 and found.test.shape == (6, 8)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_number_of_threads_changes_no_bit(precision):
+    encoder, found = models.resnet9(8), []
+    pictures = torch.randint(0, 256, (70, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for threads in (1, 2, 3):  # put back to one by the fixture
+        torch.set_num_threads(threads)
+        found += [evaluation.features(encoder, pictures, precision=precision) for _ in range(3)]  # with all of them, and with one
+    assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 @pytest.mark.parametrize(("per_class", "seed"), [(1, 0), (5, 1)])
