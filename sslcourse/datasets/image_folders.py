@@ -187,6 +187,7 @@ def _layout(path: str, tree: Tree, label: str, rules: list[str]) -> dict:
         ((name, inner),) = folders.items()
         if not _split_of(name) and _folders(inner):  # a wrapping
             return _layout(f"{path}{spelled(name)}/", inner, label, rules)
+    rules += [f"The images were looked for in {path}, the only folder there is."] if path else []
     splits, longer = _splits(folders, longer=False), _splits(folders, longer=True)
     if "train" not in splits and "train" in longer and longer.keys() & {"validation", "test"}:
         splits = longer

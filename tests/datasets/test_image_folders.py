@@ -81,6 +81,7 @@ def test_split_folders_by_other_names_doubled_and_in_capitals(tmp_path, read, na
     fill(tmp_path / spell(name.format("test")), count=2)
     found = read(tmp_path)
     assert found.class_names == ["cat", "dog"] and counts(found) == {"train_images": 10, "test_images": 4}
+    assert any("looked for in photos/photos/," in rule.lower() for rule in found.rules) == name.startswith("photos")
     assert any("was taken for test" in rule for rule in found.rules) == (spell(name) != "{}" or spell is str.upper)
 
 

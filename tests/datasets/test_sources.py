@@ -138,10 +138,12 @@ def cifar10(tmp_path, monkeypatch):
     return folder, images, labels
 
 
-def test_cifar10_from_the_download_to_the_image_set(tmp_path, cifar10, server, publish):
+def test_cifar10_from_the_download_to_the_image_set(tmp_path, cifar10, server, publish, capsys):
     folder, images, labels = cifar10
     publish("cifar10", packed(folder))
     assert sources.prepare("cifar10", tmp_path / "data").made
+    assert "cifar10 is downloaded once: 170.5 MB from" in (said := capsys.readouterr().out) and "3 min at 1 MB/s" in said
+    assert not sources.prepare("cifar10", tmp_path / "data").made and capsys.readouterr().out == ""
     loaded = datasets.load("cifar10", tmp_path / "data")
     assert np.array_equal(loaded.test_images, images["test_batch"]) and loaded.test_labels.tolist() == labels["test_batch"]
     assert (len(loaded.train_images), len(loaded.validation_images)) == (180, 20) and loaded.unlabeled is loaded.train_images
