@@ -1,6 +1,8 @@
-"""What is shown: in a notebook, or in its place where there is none."""
+"""What is shown while a program runs: in a notebook, in a terminal, and in a log file."""
 
 import sys
+
+from tqdm import tqdm
 
 
 def in_notebook() -> bool:
@@ -16,3 +18,12 @@ def show(plain: str, formats: dict[str, object]) -> None:
     from IPython.display import display
 
     display({**formats, "text/plain": plain}, raw=True)
+
+
+def progress_bar(total: int, name: str, unit: str, hidden: bool = False, **options) -> tqdm:
+    """A bar with the remaining time, gone once it is closed, and never in a log file. options: tqdm's."""
+    # in a notebook among what is printed, where the next line covers it; stderr leaves a coloured gap
+    stream = sys.stdout if type(sys.stdout).__module__.startswith("ipykernel.") else sys.stderr
+    if hidden or stream is sys.stderr and not stream.isatty():
+        options["disable"] = True  # not False, which would overrule TQDM_DISABLE
+    return tqdm(total=total, desc=name, unit=unit, leave=False, file=stream, **options)

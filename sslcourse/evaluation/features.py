@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sslcourse import augment, datasets
 from sslcourse.datasets.prepared import SPLITS
 from sslcourse.devices import OneOrAll, autocast, choose_precision, evaluation_mode
+from sslcourse.display import progress_bar
 from sslcourse.loaders import TensorLoader
 
 BATCH_SIZE = 512
@@ -33,10 +34,12 @@ def _in_batches(model: nn.Module, compute, images: Tensor, size, transform, prec
     transform = (transform if transform is not None else augment.evaluation(size or images.shape[2])).to(device)
     one_or_all, pieces = _threads.setdefault(model, OneOrAll()), []
     with evaluation_mode(model):
-        for (x,) in TensorLoader(images, batch_size=BATCH_SIZE, device=device):
-            x = transform(x).contiguous(memory_format=torch.channels_last)
-            with autocast(device, precision):
-                pieces.append((one_or_all(partial(compute, x), len(x)) if device.type == "cpu" else compute(x)).float().cpu())
+        with progress_bar(len(images), "computing features", "image", delay=2) as bar:
+            for (x,) in TensorLoader(images, batch_size=BATCH_SIZE, device=device):
+                x = transform(x).contiguous(memory_format=torch.channels_last)
+                with autocast(device, precision):
+                    pieces.append((one_or_all(partial(compute, x), len(x)) if device.type == "cpu" else compute(x)).float().cpu())
+                bar.update(len(x))
     return torch.cat(pieces)
 
 

@@ -1,15 +1,14 @@
 """What happens around the steps of a training, a small class each: views, guard, rows, checkpoints, progress, stopping."""
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sslcourse.devices import rank, world_size
+from sslcourse.display import progress_bar
 from sslcourse.errors import CourseError
 from sslcourse.training.checkpoints import load_checkpoint, previous, save_checkpoint
 from sslcourse.training.distributed import any_rank, mean_over_ranks
@@ -112,20 +111,40 @@ class Checkpoint(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar over the epochs, with loss, accuracy and spread as last seen. On the first process only."""
+    """A bar over the steps, with the loss of about a second ago, and the last row's accuracy and spread. On the first process only."""
+
+    SHOWN = {"chance_loss": "chance {:.3f}", "validation_accuracy": "validation {:.1%}", "knn_accuracy": "kNN {:.1%}"}
+    SHOWN |= {"feature_std": "std {:.3f}"}
 
     def start(self, run: Run) -> None:
-        # in a notebook among what is printed, where the next line covers it; stderr leaves a coloured gap
-        stream = sys.stdout if type(sys.stdout).__module__.startswith("ipykernel.") else sys.stderr
-        quiet = {} if run.options.progress and rank() == 0 else {"disable": True}  # not False, which would overrule TQDM_DISABLE
-        self.bar = tqdm(total=run.epochs, initial=run.epoch, desc=run.options.name, unit="epoch", leave=False, file=stream, **quiet)
+        steps = {"total": run.steps, "initial": run.epoch * len(run.loader) + run.loader.start}
+        self.bar = progress_bar(name=run.options.name, unit="step", hidden=not run.options.progress or rank() > 0, **steps)
+        self.loss, self.read, self.on_its_way = math.nan, 0.0, None
+
+    def after_step(self, run: Run) -> None:
+        self.bar.update()
+        if not self.bar.disable and time.monotonic() > self.read + 1:
+            self._read(run.loss.detach())
+            self._tell(run)
+
+    def _read(self, loss: torch.Tensor) -> None:
+        """Read the loss where that makes nobody wait: on a CPU at once, from CUDA when it has arrived."""
+        if loss.device.type == "cpu":
+            self.loss, self.read = loss.item(), time.monotonic()
+        elif loss.device.type == "cuda" and self.on_its_way is None:
+            self.on_its_way = loss.to("cpu", non_blocking=True), torch.cuda.Event()
+            self.on_its_way[1].record()
+        elif self.on_its_way is not None and self.on_its_way[1].query():
+            self.loss, self.read, self.on_its_way = self.on_its_way[0].item(), time.monotonic(), None
 
     def after_epoch(self, run: Run) -> None:
-        self.bar.update()
-        if (row := run.row) is not None:
-            shown = {"loss": "loss {:.3f}", "chance_loss": "chance {:.3f}", "validation_accuracy": "validation {:.1%}"}
-            shown |= {"knn_accuracy": "kNN {:.1%}", "feature_std": "std {:.3f}"}
-            self.bar.set_postfix_str(", ".join(text.format(row[name]) for name, text in shown.items() if name in row))
+        if run.row is not None and not self.bar.disable:
+            self.loss = run.row["loss"]
+            self._tell(run)
+
+    def _tell(self, run: Run) -> None:
+        seen = [text.format(run.row[name]) for name, text in self.SHOWN.items() if name in (run.row or {})]
+        self.bar.set_postfix_str(", ".join([f"loss {self.loss:.3f}"] * math.isfinite(self.loss) + seen), refresh=False)
 
     def end(self, run: Run) -> None:
         self.bar.close()

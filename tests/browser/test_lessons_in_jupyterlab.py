@@ -161,3 +161,11 @@ def test_restart_and_run_all_goes_well_with_wrong_answers_in_it(lesson):
         assert lab.page.evaluate(WAITING), "the lesson was over before the slider was moved"
     lab.wait_until_idle(PATIENCE)
     assert lab.errors() == []
+
+
+def test_a_lesson_that_is_saved_and_opened_again_says_where_its_controls_work(lesson):
+    lab, with_controls = lesson.lab, lesson.lab.cells_with_controls()
+    lab.save_and_open_again()
+    for index in with_controls:
+        said = lab.cell(index).locator(".jp-Cell-outputArea").inner_text()
+        assert "JupyterLab and Colab once this cell is run" in said and "model not found" not in said

@@ -81,7 +81,10 @@ def test_a_live_front_end_gets_controls_and_callbacks(live):
     assert calls[-1] == DEFAULTS | {"views": 6, "kind": "byol"} and len(calls) == 3
 
 
-@pytest.mark.parametrize("figure", [{"image/png": "iVBORw0KGgo=", "text/html": "<img alt='a line'>", "text/plain": "[figure: a line]"}, None])
+FIGURE = {"image/png": "iVBORw0KGgo=", "text/html": "<img alt='a line'>", "text/plain": "[figure: a line]"}
+
+
+@pytest.mark.parametrize("figure", [FIGURE, None])
 def test_an_export_has_the_sentence_and_the_first_figure_in_place_of_a_widget(figure, monkeypatch):
     outputs = []
     show = lambda plain, formats: outputs.append(new_output("display_data", data=formats | {"text/plain": plain}))  # noqa: E731

@@ -1,8 +1,10 @@
 """What all trainings have in common: exact resuming, random numbers, refusals, what ends a run, and what is called on the way."""
 
+import functools
 import io
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from tiny import image_set, new_model, rotation, same_weights, simclr, without_seconds
 from torch import nn
 
-from sslcourse import augment, models, training
+from sslcourse import augment, display, models, training
 from sslcourse.diagnostics import NonFiniteError, NonFiniteGuard
 from sslcourse.errors import CourseError
 
@@ -179,18 +181,23 @@ def test_callbacks_are_called_at_their_moments_and_the_method_is_told_its_steps(
     assert told == [*expected, ("end", 2)]
 
 
-def test_the_bar_leaves_nothing_behind_in_a_notebook(monkeypatch, capsys):
+def test_the_bar_moves_by_step_with_loss_and_remaining_time_and_leaves_nothing_behind(monkeypatch, capsys):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(display, "tqdm", functools.partial(display.tqdm, mininterval=0, miniters=1))
     kernel = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
     with monkeypatch.context() as notebook:
         notebook.setattr(sys, "stdout", kernel)
-        fit("classifier", new_model(), epochs=2, progress=True)
-    drawn = kernel.getvalue()
-    assert "2/2" in drawn and not drawn.rpartition("\r")[0].rpartition("\r")[2].strip() and drawn.endswith("\r")
+        history = fit("classifier", new_model(), epochs=2, progress=True)
+    drawn, steps = kernel.getvalue(), history.final["step"]
+    assert all(f"{step}/{steps} [" in drawn for step in range(steps)) and re.search(r"\[00:0\d<00:0\d, .*step.*, loss \d\.\d", drawn)
+    assert not drawn.rpartition("\r")[0].rpartition("\r")[2].strip() and drawn.endswith("\r")
     assert capsys.readouterr().err == ""
+    fit("classifier", new_model(), epochs=2, progress=True)  # in a log file
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     fit("classifier", new_model(), epochs=2, progress=True)  # in a terminal, what is printed stays free of bars
     told = capsys.readouterr()
-    assert told.out == "" and "2/2" in told.err
+    assert told.out == "" and f"{steps - 1}/{steps} [" in told.err
 
 
 def spoil(run):

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sslcourse import augment, datasets, evaluation, models, results, training
 from sslcourse.course import comparison
 from sslcourse.course.commands.arguments import DATA_DIR_HELP, count, whole
 from sslcourse.course.commands.pretrain import LESSONS, TITLES
 from sslcourse.devices import choose_device
+from sslcourse.display import progress_bar
 from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, out_of_memory
 
@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
     trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
     tier = comparison.ONE_NETWORK + about["tier"] if "tier" in about else comparison.LONG  # a lesson's own records are of several networks
     records, of_all = [], [(n, protocol, seed) for n in args.labels_per_class for protocol in args.protocol for seed in args.seeds]
-    with tqdm(total=len(of_all), unit="run", leave=False, **({"disable": True} if args.quiet else {})) as bar:
+    with progress_bar(len(of_all), "evaluating", "run", hidden=args.quiet) as bar:
         for per_class, protocol in dict.fromkeys(one[:2] for one in of_all):
             started, found = time.perf_counter(), []
             for seed in args.seeds:
