@@ -1,6 +1,5 @@
 """The exercises of every lesson: right answers pass, and each known mistake gets a hint of its own, whoever wrote it."""
 
-import copy
 import functools
 import importlib
 import math
@@ -9,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from sslcourse import diagnostics, evaluation, models
 from sslcourse.course import clinic
 from sslcourse.course.exercises import judge, lesson_exercises
 
@@ -80,31 +78,6 @@ def reference(id, *arguments):
     return TASKS[id].reference(*arguments)
 
 
-def test_references_agree_with_the_package():
-    """Where the package's own function is no answer itself."""
-    z = torch.randn(7, 5)
-    seen = diagnostics.collapse(z)
-    assert [float(v) for v in reference("4.3", z)] == pytest.approx([seen.std / seen.healthy_std, seen.effective_rank], rel=1e-4)
-    method = models.BYOL(models.resnet9(4), hidden_dim=8, out_dim=4, tau0=0.8)
-    with torch.no_grad():
-        for p in (*method.encoder.parameters(), *method.projector.parameters()):
-            p.add_(torch.randn_like(p))
-    mine = copy.deepcopy(method.target)
-    reference("4.2", mine, nn.Sequential(method.encoder, method.projector), models.ema_tau(3, 10, 0.8))
-    method.after_step(3, 10)
-    for a, b in zip(mine.parameters(), method.target.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
-    logits, labels = 2 * torch.randn(200, 6), torch.randint(6, (200,))
-    confidence, said = logits.softmax(1).max(1)
-    for bins in (1, 7, 15):
-        wanted = evaluation.calibration(logits, labels, bins=bins).ece
-        assert reference("6.4", confidence, said == labels, bins) == pytest.approx(wanted, abs=1e-6)
-    a, b = torch.rand(2, 300) < torch.tensor([[0.8], [0.7]])
-    assert reference("7.1", a, b) == pytest.approx(evaluation.mcnemar(a, b).p_value, rel=1e-9)
-    found = evaluation.paired_runs([0.5, 0.7, 0.4], [0.3, 0.6, 0.45])
-    assert reference("7.2", [0.5, 0.7, 0.4], [0.3, 0.6, 0.45]) == pytest.approx((found.difference, *found.interval))
-
-
 def test_references_give_known_values():
     images, labels = reference("2.1", torch.arange(12.0).view(1, 3, 2, 2))
     assert images[1, 0].tolist() == [[1, 3], [0, 2]] and labels.tolist() == [0, 1, 2, 3]
@@ -138,12 +111,3 @@ def test_references_give_known_values():
     assert reference("7.4", images, images[:0]).tolist() == [False] * 4
 
 
-def test_the_first_module_that_is_not_finite():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
-    assert reference("5.2", model, torch.ones(1, 2)) is None
-    with torch.no_grad():
-        model[1][1].bias[0] = math.inf
-    assert reference("5.2", model, torch.ones(1, 2)) == "1.1"
-    with pytest.raises(RuntimeError):
-        reference("5.2", model, torch.ones(1, 5))
-    assert not any(module._forward_hooks for module in model.modules())  # removed when the model fails, too
