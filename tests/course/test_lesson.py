@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import sys
 import types
@@ -6,6 +7,7 @@ import types
 import numpy
 import pytest
 import torch
+from jupyter_client.manager import start_new_kernel
 
 from sslcourse import evaluation, models, results
 from sslcourse.course import lesson as lessons
@@ -269,3 +271,43 @@ def test_a_lesson_with_other_settings_keeps_what_it_left_before(begin, capsys):
     assert results.read(begun.results_dir) == [record] and len(models.read_networks(begun.results_dir / "networks")) == 1
     assert len(list(begun.results_dir.glob("03-simclr*"))) == len(list((begun.results_dir / "networks").iterdir())) == 2
     assert capsys.readouterr().out.count("was there from a run with other settings") == 2
+
+
+INTERRUPTED = """
+from tiny import image_set, new_model
+from sslcourse import training
+class Tell(training.Callback):
+    def after_step(self, run):
+        print("going") if run.step == 3 else None
+def train(name, epochs):
+    return training.fit_classifier(new_model(), image_set(), epochs, batch_size=16, name=name, callbacks=[Tell()], progress=False)
+histories = [train("long", 100_000), train("next", 100_000)]
+"""
+
+
+def test_an_interrupt_in_a_training_cell_leaves_a_sentence_and_histories_and_no_record_of_them(tmp_path):
+    manager, client = start_new_kernel(env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, cwd=tmp_path)
+    said = []
+
+    def run(code, interrupt=False):
+        def hook(message):
+            said.append(message["content"].get("text", "") or str(message["content"].get("traceback", "")))
+            if interrupt and "going" in said[-1]:
+                manager.interrupt_kernel()
+
+        said.clear()
+        return client.execute_interactive(code, output_hook=hook, timeout=300)["content"]["status"], "".join(said)
+
+    try:
+        status, told = run(INTERRUPTED, interrupt=True)
+        assert status == "ok" and told.count("Interrupted after step") == 1, told
+        status, told = run("first, second = histories; print(second['step'], first['validation_accuracy'][-1] >= 0, first.stopped[:11])")
+        assert (status, told) == ("ok", "[1] True Interrupted\n")
+        status, told = run(f"from sslcourse.course import lesson; l = lesson.start(1, tier='smoke', results_dir={str(tmp_path)!r})")
+        status, told = run("l.finish('found')")
+        assert status == "error" and "(long, next): run their cells again" in told and "line" not in told
+        assert run("train('long', 1), train('next', 1); l.finish('found')")[0] == "ok"
+        assert run("import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)") == ("ok", "True\n")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
