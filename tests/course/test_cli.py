@@ -1,3 +1,5 @@
+import errno
+import io
 import subprocess
 import sys
 
@@ -32,7 +34,8 @@ def test_run_hands_over_what_was_typed_and_prints_the_table(fake_run, capsys):
     outcome["runs"].append(LessonRun(3, "03_third", "failed", error="ValueError"))
     assert main([*typed, "--jobs", "2"]) == 1
     right = {"chosen": ["1", "3-5"], "parameters": {"SEED": "3", "SIZE": "-1"}, "resume": False, "tier": "cpu", "dataset": "toybox"}
-    assert asked[0].items() >= (right | {"out": "o", "timeout": None, "jobs": 2, "seeds": None}).items()
+    assert asked[0].items() >= (right | {"out": "o", "timeout": None, "jobs": 2, "seeds": None, "device": "auto"}).items()
+    assert asked[0]["progress"] is False  # what is written is no terminal
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
     assert rows == ["01_first done 1 min 01 s 5 MB 87 %".split(), "03_third failed – – ValueError".split()]
 
@@ -45,8 +48,21 @@ def test_what_can_be_put_right_is_a_sentence_without_a_traceback_and_ctrl_c_is_1
     assert capsys.readouterr().err == "There is no lesson '9'.\n"
     assert main(["run", "-p", "SEED", "1", "-p", "SEED", "2"]) == 1 and "SEED" in capsys.readouterr().err
     assert main(["run", "--record-costs", "--jobs", "2"]) == 1 and "--jobs" in capsys.readouterr().err
+    fake_run[1]["error"] = OSError(errno.ENOSPC, "No space left on device")
+    assert main(["run"]) == 1 and capsys.readouterr().err == "The output cannot be used: the disk is full.\n"
     fake_run[1]["error"] = KeyboardInterrupt()
     assert main(["run"]) == 130
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp932"])
+def test_a_terminal_gets_what_it_can_show(encoding, monkeypatch, fake_run):
+    fake_run[1]["runs"] = [LessonRun(1, "01_first", "done", 61.0, 5_000_000, "é 87 ± 2 – of 猫 \udcff")]
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert main(["run"]) == 0
+    sys.stdout.flush()
+    shown = sys.stdout.buffer.getvalue().decode(encoding).splitlines()[-1]
+    assert "87" in shown and shown.endswith("?") and ("+/- 2 - of ? ?" in shown or encoding != "ascii")
 
 
 def test_costs_of_finished_lessons_are_recorded(fake_run, monkeypatch):

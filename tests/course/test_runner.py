@@ -1,7 +1,9 @@
 """Headless runs: what is refused before anything starts, what runs, waits, fails, resumes and ends; lessons side by side included."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import nbformat
 import psutil
 import pytest
+import torch
 
 from sslcourse.course import runner, selection
 from sslcourse.errors import CourseError
@@ -35,7 +38,12 @@ def visible(folder):
 def test_lessons_run_in_order_and_a_failed_one_does_not_stop_the_others(go, write_notebook, tmp_path, capsys):
     write_notebook("01_first.ipynb", SUMMARY, "print('printed by the first')")
     write_notebook("02_second.ipynb", "1 + 1", "# a comment\nraise ValueError('no\\nsuch thing')", "print('never')")
-    write_notebook("03_third.ipynb", "import sys, os; print(sys.executable, os.environ['SSLCOURSE_HEADLESS'])", "assert TIER == 'smoke'")
+    path = write_notebook("03_third.ipynb", "import sys, os; print(sys.executable, os.environ['SSLCOURSE_HEADLESS'])", "assert TIER == 'smoke'")
+    bare = json.loads(path.read_text())
+    for cell in bare["cells"]:
+        for key in ("outputs", "execution_count", "id", *([] if cell["metadata"] else ["metadata"])):
+            cell.pop(key, None)
+    path.write_text(json.dumps(bare))
     out = tmp_path / "a {b} $HOME c"  # nothing special
     runs = go(parameters={"SEED": 4}, out=out, progress=True)
     assert statuses(runs) == {1: "done", 2: "failed", 3: "done"}
@@ -85,11 +93,50 @@ def test_what_makes_a_lesson_run_again(go, write_notebook, tmp_path, monkeypatch
         lambda: write_notebook("01_first.ipynb", SUMMARY, "2"),
         lambda: monkeypatch.setattr(runner, "code_digest", lambda: "other code"),
         lambda: state.write_text('{"lessons": {"01_first"'),
+        lambda: monkeypatch.setenv("SSLCOURSE_DATA_DIR", str(tmp_path / "elsewhere")),
+        lambda: monkeypatch.setattr(runner.lessons, "find_data", lambda *given: "other images"),
+        lambda: monkeypatch.setattr(runner.lessons, "resolve_device", lambda *given: torch.device("meta")),
     ]
     for change in changes:
         change()
         assert statuses(go()) == {1: "done"} and statuses(go()) == {1: "done before"}
     assert statuses(go(resume=False)) == {1: "done"}
+
+
+def test_the_last_lesson_runs_again_after_one_that_it_reads(go, write_notebook, at_once):
+    for name in ("01_first", "07_last"):
+        write_notebook(f"{name}.ipynb")
+    assert statuses(go()) == {1: "done", 7: "done"} and statuses(go(["1"], resume=False)) == {1: "done"}
+    assert statuses(go()) == {1: "done before", 7: "done"}
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_the_other_lessons_go_on(go, write_notebook, monkeypatch, capsys):
+    for name in ("01_first", "02_second"):
+        write_notebook(f"{name}.ipynb")
+
+    def execute(source, target, *rest):
+        target.write_text("{}")
+        if source.stem == "01_first":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_json(*given):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(runner, "execute", execute)
+    first, second = go()
+    assert (first.status, second.status) == ("failed", "done") and first.error.endswith("cannot be written: the disk is full")
+    monkeypatch.setattr(runner, "write_json", write_json)
+    assert statuses(go()) == {1: "failed", 2: "done before"}
+    assert "your quota on this disk is used up. The same command will run 02_second again" in capsys.readouterr().err
+
+
+def test_executed_copies_never_come_to_lie_among_lessons(go, write_notebook, tmp_path, at_once):
+    path = write_notebook("01_first.ipynb")
+    shutil.copytree(path.parent, tmp_path / "others" / "seed-0")
+    for out, more in (("notebooks", {}), ("notebooks/runs", {}), ("others/seed-0", {}), ("others", {"seeds": [0]})):
+        with pytest.raises(CourseError, match="--out is .*, where the lessons are kept"):
+            go(out=tmp_path / out, **more)
+    assert not at_once and list(path.parent.iterdir()) == [path]
 
 
 def test_the_digest_of_the_code_changes_with_any_line(tmp_path, code_digest):
@@ -103,7 +150,7 @@ def test_the_digest_of_the_code_changes_with_any_line(tmp_path, code_digest):
 def test_a_dead_kernel_and_a_timeout_are_failures_with_their_cell(go, write_notebook):
     write_notebook("01_dies.ipynb", "import os\nos._exit(1)")
     write_notebook("02_waits.ipynb", "import time\ntime.sleep(600)")
-    died, waited = go(timeout=3)
+    died, waited = go(timeout=2.5)
     assert died.status == waited.status == "failed"
     assert "'import os' stopped with DeadKernelError" in died.error and "'import time' stopped with CellTimeoutError" in waited.error
 
