@@ -38,7 +38,8 @@ def visible(folder):
 def test_lessons_run_in_order_and_a_failed_one_does_not_stop_the_others(go, write_notebook, tmp_path, capsys):
     write_notebook("01_first.ipynb", SUMMARY, "print('printed by the first')")
     write_notebook("02_second.ipynb", "1 + 1", "# a comment\nraise ValueError('no\\nsuch thing')", "print('never')")
-    path = write_notebook("03_third.ipynb", "import sys, os; print(sys.executable, os.environ['SSLCOURSE_HEADLESS'])", "assert TIER == 'smoke'")
+    third = "import sys, os; print(sys.executable, os.environ['SSLCOURSE_HEADLESS'])"
+    path = write_notebook("03_third.ipynb", third, "assert TIER == 'smoke'")
     bare = json.loads(path.read_text())
     for cell in bare["cells"]:
         for key in ("outputs", "execution_count", "id", *([] if cell["metadata"] else ["metadata"])):
