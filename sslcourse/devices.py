@@ -1,4 +1,7 @@
-"""What computing has to know of the machine: precision, threads, the random state, and the other processes of one training."""
+"""What computing has to know of the machine: device, precision, threads, the random state, and the other processes of one training.
+
+What Apple's GPUs (mps) cannot do stands here alone: float64 (`wide_float`), bf16 before macOS 14, copies beside the work (`send`).
+"""
 
 import math
 import random
@@ -32,7 +35,8 @@ def choose_device(device: str | torch.device | None = None, named: str = "device
     except (RuntimeError, TypeError):
         raise CourseError(f"{named} is {device!r}, which is no device. Here there is: {here}.") from None
     number = torch.cuda.device_count() if chosen.type == "cuda" else 1
-    if chosen.type not in (*gpus, "cpu") or (chosen.index or 0) >= number:
+    another = getattr(getattr(torch, chosen.type, None), "is_available", lambda: False) if chosen.type not in ("cuda", "mps") else bool
+    if not (chosen.type in (*gpus, "cpu") or another()) or (chosen.index or 0) >= number:
         raise CourseError(f"{named} is {str(device)!r}, and PyTorch has no such device here. Leave it out, or take one of: {here}.")
     return chosen
 
@@ -44,6 +48,8 @@ def choose_precision(device: torch.device, precision: str = "auto") -> str:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    if precision == "bf16" and device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise CourseError("precision is 'bf16', which Apple's GPUs have from macOS 14 on: take 'fp32', or leave it out.")
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -59,44 +65,74 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on this device, where the next operations find it while the program goes on: CUDA takes it from page-locked memory."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=device.type != "mps")
+
+
+@contextmanager
+def cudnn(**settings: bool) -> Iterator[None]:
+    """Inside, these are attributes of torch.backends.cudnn, such as benchmark (it may try algorithms) or allow_tf32."""
+    before = {name: getattr(torch.backends.cudnn, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            setattr(torch.backends.cudnn, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.backends.cudnn, name, value)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision becomes float32; float32 and float64 stay as they are."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+def wide_float(x: Tensor) -> Tensor:
+    """float64 on the CPU; on a GPU, where float64 may be a thirtieth as fast, or absent, float32, unless x is float64 itself."""
+    return x.double() if x.device.type == "cpu" else at_least_float32(x)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, torch's random numbers begin at this seed, on every device; afterwards the caller's go on as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=_cuda_devices()):
+    states = random_states()
+    try:
         torch.manual_seed(seed)
         yield
+    finally:
+        set_random_states(states)
 
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:
     """Afterwards the random numbers of torch, NumPy and Python go on as if none had been drawn inside."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy, states = random.getstate(), np.random.get_state(), random_states()
     try:
-        with torch.random.fork_rng(devices=_cuda_devices()):
-            yield
+        yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        set_random_states(states)
 
 
 def random_states() -> dict:
     """Where torch's random numbers are, on every device, to be kept in a file."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+    }
 
 
 def set_random_states(states: dict) -> None:
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_initialized():
         torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])  # they may be of a machine with more
+    if torch.backends.mps.is_available() and states.get("mps") is not None:
+        torch.mps.set_rng_state(states["mps"])
 
 
 @contextmanager

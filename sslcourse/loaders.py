@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sslcourse.devices import send
+
 
 class TensorLoader:
     """Iterate over tensors in batches, like a DataLoader over a TensorDataset.
@@ -58,7 +60,7 @@ class TensorLoader:
         return torch.randperm(len(self.tensors[0]), generator=generator)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        order = self.order(self.epoch).to(self.tensors[0].device)
+        order = send(self.order(self.epoch), self.tensors[0].device)
         rank, world = self.part
         share = self.batch_size // world
         begin, self.start = self.start, 0
@@ -66,13 +68,8 @@ class TensorLoader:
         for number in range(begin, len(self)):
             self.batch = number + 1
             first = number * self.batch_size + rank * share
-            yield tuple(self._to_device(t.index_select(0, order[first : first + share])) for t in self.tensors)
+            yield tuple(send(t.index_select(0, order[first : first + share]), self.device) for t in self.tensors)
         self.batch = 0
-
-    def _to_device(self, rows: Tensor) -> Tensor:
-        if rows.device.type == "cpu" and self.device.type == "cuda":
-            rows = rows.pin_memory()
-        return rows.to(self.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands: the pass, and how many batches of it were given; after its last batch, the beginning of the next."""

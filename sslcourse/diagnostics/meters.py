@@ -44,7 +44,7 @@ def collapse(z: Tensor) -> Collapse:
         raise ValueError(f"collapse needs a tensor (N, D) of at least 2 rows: z has shape {tuple(z.shape)}.")
     if bad := int((~z.isfinite()).any(1).sum()):
         raise ValueError(f"collapse needs finite numbers: {bad} of the {len(z)} rows of z hold NaN or inf.")
-    z = z.double()
+    z = z.cpu().double()
     norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)  # (N, 1)
     z = z / norm.where(norm > 0, 1)
     values = torch.linalg.svdvals(z)  # (min(N, D),)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sslcourse import augment, datasets
 from sslcourse.datasets.prepared import SPLITS
-from sslcourse.devices import OneOrAll, autocast, choose_precision, evaluation_mode
+from sslcourse.devices import OneOrAll, autocast, choose_precision, cudnn, evaluation_mode
 from sslcourse.display import progress_bar
 from sslcourse.loaders import TensorLoader
 
@@ -33,7 +33,7 @@ def _in_batches(model: nn.Module, compute, images: Tensor, size, transform, prec
     precision = choose_precision(device, precision)
     transform = (transform if transform is not None else augment.evaluation(size or images.shape[2])).to(device)
     one_or_all, pieces = _threads.setdefault(model, OneOrAll()), []
-    with evaluation_mode(model):
+    with evaluation_mode(model), cudnn(allow_tf32=False):  # which some cards have, and fp32 shall mean the same on all
         with progress_bar(len(images), "computing features", "image", delay=2) as bar:
             for (x,) in TensorLoader(images, batch_size=BATCH_SIZE, device=device):
                 x = transform(x).contiguous(memory_format=torch.channels_last)
@@ -52,7 +52,7 @@ def predict(model: nn.Module, images: Tensor, *, size: int | None = None, transf
 
 
 def features(
-    encoder: nn.Module, images: Tensor, *, block: int | None = None, size: int | None = None, transform=None, precision: str = "auto"
+    encoder: nn.Module, images: Tensor, *, block: int | None = None, size: int | None = None, transform=None, precision: str = "fp32"
 ) -> Tensor:
     """What an encoder makes of images, in evaluation mode, before any head: uint8 (N, 3, H, W) -> float32 (N, D) on the CPU.
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 
+from sslcourse.devices import choose_device
 from sslcourse.errors import CourseError
 from sslcourse.files import differences, out_of_memory, plain, reason, write_atomically
 from sslcourse.models.encoders import encoder_from_recipe
@@ -134,7 +135,7 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
             raise
         told = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise CourseError(f"{path} is damaged ({told}). Delete it, or run the lesson again that wrote it.") from error
-    return Network(model.to(device), found["about"])
+    return Network(model.to(choose_device(device)), found["about"])
 
 
 def _checked(recipe: Mapping, head: Mapping | None, about: Mapping, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from sslcourse.devices import at_least_float32, rank, sum_over_ranks, world_size
+from sslcourse.devices import at_least_float32, choose_device, rank, sum_over_ranks, world_size
 from sslcourse.errors import CourseError
 
 PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, which may be drawing or unpacking images
@@ -26,10 +26,10 @@ PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, whi
 def process_group(device: str | torch.device | None = None) -> Iterator[torch.device]:
     """Inside, the processes of one torchrun know each other: NCCL between GPUs, gloo elsewhere. Yields this process's device.
 
-    Each takes the GPU of its number on its machine (LOCAL_RANK). Without torchrun there is no group, and the device is as given; None is
-    CUDA where there is one. Raises CourseError when there are more processes than GPUs.
+    Each takes the GPU of its number on its machine (LOCAL_RANK). Without torchrun there is no group, and the device is `choose_device`'s.
+    Raises CourseError when there are more processes than GPUs.
     """
-    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield device
         return

@@ -8,13 +8,12 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from sslcourse.devices import choose_precision, seeded, world_size
+from sslcourse.devices import choose_device, choose_precision, cudnn, seeded, world_size
 from sslcourse.diagnostics.guard import NonFiniteGuard
 from sslcourse.files import plain
 from sslcourse.training.checkpoints import History
@@ -59,7 +58,7 @@ def make_ready(model: nn.Module, images, learned_from: str, epochs: int, **optio
         raise ValueError(f"lr must be positive, not {options.lr}.")
     if options.clip_norm is not None and not options.clip_norm > 0:
         raise ValueError(f"clip_norm is the largest norm of the gradient and must be positive, or None, not {options.clip_norm}.")
-    device = torch.device(options.device) if options.device is not None else next(model.parameters()).device
+    device = choose_device(options.device) if options.device is not None else next(model.parameters()).device
     precision = choose_precision(device, options.precision)
     if hasattr(model, "prepare"):
         model.prepare(images.size)
@@ -127,11 +126,11 @@ def train(run: Run, callbacks: Sequence) -> History:
         for callback in callbacks:
             getattr(callback, moment)(run)
 
-    with seeded(run.options.seed), warnings.catch_warnings(), ExitStack() as at_end:
+    # where the user has not asked for the same bits each time, cuDNN tries its algorithms on the first batch and takes the fastest
+    with seeded(run.options.seed), cudnn(benchmark=not torch.backends.cudnn.deterministic), warnings.catch_warnings():
         # in fp16 the scaler leaves out the first steps until its scale fits, which torch takes for a mistake
         warnings.filterwarnings("ignore", message=".*lr_scheduler")
         tell("start")
-        at_end.callback(tell, "end")
         run.step = run.loader.epoch * len(run.loader) + run.loader.start
         run.started = time.perf_counter() - run.history.final.get("seconds", 0.0)
         model.train()
@@ -150,8 +149,9 @@ def train(run: Run, callbacks: Sequence) -> History:
                 scaler.update()
                 run.schedule.step()
                 tell("after_step")
-                if run.history.stopped:
-                    break
             tell("after_epoch")
+        tell("end")
     model.eval()
+    if run.history.stopped:
+        warnings.warn(run.history.stopped, stacklevel=3)
     return run.history

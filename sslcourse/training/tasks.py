@@ -54,15 +54,15 @@ def pretrain(
     def look(epoch: int, last: bool) -> dict:
         if not look_every or not (last or epoch % look_every == 0) or len(images.validation_labels) < 2:
             return chance
-        return chance | _look_at(method.encoder, images, view, precision)
+        return chance | _look_at(method.encoder, images, view)
 
     with one_gradient(method, device) as joint:
         return train(Run(method, loader, loss_of, epochs, options, facts), around(look, options))
 
 
-def _look_at(encoder: nn.Module, images, view: nn.Module, precision: str) -> dict[str, float]:
+def _look_at(encoder: nn.Module, images, view: nn.Module) -> dict[str, float]:
     """Spread of the features of the validation images, and the accuracy of their nearest labelled neighbours."""
-    z = features(encoder, images.validation_images, transform=view, precision=precision)
+    z = features(encoder, images.validation_images, transform=view)
     if not z.isfinite().all():
         return {}  # the loss tells
     spread = diagnostics.collapse(z)
@@ -70,7 +70,7 @@ def _look_at(encoder: nn.Module, images, view: nn.Module, precision: str) -> dic
     if len(images.train_labels) > LOOK_IMAGES:
         images = images.subset(train=LOOK_IMAGES)
     if len(images.train_labels):
-        bank = features(encoder, images.train_images, transform=view, precision=precision)
+        bank = features(encoder, images.train_images, transform=view)
         scores = knn_scores(bank, images.train_labels.cpu(), z, len(images.class_names))
         row["knn_accuracy"] = (scores.argmax(1) == images.validation_labels.cpu()).double().mean().item()
     return row
@@ -113,7 +113,7 @@ def fit_classifier(
             return None
         if not len(images.validation_labels):
             return {}
-        logits, labels = predict(model, images.validation_images, transform=view, precision=precision), images.validation_labels.cpu()
+        logits, labels = predict(model, images.validation_images, transform=view), images.validation_labels.cpu()
         losses = [F.cross_entropy(*part, reduction="sum").item() for part in zip(logits.split(512), labels.split(512), strict=True)]
         right = (logits.argmax(1) == labels).sum().item()
         return {"validation_loss": sum(losses) / len(labels), "validation_accuracy": right / len(labels)}
@@ -166,7 +166,7 @@ def fit_semi_supervised(
     def look(epoch: int, last: bool) -> dict:
         if not look_every or not (last or epoch % look_every == 0) or not len(images.validation_labels):
             return {}
-        logits = predict(method.averaged, images.validation_images, transform=view, precision=precision)
+        logits = predict(method.averaged, images.validation_images, transform=view)
         labels = images.validation_labels.cpu()
         if on_look is not None:
             on_look(epoch, logits)
