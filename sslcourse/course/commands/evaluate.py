@@ -7,6 +7,7 @@ Fixing the train-test resolution discrepancy): try --size on the validation imag
 """
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -47,10 +48,12 @@ def run(args: argparse.Namespace) -> int:
     """Do what the parsed arguments say. -> exit status 0."""
     try:
         return _run(args)
-    except (MemoryError, RuntimeError, ValueError) as error:  # what the package says of a value that cannot be
-        if not isinstance(error, ValueError) and not out_of_memory(error):
-            raise
-        raise CourseError("The memory ran out: try a smaller --size." if out_of_memory(error) else str(error)) from error
+    except ValueError as error:  # what the package says of a value that cannot be
+        raise CourseError(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise CourseError("The memory ran out: try a smaller --size.") from error
+        raise
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -81,9 +84,9 @@ def _run(args: argparse.Namespace) -> int:
     lesson = about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
     trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
     tier = comparison.ONE_NETWORK + about["tier"] if "tier" in about else comparison.LONG  # a lesson's own records are of several networks
-    records, of_all = [], [(n, protocol, seed) for n in args.labels_per_class for protocol in args.protocol for seed in args.seeds]
-    with progress_bar(len(of_all), "evaluating", "run", hidden=args.quiet) as bar:
-        for per_class, protocol in dict.fromkeys(one[:2] for one in of_all):
+    records, parts = [], list(itertools.product(args.labels_per_class, args.protocol))
+    with progress_bar(len(parts) * len(args.seeds), "evaluating", "run", hidden=args.quiet) as bar:
+        for per_class, protocol in parts:
             started, found = time.perf_counter(), []
             for seed in args.seeds:
                 bar.set_description(f"{protocol}, {per_class} a class, seed {seed}")

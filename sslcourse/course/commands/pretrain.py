@@ -13,7 +13,7 @@ import re
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -109,12 +109,17 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         images = distributed.first_then_others(lambda: datasets.load(args.dataset, data_dir, size=args.size))
         if args.unlabeled is not None:
             images = images.subset(unlabeled=args.unlabeled)
-        images = images.subset(test=0)  # never looked at here
+        images, found = images.subset(test=0), len(images.unlabeled)  # test images are never looked at here
+        if args.batch_size is not None and args.batch_size > found:
+            raise CourseError(f"--batch-size {args.batch_size}: there are only {found} unlabelled images.")
+        settings["batch_size"] = min(settings["batch_size"], found)
         if args.network is None:
             args.network, args.width = ("resnet9", args.width or 16) if device.type == "cpu" or args.width else ("resnet18", None)
             folder.say(f"--network is not given: what suits {'a CPU' if device.type == 'cpu' else 'a GPU'} is taken.")
         method, network = _method(args, images.size)
-        settings["lr_scales"] = _lr_scales(args.lr_scale, method, settings.get("lr_scales", {}))
+        parts = [name for name, part in method.named_children() if any(p.requires_grad for p in part.parameters())]
+        usual = {name: scale for name, scale in settings.get("lr_scales", {}).items() if name in parts}
+        settings["lr_scales"] = usual | dict(_number_of("--lr-scale", words, parts) for words in args.lr_scale)
         method.to(device)
         if args.compile:
             method.encoder.compile()
@@ -142,20 +147,6 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
             way_on = f"python -m sslcourse evaluate {shlex.quote(str(folder.path))} --dataset {args.dataset}"
             folder.say(f"Kept: {folder.encoder}. Evaluate it: {way_on}")
         return 0
-
-
-def _lr_scales(given: list[list[str]], method: torch.nn.Module, usual: Mapping[str, float]) -> dict[str, float]:
-    """Part of the method -> factor on its learning rate: the usual ones of the parts that it has, and those of the command line."""
-    parts = [name for name, part in method.named_children() if any(p.requires_grad for p in part.parameters())]
-    scales = {name: factor for name, factor in usual.items() if name in parts}
-    for name, text in given:
-        if name not in parts:
-            raise CourseError(f"--lr-scale {name}: there is no such part; there are {', '.join(parts)}.")
-        try:
-            scales[name] = not_negative(text)
-        except argparse.ArgumentTypeError as error:
-            raise CourseError(f"--lr-scale {name} {error}.") from None
-    return scales
 
 
 def _method(args: argparse.Namespace, size: int) -> tuple[torch.nn.Module, str]:
