@@ -11,6 +11,11 @@ def in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
+def request() -> str | None:
+    """What tells the cell that a notebook runs now, or the press of a widget's button, from any other; None outside a notebook."""
+    return sys.modules["IPython"].get_ipython().parent_header["header"]["msg_id"] if in_notebook() else None
+
+
 def show(plain: str, formats: dict[str, object]) -> None:
     """Show a text in other formats, by MIME type, of which each front end and each export takes one; elsewhere the text is printed."""
     if not in_notebook():

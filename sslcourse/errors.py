@@ -6,3 +6,7 @@ class CourseError(Exception):
 
     The command line prints it without a traceback. Wrong arguments to a library function raise ValueError or TypeError instead.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it."""
+        return [str(self)]

@@ -200,6 +200,7 @@ class Lesson:
 
         if not isinstance(headline, str) or not headline.strip():
             raise ValueError("headline is the one sentence that this lesson found; it must not be empty")
+        _refuse_unfinished()
         seconds, peak = time.perf_counter() - self.started, peak_memory()
         peak_gpu = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         try:
@@ -275,6 +276,14 @@ def start(
 def current() -> Lesson | None:
     """The lesson that was started last, None before any."""
     return _current
+
+
+def _refuse_unfinished() -> None:
+    from sslcourse import training
+
+    if training.unfinished:
+        names = ", ".join(training.unfinished)
+        raise CourseError(f"Nothing is kept of trainings that were interrupted ({names}): run their cells again, and then this one.")
 
 
 def summary_name(lesson: int) -> str:

@@ -1,14 +1,17 @@
 """What happens around the steps of a training, a small class each: views, guard, rows, checkpoints, progress, stopping."""
 
 import math
+import signal
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from sslcourse.devices import rank, world_size
-from sslcourse.display import progress_bar
+from sslcourse.display import progress_bar, request
 from sslcourse.errors import CourseError
 from sslcourse.training.checkpoints import load_checkpoint, previous, save_checkpoint
 from sslcourse.training.distributed import any_rank, mean_over_ranks
@@ -70,10 +73,12 @@ class Rows(Callback):
             run.totals[name] = run.totals[name] + value if name in run.totals else value.clone()
 
     def after_epoch(self, run: Run) -> None:
-        means = mean_over_ranks({name: (total / len(run.loader)).item() for name, total in run.totals.items()}, run.options.device)
+        steps = run.loader.batch or len(run.loader)  # of an epoch that was interrupted, those that were done
+        means = mean_over_ranks({name: (total / steps).item() for name, total in run.totals.items()}, run.options.device)
         lr, run.totals = run.options.lr, {}
         if not math.isfinite(means["loss"]):
             run.history.stopped = f"The loss was {means['loss']} in epoch {run.epoch}; lower lr (it is {lr:g}) or look for bad inputs."
+            warnings.warn(run.history.stopped, stacklevel=5)  # at the call of pretrain or fit_...
         rate = lr * run.schedule.lr_lambdas[0](run.schedule.last_epoch)  # before any factor of lr_scales
         last = run.epoch == run.last_epoch or bool(run.history.stopped)
         seen, run.row = self.look(run.epoch, last) if rank() == 0 else {}, None
@@ -174,8 +179,45 @@ class StopWhenAsked(Callback):
         raise Stopped(f"Stopped as asked, after step {run.step}. {way_on}")
 
 
+unfinished: dict[str, str] = {}  # trainings of this notebook that an interrupt ended, until they are run to their end: name -> request
+
+
+class Interrupts(Callback):
+    """In a notebook, an interrupt ends each training of its cell after a step, with what it has learned; a second one ends the cell."""
+
+    interrupted = None  # the display.request in which that was
+
+    def start(self, run: Run) -> None:
+        self.here = request() if threading.current_thread() is threading.main_thread() else None
+        if self.here is not None:
+            self.before = signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, *_) -> None:
+        if Interrupts.interrupted == self.here:
+            raise KeyboardInterrupt
+        Interrupts.interrupted = self.here
+
+    def after_step(self, run: Run) -> None:
+        if self.here is None or Interrupts.interrupted != self.here:
+            return
+        if run.checkpoint is not None and run.may_break_off:
+            run.checkpoint.save_inside_epoch(run)
+        where = f"Interrupted after step {run.step:,} of {run.steps:,}: the network is kept as it is now"
+        run.history.stopped = f"{where}, and further trainings of this cell end after one step; run the cell again for whole ones."
+
+    def end(self, run: Run) -> None:
+        if self.here is None:
+            return
+        signal.signal(signal.SIGINT, self.before)
+        unfinished.pop(run.options.name, None)
+        if run.history.stopped.startswith("Interrupted"):
+            if self.here not in unfinished.values():
+                print(run.history.stopped)
+            unfinished[run.options.name] = self.here
+
+
 def around(look: Callable[[int, bool], dict | None], options) -> list[Callback]:
     """The callbacks of a training with these options, in the order in which they are called."""
     guard = [Guard(options.guard)] if options.guard is not None else []
     checkpoint = [Checkpoint(options.checkpoint)] if options.checkpoint else []
-    return [OwnViews(), *guard, AfterStep(), Rows(look), *checkpoint, ProgressBar(), *options.callbacks]
+    return [OwnViews(), *guard, AfterStep(), Rows(look), *checkpoint, ProgressBar(), *options.callbacks, Interrupts()]

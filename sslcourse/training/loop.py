@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -127,10 +128,12 @@ def train(run: Run, callbacks: Sequence) -> History:
             getattr(callback, moment)(run)
 
     # where the user has not asked for the same bits each time, cuDNN tries its algorithms on the first batch and takes the fastest
-    with seeded(run.options.seed), cudnn(benchmark=not torch.backends.cudnn.deterministic), warnings.catch_warnings():
+    by_trial = cudnn(benchmark=not torch.backends.cudnn.deterministic)
+    with seeded(run.options.seed), by_trial, warnings.catch_warnings(), ExitStack() as at_end:
         # in fp16 the scaler leaves out the first steps until its scale fits, which torch takes for a mistake
         warnings.filterwarnings("ignore", message=".*lr_scheduler")
         tell("start")
+        at_end.callback(tell, "end")
         run.step = run.loader.epoch * len(run.loader) + run.loader.start
         run.started = time.perf_counter() - run.history.final.get("seconds", 0.0)
         model.train()
@@ -149,9 +152,8 @@ def train(run: Run, callbacks: Sequence) -> History:
                 scaler.update()
                 run.schedule.step()
                 tell("after_step")
+                if run.history.stopped:
+                    break
             tell("after_epoch")
-        tell("end")
     model.eval()
-    if run.history.stopped:
-        warnings.warn(run.history.stopped, stacklevel=3)
     return run.history
