@@ -155,6 +155,16 @@ def one_thread():
     return _pools().limit(limits=1)
 
 
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Afterwards PyTorch has as many threads as before."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class OneOrAll:
     """Work on the CPU with one thread or with all that PyTorch has (OMP_NUM_THREADS), whichever has been faster of late.
 
@@ -174,16 +184,15 @@ class OneOrAll:
         better, other = sorted((every, 1), key=lambda threads: self.costs.get(threads, 0.0))  # what is not known yet comes first
         trial = self.since_trial > 20 * units * self.costs.get(other, math.inf)
         threads = other if trial else better
-        torch.set_num_threads(threads)
-        began = time.perf_counter()
-        try:
-            return work()
-        finally:
-            torch.set_num_threads(every)
+        with threads_kept():
+            torch.set_num_threads(threads)
+            began = time.perf_counter()
+            done = work()
             seconds = time.perf_counter() - began
-            if self.begun:  # the first call also finds memory and makes plans
-                self.costs[threads] = seconds / units if trial else (self.costs.get(threads, seconds / units) + seconds / units) / 2
-            self.begun, self.since_trial = True, 0.0 if trial else self.since_trial + seconds
+        if self.begun:  # the first call also finds memory and makes plans
+            self.costs[threads] = seconds / units if trial else (self.costs.get(threads, seconds / units) + seconds / units) / 2
+        self.begun, self.since_trial = True, 0.0 if trial else self.since_trial + seconds
+        return done
 
 
 def world_size() -> int:

@@ -79,7 +79,7 @@ def test_work_gets_one_thread_or_all_by_what_was_faster_of_late(alone, monkeypat
         torch.set_num_threads(4)
         assert [one_or_all(work, 10) for _ in range(400)] == list(range(1, 401)) and torch.get_num_threads() == 4
         seconds = {number: calls.count(number) * (3 if number == 4 else alone) for number in (1, 4)}
-        assert 0.9 < seconds[4 if alone == 9 else 1] / sum(seconds.values()) < 0.99  # the other one is tried again, for a twentieth of the time
+        assert 0.9 < seconds[4 if alone == 9 else 1] / sum(seconds.values()) < 0.99  # a trial now and then
         alone = 10 - alone  # the neighbour comes, or goes
         calls.clear()
         for _ in range(400):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sslcourse.devices import choose_device, choose_precision, cudnn, seeded, world_size
+from sslcourse.devices import choose_device, choose_precision, cudnn, seeded, threads_kept, world_size
 from sslcourse.diagnostics.guard import NonFiniteGuard
 from sslcourse.files import plain
 from sslcourse.training.checkpoints import History
@@ -104,8 +104,9 @@ class Run:
 
     @property
     def parts(self) -> dict[str, object]:
-        """What has a state that a checkpoint keeps."""
-        return {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "scaler", "loader")}
+        """What has a state that a checkpoint keeps; further callbacks may have one."""
+        further = {type(callback).__name__: callback for callback in self.options.callbacks if hasattr(callback, "state_dict")}
+        return {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "scaler", "loader")} | further
 
     @property
     def epoch(self) -> int:
@@ -129,7 +130,7 @@ def train(run: Run, callbacks: Sequence) -> History:
 
     # where the user has not asked for the same bits each time, cuDNN tries its algorithms on the first batch and takes the fastest
     by_trial = cudnn(benchmark=not torch.backends.cudnn.deterministic)
-    with seeded(run.options.seed), by_trial, warnings.catch_warnings(), ExitStack() as at_end:
+    with seeded(run.options.seed), threads_kept(), by_trial, warnings.catch_warnings(), ExitStack() as at_end:
         # in fp16 the scaler leaves out the first steps until its scale fits, which torch takes for a mistake
         warnings.filterwarnings("ignore", message=".*lr_scheduler")
         tell("start")

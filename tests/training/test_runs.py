@@ -2,10 +2,12 @@
 
 import functools
 import io
+import itertools
 import json
 import math
 import re
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch import nn
 from sslcourse import augment, display, models, training
 from sslcourse.diagnostics import NonFiniteError, NonFiniteGuard
 from sslcourse.errors import CourseError
+from sslcourse.training import callbacks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,6 +55,27 @@ class AtStep(training.Callback):
     def after_step(self, run):
         if run.step == self.step:
             self.what(run)
+
+
+@EACH
+@pytest.mark.parametrize("faster", [1, 2])
+def test_the_faster_number_of_threads_is_measured_once_and_leaves_no_other_trace(kind, faster, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    pace, clock, said = {faster: 1, 3 - faster: 3}, itertools.count(), []
+    own_clock = types.SimpleNamespace(perf_counter=lambda: next(clock) * pace[torch.get_num_threads()])
+    monkeypatch.setattr(callbacks, "time", own_clock)
+    plain, measured, second = make(kind), make(kind), make(kind)
+    torch.set_num_threads(faster)
+    expected = fit(kind, plain)
+    torch.set_num_threads(2)
+    fit(kind, measured, checkpoint=tmp_path / "run.pt", stop_after=2, callbacks=[training.FasterThreads(said.append)])
+    pace.update({faster: 3, 3 - faster: 1})  # the neighbour comes, or goes
+    resumed = fit(kind, second, checkpoint=tmp_path / "run.pt", callbacks=[training.FasterThreads(said.append)])
+    assert same_weights(second, plain) and without_seconds(resumed) == without_seconds(expected)
+    assert resumed.settings["threads"] == faster and said == [said[0]] * 2 and f"{faster} of 2 threads" in said[0]
+    assert torch.get_num_threads() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert "threads" not in fit(kind, make(kind), epochs=1, callbacks=[training.FasterThreads(said.append)]).settings and len(said) == 2
 
 
 @EACH

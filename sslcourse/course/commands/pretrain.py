@@ -129,7 +129,8 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         with _signals_stop() as stop:
             try:
                 guard = diagnostics.NonFiniteGuard(folder.path) if args.guard else None
-                around = {"guard": guard, "device": device, "checkpoint": folder.checkpoint, "callbacks": [_Report(folder), stop]}
+                callbacks = [training.FasterThreads(folder.say), _Report(folder), stop]
+                around = {"guard": guard, "device": device, "checkpoint": folder.checkpoint, "callbacks": callbacks}
                 history = training.pretrain(method, images, args.epochs, **settings, **around)
             except training.Stopped as stopped:
                 folder.say(f"{stopped} Add --resume.")
