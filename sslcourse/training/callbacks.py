@@ -228,14 +228,14 @@ class FasterThreads(Callback):
     threads = 0  # not measured
 
     def __init__(self, say: Callable[[str], object] = print):
-        self.say, self.set = say, False
+        self.say, self.settled = say, False
 
     def before_step(self, run: Run) -> None:
         every = torch.get_num_threads()
-        if self.set or "OMP_NUM_THREADS" in os.environ or every == 1 or run.options.device.type != "cpu" or world_size() > 1:
+        if self.settled or "OMP_NUM_THREADS" in os.environ or every == 1 or run.options.device.type != "cpu" or world_size() > 1:
             return
         self.threads = self.threads or self._measure(run, every)
-        self.set = run.history.settings["threads"] = self.threads
+        self.settled = run.history.settings["threads"] = self.threads
         self.say(f"{self.threads} of {every} threads: {'one was' if self.threads == 1 else 'all were'} faster when this run began.")
         torch.set_num_threads(self.threads)
 
