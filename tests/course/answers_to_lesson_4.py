@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sslcourse import losses
-from sslcourse.course.checks.lesson_4 import ema_update, my_byol_loss, spread_and_rank
+from sslcourse.course.checks.lesson_4 import deviation, ema_update, entropy, meters, my_byol_loss
 
 
 def loss_by_distance(p, z):
@@ -45,11 +45,6 @@ def ema_through_data(target, online, tau):
 def ema_recorded(target, online, tau):
     for t, o in zip(target.parameters(), online.parameters(), strict=True):
         t.mul_(tau).add_((1 - tau) * o)
-
-
-def ema_unfreezes(target, online, tau):
-    ema_update(target, online, tau)
-    target.requires_grad_(True)
 
 
 def ema_new_parameters(target, online, tau):
@@ -98,21 +93,6 @@ def meters_by_hand(z):
     return spread.item(), math.exp(-float((share * share.log()).sum()))
 
 
-def meters(spread=None, rank=None):
-    """An answer with one of the two meters changed: of normalised rows, and of the shares of their singular values."""
-
-    def answer(z):
-        u, right = F.normalize(z), spread_and_rank(z)
-        values = torch.linalg.svdvals(u)
-        return spread(u) if spread else right[0], rank(values / values.sum()) if rank else right[1]
-
-    return answer
-
-
-def entropy(share):
-    return -(share * share.log()).sum()
-
-
 RIGHT = {
     "4.1": [losses.byol_loss, loss_by_distance],
     "4.2": [ema_by_name_and_copy, ema_through_data],
@@ -131,7 +111,7 @@ WRONG = {
     },
     "4.2": {
         "recorded for backward": ema_recorded,
-        "require gradients now": ema_unfreezes,
+        "require gradients now": lambda target, online, tau: ema_update(target.requires_grad_(True), online, tau),
         "new parameter tensors": ema_new_parameters,
         "own tensors": ema_by_reference,
         "shares memory": ema_shares_data,
@@ -139,13 +119,13 @@ WRONG = {
         "online network changed": lambda target, online, tau: ema_update(online, target, tau),
         "no longer be trained": lambda target, online, tau: ema_update(target, online.requires_grad_(False), tau),
         "running statistics of batch normalisation changed": ema_of_the_state,
-        "Some parameters did not move": ema_of_matrices_only,
+        "numbers did not move": ema_of_matrices_only,
         "By hand": lambda target, online, tau: ema_update(target, online, 0.9),
     },
     "4.3": {
-        "value of the spread is off": meters(lambda z: z.std(0, correction=0).mean() * z.shape[1] ** 0.5 + 0.1),
-        "value of the effective rank is off": meters(rank=lambda share: entropy(share) / math.log(2)),
-        "0·ln 0": meters(rank=lambda share: entropy(share).exp()),
-        "a number written in": meters(rank=lambda share: entropy(share[:5]).exp()),
+        "value of the spread is off": meters(lambda z: deviation(z) + 0.1),
+        "value of the effective rank is off": meters(rank=lambda v: entropy(v) / math.log(2)),
+        "0·ln 0": meters(rank=lambda v: (-(v / v.sum() * (v / v.sum()).log()).sum()).exp()),
+        "a number written in": meters(rank=lambda v: entropy(v[:5]).exp()),
     },
 }

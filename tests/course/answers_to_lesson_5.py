@@ -5,31 +5,16 @@ from torch.nn import functional as F
 
 from sslcourse import diagnostics, losses
 from sslcourse.course import clinic
-from sslcourse.course.checks.lesson_5 import diagnosis, first_nonfinite, my_barlow_twins_loss, safe_standardise
+from sslcourse.course.checks.lesson_5 import diagnosis, first_nonfinite, my_barlow_twins_loss, of_views, safe_standardise
 
 
-def loss_of(deviation, terms=lambda c, w: (c.diagonal() - 1).pow(2).sum() + w * beside(c).pow(2).sum(), n_less=0):
+def loss_of(deviation, n_less=0):
     """A loss of columns divided by deviation(z), of a product divided by N or a little less."""
-
-    def answer(z0, z1, lambda_param):
-        a, b = ((z - z.mean(0)) / deviation(z) for z in (z0, z1))
-        return terms(a.T @ b / (len(a) - n_less), lambda_param)
-
-    return answer
-
-
-def beside(c):
-    return c[~torch.eye(len(c), dtype=torch.bool)]
+    return of_views(lambda z: (z - z.mean(0)) / deviation(z), lambda c, n: c / (n - n_less))
 
 
 def root_of_variance(z, correction=0):
     return (z.var(0, correction=correction) + 1e-6).sqrt()
-
-
-def loss_statistics_detached(z0, z1, lambda_param):
-    a, b = ((z - z.mean(0).detach()) / root_of_variance(z).detach() for z in (z0, z1))
-    c = a.T @ b / len(a)
-    return (c.diagonal() - 1).pow(2).sum() + lambda_param * beside(c).pow(2).sum()
 
 
 def first_by_an_exception(model, x):
@@ -77,17 +62,9 @@ def first_leaf_as_registered(names, model):
 
 
 def first_clears_all_hooks(model, x):
-    name = first_nonfinite(model, x)
     for module in model.modules():
         module._forward_hooks.clear()
-    return name
-
-
-def first_with_modes_put_back_wrongly(model, x):
-    model.eval()
-    name = first_nonfinite(model, x)
-    model.train()
-    return name
+    return first_nonfinite(model, x)
 
 
 def safe_afterwards(z, eps):
@@ -133,12 +110,12 @@ RIGHT = {
 
 WRONG = {
     "5.1": {
-        "This is a matrix": loss_of(root_of_variance, lambda c, w: c),
-        "one of the two views": lambda z0, z1, lambda_param: my_barlow_twins_loss(z0, z1.detach(), lambda_param),
-        "its gradient is not": loss_statistics_detached,
+        "This is a matrix": lambda z0, z1, w: losses.cross_correlation(z0, z1),
+        "no gradient reaches z1": lambda z0, z1, w: my_barlow_twins_loss(z0, z1.detach(), w),
+        "its gradient is not": of_views(lambda z: (z - z.mean(0).detach()) / root_of_variance(z).detach()),
         "NaN where a dimension is the same": loss_of(lambda z: z.std(0, correction=0)),
         "its gradient is NaN": loss_of(lambda z: z.var(0, correction=0).sqrt() + 1e-6),
-        "two equal views have a diagonal of 1": lambda z0, z1, lambda_param: my_barlow_twins_loss(z0, z1, lambda_param) + 0.05,
+        "two equal views have a diagonal of 1": lambda *a: my_barlow_twins_loss(*a) + 0.05,
     },
     "5.2": {
         "left behind": first(remove=False),
@@ -150,7 +127,7 @@ WRONG = {
         "last module with a bad output": first(pick=lambda names, model: names[-2] if names[1:] else names[0]),
         "in which they were registered": first(pick=first_leaf_as_registered),
         "disappears later": lambda model, x: None if model(x).isfinite().all() else first_nonfinite(model, x),
-        "modes of the modules": [lambda model, x: first_nonfinite(model.eval(), x), first_with_modes_put_back_wrongly],
+        "modes of the modules": [lambda model, x, mode=mode: first_nonfinite(model.train(mode), x) for mode in (False, True)],
         "empty text": lambda model, x: first_nonfinite(model, x) or None,
         "the module itself": first(pick=lambda names, model: model.get_submodule(names[0])),
         "Expected the name to be a str": first(pick=lambda names, model: names[:1]),

@@ -1,12 +1,21 @@
 """Answers to the exercises of lesson 6, as learners write them."""
 
+import math
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from sslcourse import losses
-from sslcourse.course.checks.lesson_6 import coverage_and_precision, expected_calibration_error, my_fixmatch_loss, ramp_weight
+from sslcourse.course.checks.lesson_6 import (
+    coverage_and_precision,
+    each_row,
+    expected_calibration_error,
+    fixmatch_with,
+    my_fixmatch_loss,
+    rates,
+)  # fmt: skip
+from sslcourse.losses import pseudo_label_weight
 
 
 def loss_by_one_hot(weak_logits, strong_logits, threshold):
@@ -15,71 +24,16 @@ def loss_by_one_hot(weak_logits, strong_logits, threshold):
     return -(aim * strong_logits.log_softmax(1)).sum() / p.shape[0]
 
 
-def loss_of(combine):
-    """An answer that puts together how sure the weak view is, its class, the strong logits and the threshold."""
-
-    def answer(weak_logits, strong_logits, threshold):
-        sureness, said = weak_logits.detach().softmax(1).max(1)
-        return combine(sureness, said, strong_logits, threshold)
-
-    return answer
-
-
-def each_row(strong, said):
-    return F.cross_entropy(strong, said, reduction="none")
-
-
-def loss_with_gradient_to_weak(weak_logits, strong_logits, threshold):
-    sureness, said = weak_logits.softmax(1).max(1)
-    straight_through = (sureness >= threshold) + sureness - sureness.detach()
-    return (each_row(strong_logits, said) * straight_through).mean()
-
-
-def loss_strong_detached(weak_logits, strong_logits, threshold):
-    return my_fixmatch_loss(weak_logits, strong_logits.detach(), threshold) + 0 * weak_logits.detach().requires_grad_().sum()
-
-
-def loss_cut_off(sureness, said, strong, threshold):
-    log_p = strong - strong.logsumexp(1, keepdim=True).detach()
-    return (F.nll_loss(log_p, said, reduction="none") * (sureness >= threshold)).mean()
-
-
-def loss_where_none_passes(value):
-    return loss_of(
-        lambda sure, said, strong, t: (each_row(strong, said) * (sure >= t)).mean() if (sure >= t).any() else value(strong)
-    )
-
-
 def ramp_by_clamping(step, start, end, final):
     if start == end:
         return final if step >= end else 0.0
     return final * min(1.0, max(0.0, (step - start) / (end - start)))
 
 
-def ramp(weight):
-    """An answer that is wrong in one way; a ramp without length it gets right."""
-    return lambda step, start, end, final: weight(step, start, end, final) if end > start else ramp_weight(step, start, end, final)
-
-
 def rates_by_indexing(logits, labels, threshold):
     p = F.softmax(logits, dim=1)
     sure = ~(p.max(1).values < threshold)
     return sure.float().mean(), (p[sure].argmax(1) == labels[sure]).float().mean()
-
-
-def rates(combine, passes=lambda sureness, threshold: sureness >= threshold):
-    """An answer made of who passes and who is right, as numbers (N,)."""
-
-    def answer(logits, labels, threshold):
-        sure = passes(logits.softmax(1).amax(1), threshold).double()
-        return combine(sure, (logits.argmax(1) == labels).double())
-
-    return answer
-
-
-def rates_zero_for_nobody(logits, labels, threshold):
-    found = coverage_and_precision(logits, labels, threshold)
-    return found if found[0] else (0.0, 0.0)
 
 
 def rates_divide_by_nobody(logits, labels, threshold):
@@ -124,45 +78,45 @@ def ece_without_the_end(confidence, right, bins):
 
 RIGHT = {
     "6.1": [losses.pseudo_label_loss, loss_by_one_hot],
-    "6.2": [losses.pseudo_label_weight, ramp_by_clamping],
+    "6.2": [ramp_by_clamping],
     "6.3": [rates_by_indexing],
     "6.4": [ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / n), ece_by_histogram],
 }
 
 WRONG = {
     "6.1": {
-        ">= and not >": loss_of(lambda sure, said, strong, t: (each_row(strong, said) * (sure > t)).mean()),
-        "reaches the weak view": loss_with_gradient_to_weak,
-        "reaches the strong view": loss_strong_detached,
-        "one value for each row": loss_of(lambda sure, said, strong, t: each_row(strong, said)),
-        "its gradient is not": loss_of(loss_cut_off),
-        "backward() stops": loss_where_none_passes(lambda strong: torch.tensor(0.0)),
-        "a sum of zeros": loss_where_none_passes(lambda strong: 1 + 0 * strong.sum()),
-        "the value is off": lambda weak_logits, strong_logits, threshold: my_fixmatch_loss(weak_logits, strong_logits, threshold) + 0.01,
+        ">= and not >": lambda w, s, t: (each_row(w, s) * (w.softmax(1).amax(1) > t)).mean(),
+        "reaches the weak view": lambda w, s, t: my_fixmatch_loss(w, s, t) + w.sum() - w.sum().detach(),
+        "reaches the strong view": lambda w, s, t: my_fixmatch_loss(w, s.detach(), t) + torch.zeros((), requires_grad=True),
+        "one value for each row": lambda w, s, t: each_row(w, s),
+        "its gradient is not": fixmatch_with(lambda w, s: F.nll_loss(s - s.logsumexp(1, True).detach(), w.argmax(1), reduction="none")),
+        "backward() stops": fixmatch_with(reduce=lambda rows, passes: (rows * passes).mean() if passes.any() else torch.tensor(0.0)),
+        "a sum of zeros": fixmatch_with(reduce=lambda rows, passes: (rows * passes).mean() if passes.any() else rows.sum()),
+        "the value is off": lambda *a: my_fixmatch_loss(*a) + 0.01,
     },
     "6.2": {
         "divides by 0": lambda step, start, end, final: final * min(1.0, max(0.0, (step - start) / (end - start))),
-        "With start == end": lambda step, start, end, final: 0.0 if step <= start else ramp_weight(step, start, end, final),
-        "number written into": lambda step, start, end, final: final if step >= end else final * max(0, step - start) / 40,
-        "the weight at step": ramp(lambda i, a, b, f: 0.9 * ramp_weight(i, a, b, f)),
+        "With start == end": lambda step, start, *a: 0.0 if step <= start else pseudo_label_weight(step, start, *a),
+        "is a number written in": lambda step, start, end, final: final if step >= end else final * max(0, step - start) / 40,
+        "the weight at step": lambda *a: 0.9 * pseudo_label_weight(*a),
     },
     "6.3": {
-        "The coverage is off": rates(lambda sure, right: (sure.mean() + 0.03, (sure * right).sum() / sure.sum())),
-        "The precision is off": rates(lambda sure, right: (sure.mean(), (sure * right).sum() / sure.sum() - 0.02)),
-        "other order": lambda logits, labels, threshold: coverage_and_precision(logits, labels, threshold)[::-1],
-        "Expected": lambda logits, labels, threshold: coverage_and_precision(logits, labels, threshold)[0],
-        "Return two numbers": lambda logits, labels, threshold: [0.5],
-        ">= and not >": rates(lambda sure, right: (sure.mean(), (sure * right).sum() / sure.sum()), torch.gt),
-        "Neither 0 nor 1": rates_zero_for_nobody,
+        "The coverage is off": rates(lambda sure, right: sure.mean() + 0.03),
+        "The precision is off": rates(precision=lambda sure, right: (sure * right).sum() / sure.sum() - 0.02),
+        "other order": lambda *a: coverage_and_precision(*a)[::-1],
+        "Expected": lambda *a: coverage_and_precision(*a)[0],
+        "Return two numbers": lambda *a: [0.5],
+        ">= and not >": rates(sureness=lambda z, y: z.double().softmax(1).amax(1) - 1e-9),
+        "Neither 0 nor 1": lambda *a: [0.0 if math.isnan(rate) else rate for rate in coverage_and_precision(*a)],
         "it is divided by 0": rates_divide_by_nobody,
-        "20 rows": rates(lambda sure, right: (sure.sum() / 20, (sure * right).sum() / sure.sum())),
+        "20 rows": rates(lambda sure, right: sure.sum() / 20),
     },
     "6.4": {
-        "not for 7": lambda confidence, right, bins: expected_calibration_error(confidence, right, 5 if len(right) > 4 else bins),
+        "not for 7": lambda c, right, bins: expected_calibration_error(c, right, 5 if len(right) > 4 else bins),
         "NaN spreads": ece_nan_for_empty,
         "without rows divides by 0": ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / len(c) * len(c) / n),
         "exactly 1": ece_without_the_end,
-        "single number": lambda confidence, right, bins: torch.zeros(bins),
-        "The error is off": lambda confidence, right, bins: expected_calibration_error(confidence, right, bins) + 0.01,
+        "single number": lambda c, right, bins: torch.zeros(bins),
+        "The error is off": lambda *a: expected_calibration_error(*a) + 0.01,
     },
 }

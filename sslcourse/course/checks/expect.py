@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from sslcourse.course.exercises import Wrong, describe
 
 _NUMBERS = (Tensor, np.ndarray, np.generic, int, float)
-NO_GRADIENT = "The value is right, but no gradient comes back."
-CUT_OFF = "The value is right, but its gradient is not: a part of the graph is cut off."
+NO_GRADIENT = "The value is right, but no gradient comes back. Leave out .item(), torch.no_grad(), and .detach() of what has to learn."
 
 
 def two_views(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -45,7 +44,7 @@ def hint_for_errors(hint: str, *kinds: type[Exception]):
     try:
         yield
     except Wrong as wrong:
-        if kinds and not isinstance(wrong.__cause__, kinds):
+        if kinds and not isinstance(wrong.__cause__, kinds) or isinstance(wrong.__cause__, NotImplementedError):  # which is a RuntimeError
             raise
         raise Wrong(hint) from wrong
 
@@ -125,40 +124,48 @@ def reject_mistakes(
                 raise Wrong(hint)
 
 
-def gradients(answer: Callable, reference: Callable, views: Sequence[Tensor], *rest, blocked: str, cut: str, **tolerance) -> None:
-    """Reject a loss answer(*views, *rest) whose gradient in a view is missing (hint blocked) or differs from the reference's (cut)."""
-    views = [view.detach().requires_grad_() for view in views]
-    value = answer(*views, *rest)
-    reject_if(not value.requires_grad, f"{NO_GRADIENT} Leave out .detach(), .item(), torch.no_grad() and torch.tensor(...).")
-    got = torch.autograd.grad(value, views, allow_unused=True)
-    stopped = any(g is None or not g.any() for g in got)
-    reject_if(stopped, f"No gradient reaches one of the two views: is it detached? {blocked}")
-    for g, wanted in zip(got, torch.autograd.grad(reference(*views, *rest), views), strict=True):
-        close(g, wanted, f"{CUT_OFF} {cut}", what="the gradient", **tolerance)
+def agree(
+    answer: Callable, reference: Callable, inputs: Sequence, hint: str, mistakes: Mapping | None = None,
+    what: str = "the result", part: Callable = lambda result: result, rtol: float = 1e-4, atol: float = 1e-6,
+) -> None:  # fmt: skip
+    """Reject an answer that gives another result on these inputs than the reference: a known mistake with its own hint, others with this.
 
-
-def stopped_gradient(
-    answer: Callable, reference: Callable, pair: Sequence[Tensor], *rest, learns: int, names: Sequence[str], else_moves: str, cut: str = ""
-) -> None:
-    """Reject a loss answer(*pair, *rest) unless pair[learns] gets the reference's gradient, and the other of the two none.
-
-    names: what the two are called in hints; else_moves: what a gradient to the other would move; cut: where the graph may be cut off.
+    part: takes out of a result the number or tensor that is compared.
     """
-    pair, learner, fixed = [v.detach().requires_grad_() for v in pair], names[learns], names[1 - learns]
-    value = answer(*pair, *rest)
-    reject_if(not value.requires_grad, f"{NO_GRADIENT} Detach {fixed} only: no torch.no_grad(), .item(), torch.tensor(...).")
+
+    def run(function: Callable):
+        return part(function(*inputs))
+
+    reject_mistakes(answer, reference, mistakes or {}, run, rtol, atol)
+    close(run(answer), run(reference), hint, rtol, atol, what)
+
+
+def gradients(
+    answer: Callable, reference: Callable, inputs: Sequence[Tensor], *rest, names: Sequence[str], learns: Sequence[int] = (0, 1),
+    else_moves: str = "", cut: str = "", rtol: float = 1e-3, atol: float = 1e-5,
+) -> None:  # fmt: skip
+    """Reject a loss answer(*inputs, *rest) unless those of the inputs that learn get the reference's gradient, and the others none.
+
+    names: what the inputs are called in hints; else_moves: what a gradient to another would move; cut: where the graph may be cut off.
+    """
+    inputs = [v.detach().requires_grad_() for v in inputs]
+    value = answer(*inputs, *rest)
+    reject_if(not value.requires_grad, NO_GRADIENT)
     try:
-        got = torch.autograd.grad(value, pair, allow_unused=True)
+        got = torch.autograd.grad(value, inputs, allow_unused=True)
     except RuntimeError as error:
         told = "a tensor that it still needs was changed in place. Make new ones: p = p / length."
         raise Wrong(f"The value is right, but backward() fails: {told}") from error
-    learner_moves, fixed_moves = (got[at] is not None and bool(got[at].any()) for at in (learns, 1 - learns))
-    wrong_side = f"The gradient is stopped at the wrong side: {learner} is detached, so nothing would be learned. Detach {fixed}."
-    reject_if(fixed_moves and not learner_moves, wrong_side)
-    reject_if(fixed_moves, f"The value is right, but a gradient reaches {fixed}, so {else_moves}. Stop it there: .detach().")
-    reject_if(not learner_moves, f"The value is right, but no gradient reaches {learner}, the side that learns. Detach {fixed} only.")
-    (wanted,) = torch.autograd.grad(reference(*pair, *rest), pair[learns])
-    close(got[learns], wanted, f"{CUT_OFF} {cut}".strip(), rtol=1e-3, atol=1e-5, what="the gradient")
+    moved = [at for at, g in enumerate(got) if g is not None and g.any()]
+    stopped = [names[at] for at in learns if at not in moved]
+    for fixed in (names[at] for at in moved if at not in learns):
+        reject_if(stopped, f"The gradient is stopped at the wrong side: nothing would be learned. Detach {fixed}, and nothing else.")
+        raise Wrong(f"The value is right, but a gradient reaches {fixed}, so {else_moves}. Stop it there: .detach().")
+    reject_if(stopped, f"The value is right, but no gradient reaches {' and '.join(stopped)}, which has to learn: is it detached?")
+    wanted = torch.autograd.grad(reference(*inputs, *rest), [inputs[at] for at in learns])
+    for at, slope in zip(learns, wanted, strict=True):
+        hint = f"The value is right, but its gradient is not: a part of the graph is cut off. {cut}".strip()
+        close(got[at], slope, hint, rtol, atol, "the gradient")
 
 
 def near(got, wanted, rtol: float = 1e-4, atol: float = 1e-5) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import reject_if, reject_mistakes, with_weights
+from sslcourse.course.checks.expect import reject_if, with_weights
 from sslcourse.course.exercises import Exercise
 
 
@@ -40,43 +40,40 @@ def check_subset(answer) -> None:
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Mean cross-entropy against targets that give 1 − smoothing to the label and share smoothing among all classes."""
-    log_p = logits - logits.logsumexp(dim=1, keepdim=True)
-    at_label = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
-    return -((1 - smoothing) * at_label + smoothing * log_p.mean(dim=1)).mean()
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
-def smoothed_with(target=lambda label, s, classes: label * (1 - s) + s / classes, dim=1, reduce=torch.mean):
-    """A wrong loss: other targets made of the one-hot label, a softmax along another dimension, or another reduction."""
+def smoothed_with(target):
+    """A wrong loss, whose targets are target(one-hot label, smoothing, number of classes)."""
 
     def loss(logits, labels, smoothing):
         classes = logits.shape[1]
-        return reduce(-(target(F.one_hot(labels, classes), smoothing, classes) * logits.log_softmax(dim)).sum(1))
+        return F.cross_entropy(logits, target(F.one_hot(labels, classes).float(), smoothing, classes))
 
     return loss
 
 
 SMOOTHING_MISTAKES = {
-    "This is the sum over the batch. Take the mean, so that the loss does not depend on the batch size.": smoothed_with(reduce=torch.sum),
+    "This is the sum over the batch. Take the mean, so that the loss does not depend on the batch size.":
+        lambda logits, labels, s: len(logits) * smoothed_cross_entropy(logits, labels, s),
     "The sign is turned round: the loss is minus the logarithm of a probability.": lambda *a: -smoothed_cross_entropy(*a),
     "Smoothing is ignored: this is the plain cross-entropy.": lambda logits, labels, s: F.cross_entropy(logits, labels),
     "Here only the other classes share `smoothing`. All do, the label too: it gets 1 − s + s/C.":
         smoothed_with(lambda label, s, classes: label * (1 - s) + (1 - label) * s / (classes - 1)),
     "The label gets 1 and every class another s/C on top: the sum is 1 + s. Scale the label's part by 1 − s.":
         smoothed_with(lambda label, s, classes: label + s / classes),
-    "The softmax runs over the batch. Classes are dimension 1.": smoothed_with(dim=0),
 }
 
 
 def check_cross_entropy(answer) -> None:
     logits = 2 * torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
     labels = torch.tensor([0, 4, 2, 2, 1, 3, 0])
-    reject_mistakes(answer, smoothed_cross_entropy, SMOOTHING_MISTAKES, lambda f: f(logits, labels, 0.2))
     for s in (0.2, 0.0, 0.1):
         hint = f"With smoothing {s} the value is off. Work one row by hand: the target is (1 − s) at the label plus s/C everywhere."
-        expect.close(answer(logits, labels, s), F.cross_entropy(logits, labels, label_smoothing=s), hint, what="the loss")
-    large, labels = torch.tensor([[300.0, -300.0, 0.0], [0.0, 300.0, 250.0]]), torch.tensor([0, 2])
+        expect.agree(answer, smoothed_cross_entropy, (logits, labels, s), hint, SMOOTHING_MISTAKES, "the loss")
+    large = torch.tensor([[300.0, -300.0, 0.0], [0.0, 300.0, 250.0]]), torch.tensor([0, 2]), 0.1
     hint = "Right for small logits, but logits of 300 overflow exp(). Use log_softmax, or subtract logsumexp: it never forms exp(300)."
-    expect.close(answer(large, labels, 0.1), F.cross_entropy(large, labels, label_smoothing=0.1), hint, what="the loss")
+    expect.agree(answer, smoothed_cross_entropy, large, hint, what="the loss")
 
 
 def honest_accuracy(model: nn.Module, batches) -> tuple[float, float]:
@@ -133,12 +130,10 @@ def check_accuracy(answer) -> None:
     model.eval()
     answer(model, batches)
     reject_if(model.training, "The model came in evaluation mode and was left in training mode: model.train(was_training).")
-    accuracy, error = honest_accuracy(model, batches)
-    told = f"On this test batch the accuracy is {accuracy:.4f}, not {float(got[0]):.4f}. Is argmax taken over the classes, dimension 1?"
-    told_error = f"The standard error here is {error:.4f}, not {float(got[1]):.4f}: sqrt(a · (1 − a) / n) with n images."
-    for at, wanted, hint in ((0, accuracy, told), (1, error, told_error)):
-        reject_mistakes(answer, honest_accuracy, ACCURACY_MISTAKES, lambda f, at=at: float(f(model, batches)[at]), rtol=0)
-        expect.close(float(got[at]), wanted, hint, rtol=0)
+    hints = "Is argmax taken over the classes, dimension 1?", "The standard error is sqrt(a · (1 − a) / n) with n images."
+    for at, (wanted, hint) in enumerate(zip(honest_accuracy(model, batches), hints, strict=True)):
+        told = f"On these batches {('the accuracy', 'its standard error')[at]} is {wanted:.4f}, not {float(got[at]):.4f}. {hint}"
+        expect.agree(answer, honest_accuracy, (model, batches), told, ACCURACY_MISTAKES, part=lambda r, at=at: float(r[at]), rtol=0)
 
 
 EXERCISES = [

@@ -1,24 +1,21 @@
 """The exercises of lesson 3: the loss of SimCLR, alignment and uniformity, and a vote of the nearest neighbours."""
 
 import math
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslcourse import evaluation, losses
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import reject_if, reject_mistakes, two_views
+from sslcourse.course.checks.expect import reject_if, two_views
 from sslcourse.course.exercises import Exercise
 
 
 def my_nt_xent(z0: Tensor, z1: Tensor, temperature: float) -> Tensor:
     """Mean over the 2N anchors of the cross-entropy of picking the other view among the 2N − 1 other rows. z0, z1 (N, D)."""
-    n = len(z0)
-    z = F.normalize(torch.cat([z0, z1]), dim=1)  # (2N, D)
-    logits = z @ z.T / temperature  # (2N, 2N)
-    logits.fill_diagonal_(-math.inf)
-    targets = (torch.arange(2 * n, device=z.device) + n) % (2 * n)  # row i belongs to row i + N, and row i + N to row i
-    return F.cross_entropy(logits, targets)
+    return losses.nt_xent(z0, z1, temperature)
 
 
 def nt_xent_with(unit=F.normalize, diagonal=-math.inf, targets=lambda n: torch.arange(2 * n).roll(n), reduce=torch.mean):
@@ -53,34 +50,26 @@ NT_XENT_MISTAKES = {
 
 def check_nt_xent(answer) -> None:
     with torch.enable_grad():
-        inputs = *two_views(6, 5, 1), 0.5
-        expect.loss(answer(*inputs))
-        reject_mistakes(answer, my_nt_xent, NT_XENT_MISTAKES, lambda f: f(*inputs))
+        expect.loss(answer(*two_views(6, 5, 1), 0.5))
         for n, d, t in ((6, 5, 0.5), (4, 8, 1.0), (9, 3, 0.3)):
-            inputs = *two_views(n, d, n), t
             hint = f"With N = {n} and temperature {t} the value is off. One test: where all rows are equal, it must be log(2N − 1)."
-            expect.close(answer(*inputs), my_nt_xent(*inputs), hint, rtol=5e-4, what="the loss")
-        hints = {"blocked": "In SimCLR both branches learn.", "cut": "No .detach() on the candidates or the lengths."}
-        expect.gradients(answer, my_nt_xent, two_views(6, 5, 2), 0.5, **hints, rtol=1e-3, atol=1e-5)
-        inputs = *two_views(8, 4, 3), 0.005
+            expect.agree(answer, my_nt_xent, (*two_views(n, d, n), t), hint, NT_XENT_MISTAKES, "the loss", rtol=5e-4)
+        cut = "No .detach() on the candidates or the lengths."
+        expect.gradients(answer, my_nt_xent, two_views(6, 5, 2), 0.5, names=("z0", "z1"), cut=cut)
         hint = "Right at temperature 0.5, but at 0.005 exp(200) overflows. logsumexp and F.cross_entropy take out the largest term."
-        expect.close(answer(*inputs), my_nt_xent(*inputs), hint, rtol=2e-3, atol=1e-3, what="the loss")
+        expect.agree(answer, my_nt_xent, (*two_views(8, 4, 3), 0.005), hint, what="the loss", rtol=2e-3, atol=1e-3)
 
 
 def alignment_and_uniformity(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared distance between the views of an image, and log of the mean of exp(−2·distance²) over pairs of rows of z0."""
-    z0, z1 = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
-    alignment = (z0 - z1).square().sum(dim=1).mean()
-    uniformity = torch.pdist(z0).square().mul(-2).exp().mean().log()
-    return alignment, uniformity
+    return geometry()(z0, z1)
 
 
-def uniform(distances):
-    return distances.square().mul(-2).exp().mean().log()
-
-
-def geometry(align=lambda a, b: (a - b).square().sum(1).mean(), spread=uniform, distances=lambda a, b: torch.pdist(a), unit=F.normalize):
-    """Wrong numbers: another measure of the views a and b, or of the distances; other distances, or rows prepared otherwise."""
+def geometry(
+    align=lambda a, b: (a - b).square().sum(1).mean(), spread=lambda d: d.square().mul(-2).exp().mean().log(),
+    distances=lambda a, b: torch.pdist(a), unit=F.normalize,
+):  # fmt: skip
+    """The two numbers; wrong ones have another measure of the views a and b or of distances, other distances, or other rows."""
     return lambda z0, z1: (align(unit(z0), unit(z1)), spread(distances(unit(z0), unit(z1))))
 
 
@@ -96,35 +85,30 @@ GEOMETRY_MISTAKES = {
 
 def check_geometry(answer) -> None:
     views, more = two_views(7, 4, 5), two_views(20, 9, 6)
-    got, wanted = answer(*views), alignment_and_uniformity(*views)
-    expect.pair(got, wanted, "alignment", "uniformity")
+    expect.pair(answer(*views), alignment_and_uniformity(*views), "alignment", "uniformity")
     for at, name in enumerate(("the alignment", "the uniformity")):
-        reject_mistakes(answer, alignment_and_uniformity, GEOMETRY_MISTAKES, lambda f, at=at: f(*views)[at])
-        expect.close(got[at], wanted[at], f"The value of {name} is off. Try two rows by hand, such as (1, 0) and (0, 1).", what=name)
+        hint = f"The value of {name} is off. Try two rows by hand, such as (1, 0) and (0, 1)."
+        expect.agree(answer, alignment_and_uniformity, views, hint, GEOMETRY_MISTAKES, name, itemgetter(at))
         hint = f"Right for 7 rows, but not for 20: is a number of rows or features written into {name}?"
-        expect.close(answer(*more)[at], alignment_and_uniformity(*more)[at], hint, what=name)
+        expect.agree(answer, alignment_and_uniformity, more, hint, what=name, part=itemgetter(at))
 
 
 def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
     """The class of each query by a vote of its k most similar bank rows, each with the weight exp(cosine / temperature). int64 (Q,)."""
-    similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
-    nearest = similarity.topk(k, dim=1)
-    weights = (nearest.values / temperature).softmax(dim=1)  # exp(), divided by one number for each query: the winner is the same
-    votes = weights.new_zeros(len(queries), int(bank_labels.max()) + 1)
-    return votes.scatter_add(1, bank_labels[nearest.indices], weights).argmax(dim=1)
+    return evaluation.knn_scores(bank, bank_labels, queries, int(bank_labels.max()) + 1, k, temperature).argmax(dim=1)
 
 
 def cosine(bank, queries):
     return F.normalize(queries) @ F.normalize(bank).T
 
 
-def vote(similar=cosine, weigh=lambda s, t: (s / t).exp(), largest=True, decide=lambda votes: votes.argmax(1)):
+def vote(similar=cosine, weigh=lambda s, t: (s / t).exp(), largest=True):
     """A wrong vote: another similarity, another weight, or the least similar rows."""
 
     def predict(bank, bank_labels, queries, k, temperature):
         nearest = similar(bank, queries).topk(k, dim=1, largest=largest)
         votes = nearest.values.new_zeros(len(queries), int(bank_labels.max()) + 1)
-        return decide(votes.scatter_add(1, bank_labels[nearest.indices], weigh(nearest.values, temperature)))
+        return votes.scatter_add(1, bank_labels[nearest.indices], weigh(nearest.values, temperature)).argmax(1)
 
     return predict
 
@@ -150,8 +134,8 @@ def bank_and_queries(d: int, temperature: float, k: int, seed: int) -> tuple[Ten
     bank = centres[labels] + 1.2 * torch.randn(80, d, generator=generator)
     queries = centres[torch.randint(4, (400,), generator=generator)] + 1.2 * torch.randn(400, d, generator=generator)
     bank, queries = (F.normalize(z) * (0.3 + 2 * torch.rand(len(z), 1, generator=generator)) for z in (bank, queries))
-    edge = cosine(bank.double(), queries.double()).topk(k + 1, dim=1).values
-    votes = vote(decide=lambda votes: votes.topk(2, dim=1).values)(bank.double(), labels, queries.double(), k, temperature)
+    edge = evaluation.neighbours(bank, queries, k + 1)[0]
+    votes = evaluation.knn_scores(bank, labels, queries, 4, k, temperature).topk(2, dim=1).values
     clear = (edge[:, k - 1] - edge[:, k] > 1e-4) & (votes[:, 1] < 0.99 * votes[:, 0])
     return bank, labels, queries[clear]
 
@@ -172,9 +156,9 @@ def check_knn(answer) -> None:
         inputs = bank, labels, queries, k, temperature
         got = answer(*inputs)
         check_vote_form(got, len(queries), 4, k)
-        reject_mistakes(answer, knn_predict, VOTE_MISTAKES, lambda f, inputs=inputs: f(*inputs))
         n = int((got.cpu() != knn_predict(*inputs)).sum())
-        reject_if(n, f"{n} of {len(queries)} predictions differ at k = {k}. For one query, list its k neighbours, classes and weights.")
+        hint = f"{n} of {len(queries)} predictions differ at k = {k}. For one query, list its k neighbours, classes and weights."
+        expect.agree(answer, knn_predict, inputs, hint, VOTE_MISTAKES)
     expect.shape(answer(bank, labels, queries[:1], k, temperature), (1,), "the prediction for a single query")
 
 

@@ -1,11 +1,11 @@
 """The exercises of lesson 4: BYOL's loss, the moving average of the target, and two meters of collapse."""
 
 import copy
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parameters_to_vector
 
 from sslcourse.course.checks import expect
 from sslcourse.course.checks.expect import near, reject_if, reject_mistakes, two_views
@@ -32,15 +32,12 @@ BYOL_MISTAKES = {
 
 def check_byol_loss(answer) -> None:
     with torch.enable_grad():
-        p, z = two_views(6, 5, 1)
-        expect.loss(answer(p, z), rows=6)
-        reject_mistakes(answer, my_byol_loss, BYOL_MISTAKES, lambda f: f(p, z))
+        expect.loss(answer(*two_views(6, 5, 1)), rows=6)
         for n, d in ((6, 5), (9, 3), (1, 8)):
-            pair = two_views(n, d, n)
             hint = f"With {n} rows of {d} the value is off. One test: the loss is 0 when p = 3·z, and 4 when p = −z."
-            expect.close(answer(*pair), my_byol_loss(*pair), hint, rtol=5e-4, atol=1e-5, what="the loss")
+            expect.agree(answer, my_byol_loss, two_views(n, d, n), hint, BYOL_MISTAKES, "the loss", rtol=5e-4, atol=1e-5)
         told = {"names": ("p", "z"), "else_moves": "the target would be trained too", "cut": "No .detach() on p's lengths."}
-        expect.stopped_gradient(answer, my_byol_loss, two_views(6, 5, 2), learns=0, **told)
+        expect.gradients(answer, my_byol_loss, two_views(6, 5, 2), learns=[0], **told)
 
 
 def ema_update(target: nn.Module, online: nn.Module, tau: float) -> None:
@@ -86,73 +83,59 @@ def target_and_online(seed: int) -> tuple[nn.Module, nn.Module]:
     return target, online
 
 
-def copied(named) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in named}
-
-
-def same(before: dict, after: dict) -> bool:
-    return all(torch.equal(before[name], after[name]) for name in before)
+def state(network: nn.Module) -> list[Tensor]:
+    """The parameters and the buffers of a network, each as one row."""
+    return [torch.cat([t.detach().flatten().double() for t in tensors]) for tensors in (network.parameters(), network.buffers())]
 
 
 def updated(update, seed: int, tau: float) -> Tensor:
     """The parameters of a fresh target after `update`, as one row."""
     target, online = target_and_online(seed)
     update(target, online, tau)
-    return parameters_to_vector(target.parameters())
+    return state(target)[0]
 
 
 def check_ema(answer) -> None:
     for seed, tau in ((1, 0.9), (2, 0.75), (3, 0.0), (4, 1.0)):
         target, online = target_and_online(seed)
-        tensors, old, new = list(target.parameters()), copied(target.named_parameters()), copied(online.named_parameters())
-        statistics, online_statistics = copied(target.named_buffers()), copied(online.named_buffers())
+        tensors, theirs, (old, statistics) = [*target.parameters()], state(online), state(target)
         returned = answer(target, online, tau)
-        reject_if(not same(new, copied(online.named_parameters())), "The online network changed. Only the target moves.")
-        seen = "The running statistics of the online network changed. Leave it alone."
-        reject_if(not same(online_statistics, copied(online.named_buffers())), seen)
+        changed = not all(map(torch.equal, theirs, state(online)))
+        reject_if(changed, "The online network changed, its parameters or its running statistics. Only the target moves.")
         frozen = not all(p.requires_grad for p in online.parameters())
         reject_if(frozen, "The online network can no longer be trained: leave its requires_grad alone.")
-        check_form(target, online, tensors, old, returned)
+        check_form([*target.parameters()], tensors, {id(p) for p in online.parameters()})
+        got, got_statistics = state(target)
+        elsewhere = isinstance(returned, nn.Module) and returned is not target and torch.equal(got, old)
+        reject_if(elsewhere, "The function returns a new network, and the target that it was given is as it was. Change it in place.")
         reject_mistakes(answer, ema_update, EMA_MISTAKES, lambda f, seed=seed, tau=tau: updated(f, seed, tau), atol=1e-5)
-        wanted = {name: tau * old[name] + (1 - tau) * new[name] for name in old}
-        check_values(target, old, wanted, tau)
+        wanted = updated(ema_update, seed, tau)
+        off = ~got.isclose(wanted, rtol=1e-4, atol=1e-5)
+        left = off.any() and torch.equal(got[off], old[off])
+        reject_if(left, f"{off.sum()} of {len(off)} numbers did not move. Go through all of target.parameters().")
+        by_hand = "By hand: target 10, online 0, tau 0.9 gives 9; tau = 1 changes nothing, tau = 0 copies."
+        reject_if(off.any(), f"With tau = {tau:g}, {off.sum()} of {len(off)} numbers are off. {by_hand}")
         buffers = "The running statistics of batch normalisation changed too. They are buffers: go through parameters(), not state_dict()."
-        reject_if(not same(statistics, copied(target.named_buffers())), buffers)
+        reject_if(not torch.equal(got_statistics, statistics), buffers)
         with torch.no_grad():
             for o in online.parameters():
                 o.add_(1.0)
-        now = copied(target.named_parameters())
         shared = "The target shares memory with the online network: when that is trained, the target moves along. Copy the numbers."
-        reject_if(not all(near(now[name], wanted[name]) for name in wanted), shared)
+        reject_if(not near(state(target)[0], wanted), shared)
 
 
-def check_form(target: nn.Module, online: nn.Module, tensors: list, old: dict, returned) -> None:
-    now = list(target.parameters())
-    shared = {id(p) for p in online.parameters()}
-    reject_if(any(id(p) in shared for p in now), "The target holds the online network's own tensors now. Copy values, not references.")
-    renewed = [*map(id, now)] != [*map(id, tensors)]
+def check_form(now: list, before: list, others: set) -> None:
+    """The target's parameters now and before, and the ids of the online network's."""
+    reject_if(any(id(p) in others for p in now), "The target holds the online network's own tensors now. Copy values, not references.")
+    renewed = [*map(id, now)] != [*map(id, before)]
     reject_if(renewed, "The target got new parameter tensors. Change the old ones in place, with t.mul_(...).add_(...) or t.copy_(...).")
     reject_if(any(p.grad_fn is not None for p in now), "The update was recorded for backward(). Do it inside `with torch.no_grad():`.")
     reject_if(any(p.requires_grad for p in now), "The target's parameters require gradients now. Leave requires_grad as it was.")
-    elsewhere = isinstance(returned, nn.Module) and returned is not target and same(old, copied(target.named_parameters()))
-    reject_if(elsewhere, "The function returns a new network, and the target that it was given did not move. Change the target in place.")
-
-
-def check_values(target: nn.Module, old: dict, wanted: dict, tau: float) -> None:
-    got = copied(target.named_parameters())
-    off = [name for name in old if not near(got[name], wanted[name])]
-    left = [name for name in off if torch.equal(got[name], old[name])]
-    reject_if(left and left == off, f"Some parameters did not move: {', '.join(left)}. Go through all of target.parameters().")
-    by_hand = "By hand: target 10, online 0, tau 0.9 gives 9; tau = 1 changes nothing, tau = 0 copies."
-    reject_if(off, f"With tau = {tau:g} these parameters are off: {', '.join(off)}. {by_hand}")
 
 
 def spread_and_rank(z: Tensor) -> tuple[Tensor, Tensor]:
     """How evenly the directions of the rows spread (0 collapsed, 1 even), and how many dimensions they use. z (N, D)."""
-    z = F.normalize(z, dim=1)
-    spread = z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
-    values = torch.linalg.svdvals(z)
-    return spread, torch.special.entr(values / values.sum()).sum().exp()
+    return meters()(z)
 
 
 def deviation(z: Tensor, correction=0) -> Tensor:
@@ -164,7 +147,7 @@ def entropy(values: Tensor) -> Tensor:
 
 
 def meters(spread=deviation, rank=lambda values: entropy(values).exp(), unit=F.normalize, centre=lambda z: z):
-    """Wrong meters: another spread of the rows or rank of their singular values v, or rows prepared otherwise."""
+    """The two meters; wrong ones take another spread of the rows or rank of their singular values v, or rows prepared otherwise."""
     return lambda z: (spread(unit(z)), rank(torch.linalg.svdvals(centre(unit(z)))))
 
 
@@ -186,22 +169,17 @@ def uneven_rows(n: int, d: int, seed: int) -> Tensor:
 
 
 def check_meters(answer) -> None:
-    z = uneven_rows(9, 5, 4)
-    got, wanted = answer(z), spread_and_rank(z)
-    expect.pair(got, wanted, "spread", "rank")
-    by_hand = "By hand: the rows (1, 0), (−1, 0), (0, 1), (0, −1) have"
+    z = [uneven_rows(9, 5, 4)]
+    expect.pair(answer(*z), spread_and_rank(*z), "spread", "rank")
     flat = torch.ones(8, 4) * torch.arange(1.0, 9.0).unsqueeze(1)  # a collapsed batch, and singular values of exactly 0
     flat[:, 2:] = 0
-    hints = {
-        "the spread": f"The value of the spread is off. {by_hand} a spread of exactly 1.",
-        "the effective rank": f"The value of the effective rank is off. {by_hand} rank 2, and equal rows 1.",
-    }
-    for at, (name, hint) in enumerate(hints.items()):
-        reject_mistakes(answer, spread_and_rank, METER_MISTAKES, lambda f, at=at: f(z)[at])
-        expect.close(got[at], wanted[at], hint, what=name)
+    hand = "By hand: the rows (1, 0), (−1, 0), (0, 1), (0, −1) have a spread of exactly 1 and rank 2; equal rows have 0 and 1."
+    for at, name in enumerate(("the spread", "the effective rank")):
+        part = itemgetter(at)
+        expect.agree(answer, spread_and_rank, z, f"The value of {name} is off. {hand}", METER_MISTAKES, name, part)
         for rows in (uneven_rows(40, 12, 5), uneven_rows(6, 16, 6)):
             hint = f"Right for 9 rows of 5, but {name} is off for {len(rows)} rows of {rows.shape[1]}: is a number written in?"
-            expect.close(answer(rows)[at], spread_and_rank(rows)[at], hint, rtol=1e-3, what=name)
+            expect.agree(answer, spread_and_rank, [rows], hint, what=name, part=part, rtol=1e-3)
         hint = "Right for healthy rows, but not for a collapsed batch: 0·ln 0 is NaN. torch.special.entr makes it 0, or clamp the shares."
         expect.close(answer(flat)[at], float(at), hint, atol=1e-2, what=name)
 

@@ -1,24 +1,21 @@
 """The exercises of lesson 5: the loss of Barlow Twins, the first module that is not finite, a safe standardisation, and a diagnosis."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
+from sslcourse import losses
 from sslcourse.course import clinic
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import reject_if, reject_mistakes, two_views
+from sslcourse.course.checks.expect import reject_if, two_views
 from sslcourse.course.exercises import Exercise
 
 
 def my_barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float) -> Tensor:
     """Distance of the cross-correlation matrix from the identity: (diagonal − 1)² summed, plus lambda_param times the other squares."""
-    z0, z1 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z0, z1))
-    c = z0.T @ z1 / len(z0)  # (D, D)
-    on_diagonal = c.diagonal()
-    beside = c.square().sum() - on_diagonal.square().sum()
-    return (on_diagonal - 1).square().sum() + lambda_param * beside
+    return losses.barlow_twins_loss(z0, z1, lambda_param)
 
 
 def standard(z, correction=0):
@@ -52,17 +49,14 @@ BARLOW_MISTAKES = {
 
 def check_loss(answer) -> None:
     with torch.enable_grad():
-        inputs = *two_views(7, 5, 1), 0.3
-        got = answer(*inputs)
+        got = answer(*two_views(7, 5, 1), 0.3)
         reject_if(isinstance(got, Tensor) and tuple(got.shape) == (5, 5), "This is a matrix. The loss is one number: the sum of its terms.")
         expect.loss(got)
-        reject_mistakes(answer, my_barlow_twins_loss, BARLOW_MISTAKES, lambda f: f(*inputs))
         for n, d, w in ((7, 5, 0.3), (12, 3, 0.005), (5, 9, 1.0)):
-            inputs = *two_views(n, d, n), w
             hint = f"With N = {n}, D = {d} and λ = {w} the value is off. One test: two equal views have a diagonal of 1."
-            expect.close(answer(*inputs), my_barlow_twins_loss(*inputs), hint, rtol=2e-3, what="the loss")
-        hints = {"blocked": "In Barlow Twins both views learn.", "cut": "No .detach() on the mean or the deviation."}
-        expect.gradients(answer, my_barlow_twins_loss, two_views(6, 4, 2), 0.3, **hints, rtol=1e-2, atol=1e-4)
+            expect.agree(answer, my_barlow_twins_loss, (*two_views(n, d, n), w), hint, BARLOW_MISTAKES, "the loss", rtol=2e-3)
+        told = {"names": ("z0", "z1"), "cut": "No .detach() on the mean or the deviation."}
+        expect.gradients(answer, my_barlow_twins_loss, two_views(6, 4, 2), 0.3, **told, rtol=1e-2, atol=1e-4)
         z0, z1 = two_views(7, 5, 2)
         z0[:, 2] = 1.5
         z0.requires_grad_()
@@ -74,49 +68,32 @@ def check_loss(answer) -> None:
 
 def first_nonfinite(model: nn.Module, x: Tensor) -> str | None:
     """Name of the first module, in the order of the forward pass, whose output is not finite; None if there is none."""
-    found, handles = [], []
+    names, found = {module: name for name, module in model.named_modules()}, []
 
-    def hook(name):
-        def look(module, inputs, output):
-            if not output.isfinite().all():
-                found.append(name)
+    def look(module, inputs, output):
+        if module in names and not output.isfinite().all():
+            found.append(names[module])
 
-        return look
-
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_hook(hook(name)))
-    try:
+    with register_module_forward_hook(look):
         model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found[0] if found else None
 
 
-class Apply(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 class Backwards(nn.Sequential):
-    """Calls its parts in the other order than they are registered in, and then does something of its own."""
+    """Calls its parts in the other order than they are registered in, and then a function of its own."""
 
-    def __init__(self, *parts, own=lambda x: x):
+    def __init__(self, function, *parts: nn.Module):
         super().__init__(*parts)
-        self.own = own
+        self.function = function
 
     def forward(self, x):
         for part in reversed([*self.children()]):
             x = part(x)
-        return self.own(x)
+        return self.function(x)
 
 
-def make(value: float) -> Apply:
-    return Apply(lambda x: torch.where(torch.arange(x.shape[1]) == 1, value, x))
+def make(value: float) -> nn.Module:
+    return Backwards(lambda x: torch.where(torch.arange(x.shape[1]) == 1, value, x))
 
 
 def ill_models():
@@ -136,17 +113,17 @@ def ill_models():
         "0": "The child's own name is not enough. Use the full path, as named_modules() has it: 1.0.",
         "2": "This is the last module with a bad output. The first one is the culprit.",
     }  # fmt: skip
-    infinite = nn.Sequential(linear(), make(math.inf), Apply(lambda x: x - x), linear())
+    infinite = nn.Sequential(linear(), make(math.inf), Backwards(lambda x: x - x), linear())
     yield infinite, "1", {"2": "Infinity is overlooked: it became NaN one module later. isfinite() finds both."}
-    vanishing = nn.Sequential(linear(), make(-math.inf), Apply(torch.exp), linear())
+    vanishing = nn.Sequential(linear(), make(-math.inf), Backwards(torch.exp), linear())
     gone = "An infinity that disappears later is overlooked: exp(−inf) is 0. Look at every output, not at the last one."
     yield vanishing, "1", {None: gone}
     order = "These are the first in the order in which they were registered. Take the order in which the forward pass calls them."
-    yield Backwards(linear(), make(math.nan), linear()), "1", {"0": order}
-    large = nn.Sequential(Apply(lambda x: x * 0 + 3e38), make(math.nan))
+    yield Backwards(nn.Identity(), linear(), make(math.nan), linear()), "1", {"0": order}
+    large = nn.Sequential(Backwards(lambda x: x * 0 + 3e38), make(math.nan))
     yield large, "1", {"0": "All outputs of this module are finite; only their sum overflows. Ask every number: isfinite().all()."}
     itself = "The model itself can be the culprit, and its name is the empty text, which counts as False: ask `is not None`."
-    yield Backwards(linear(), own=lambda x: x / 0), "", {None: itself}
+    yield Backwards(lambda x: x / 0, linear()), "", {None: itself}
 
 
 def check_first(answer) -> None:
@@ -197,17 +174,15 @@ def check_safe(answer) -> None:
         z = two_views(9, 4, 3)[0]
         z[:, 1] *= 0.2
         expect.shape(answer(z, 0.5), (9, 4))
-        reject_mistakes(answer, safe_standardise, SAFE_MISTAKES, lambda f: f(z, 0.5))
         for eps in (0.5, 1e-5):
             hint = f"With eps = {eps} the values are off. Take the mean off each column and divide by the root of variance plus eps."
-            expect.close(answer(z, eps), safe_standardise(z, eps), hint, rtol=1e-3, atol=1e-4)
-        far = 1e4 + z.round(decimals=1)
+            expect.agree(answer, safe_standardise, (z, eps), hint, SAFE_MISTAKES, rtol=1e-3, atol=1e-4)
         hint = "Right near 0, but not where the mean is 10,000: E[x²] − E[x]² loses its digits there. Take the mean off first."
-        expect.close(answer(far, 1e-5), safe_standardise(far, 1e-5), hint, rtol=0.05, atol=0.05)
+        expect.agree(answer, safe_standardise, (1e4 + z.round(decimals=1), 1e-5), hint, rtol=0.05, atol=0.05)
         z[:, 2] = 0.3
         z.requires_grad_()
         value = answer(z, 1e-5)
-        reject_if(not value.requires_grad, f"{expect.NO_GRADIENT} Leave out .detach(), .item() and torch.no_grad().")
+        reject_if(not value.requires_grad, expect.NO_GRADIENT)
         reject_if(not value.isfinite().all(), "Not finite where a column is constant: 0/0. Is eps inside the root?")
         weights = torch.arange(36.0).view(9, 4).cos()
         got, wanted = (torch.autograd.grad((f(z, 1e-5) * weights).sum(), z)[0] for f in (answer, safe_standardise))
@@ -235,23 +210,19 @@ def excluded(name: str, patient: nn.Module) -> str:
     x = patient.batch
     with torch.no_grad():
         loss, z = patient(x), patient.layer(x)
-    if name == "NaN in the data":
-        return "isfinite on the batch excludes it: all its numbers are finite."
-    if name == "NaN in the weights":
-        return "isfinite on the parameters excludes it: all weights are finite."
-    if name == "batch of one":
-        return f"len(batch) excludes it: this batch has {len(x)} rows."
-    if name == "eps outside the power":
-        return "isfinite on the loss excludes it: with this fault the loss is finite and only the gradient is NaN; here the loss is NaN."
-    if name == "constant dimension":
-        if loss.isfinite():
-            return "isfinite on the loss excludes it: 0/0 would show in the forward pass, and this loss is finite."
-        smallest = f"the smallest is {z.std(0).min():.2g}" if len(x) > 1 else "they cannot be had from this batch"
-        return f"The stds of the dimensions do not show it: {smallest}."
-    if loss.isfinite():
-        return "isfinite on the loss excludes it: the root of a negative number would show in the forward pass, and this loss is finite."
-    largest = z.mean(0).abs().max().item()
-    return f"Rounding needs a mean far larger than the std to do this. Here the largest mean of a dimension is {largest:.2g}."
+    forward = "isfinite on the loss excludes it: {} would show in the forward pass, and this loss is finite."
+    smallest = f"the smallest is {z.std(0).min():.2g}" if len(x) > 1 else "they cannot be had from this batch"
+    largest = f"Here the largest mean of a dimension is {z.mean(0).abs().max():.2g}."
+    finite = bool(loss.isfinite())
+    return {
+        "NaN in the data": "isfinite on the batch excludes it: all its numbers are finite.",
+        "NaN in the weights": "isfinite on the parameters excludes it: all weights are finite.",
+        "batch of one": f"len(batch) excludes it: this batch has {len(x)} rows.",
+        "eps outside the power": "isfinite on the loss excludes it: with this fault only the gradient is NaN; here the loss is NaN.",
+        "constant dimension": forward.format("0/0") if finite else f"The stds of the dimensions do not show it: {smallest}.",
+        "variance in one pass":
+            forward.format("the root of a negative number") if finite else f"Rounding needs a mean far larger than the std. {largest}",
+    }[name]  # fmt: skip
 
 
 def check_diagnosis(answer) -> None:

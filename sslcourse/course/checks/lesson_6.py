@@ -1,21 +1,22 @@
 """The exercises of lesson 6: FixMatch's loss, the ramp of its weight, coverage and precision of pseudo-labels, and calibration."""
 
 import math
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslcourse import losses
 from sslcourse.course.checks import expect
 from sslcourse.course.checks.expect import reject_if, reject_mistakes
 from sslcourse.course.exercises import Exercise
+from sslcourse.losses import pseudo_label_weight
 
 
 def my_fixmatch_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float) -> Tensor:
     """Mean over all N rows of the strong view's cross-entropy with the weak view's class, where that is sure enough. Both (N, C)."""
-    sureness, said = weak_logits.detach().softmax(dim=1).max(dim=1)  # (N,), (N,)
-    surprise = F.cross_entropy(strong_logits, said, reduction="none")  # (N,)
-    return (surprise * (sureness >= threshold)).mean()
+    return losses.pseudo_label_loss(weak_logits, strong_logits, threshold)
 
 
 def each_row(w, s):
@@ -51,28 +52,19 @@ def weak_and_strong(n: int, c: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def check_fixmatch(answer) -> None:
     with torch.enable_grad():
-        w, s = weak_and_strong(9, 4, 1)
-        expect.loss(answer(w, s, 0.6), rows=9)
-        reject_mistakes(answer, my_fixmatch_loss, FIXMATCH_MISTAKES, lambda f: f(w, s, 0.6))
+        expect.loss(answer(*weak_and_strong(9, 4, 1), 0.6), rows=9)
         for n, c, t in ((9, 4, 0.6), (12, 3, 0.7), (1, 6, 0.2)):
-            views = weak_and_strong(n, c, n)
             hint = f"With {n} rows, {c} classes and threshold {t} the value is off. Try four rows by hand, as above."
-            expect.close(answer(*views, t), my_fixmatch_loss(*views, t), hint, rtol=5e-4, what="the loss")
+            inputs = *weak_and_strong(n, c, n), t
+            expect.agree(answer, my_fixmatch_loss, inputs, hint, FIXMATCH_MISTAKES, "the loss", rtol=5e-4)
         even = torch.zeros(4, 2)
         reject_if(answer(even, even, 0.5) == 0, AT_THRESHOLD)
         names, views = ("the weak view", "the strong view"), weak_and_strong(9, 4, 2)
-        expect.stopped_gradient(answer, my_fixmatch_loss, views, 0.6, learns=1, names=names, else_moves="the labels would move")
+        expect.gradients(answer, my_fixmatch_loss, views, 0.6, names=names, learns=[1], else_moves="the labels would move")
         none = answer(views[0], views[1].requires_grad_(), 1.0)
         hint = "Right where some rows pass, but where none does the loss has to be 0: a sum of zeros, divided by N."
         expect.close(none, 0.0, hint, what="the loss")
         reject_if(not none.requires_grad, "Where no row passes, the 0 has no graph and backward() stops. Multiply by the mask.")
-
-
-def ramp_weight(step: int, start: int, end: int, final: float) -> float:
-    """0 before start, along a line to final at end, final from there on; start == end switches at once."""
-    if step >= end:
-        return float(final)
-    return final * (step - start) / (end - start) if step > start else 0.0
 
 
 RAMP_MISTAKES = {  # at step i of a ramp from a to b that ends at f
@@ -80,21 +72,24 @@ RAMP_MISTAKES = {  # at step i of a ramp from a to b that ends at f
     "The line goes on without end. From `end` on the weight stays at final.": lambda i, a, b, f: max(0.0, f * (i - a) / (b - a)),
     "Before start the line goes below 0. The weight is 0 there.": lambda i, a, b, f: min(f, f * (i - a) / (b - a)),
     "The ramp begins at step 0. It begins at start: use step − start.": lambda i, a, b, f: f * min(1.0, i / b),
-    "The step counter begins where the ramp does. It counts all steps.": lambda i, a, b, f: ramp_weight(i + a, a, b, f),
-    "The ramp ends at 1. Multiply it by final.": lambda i, a, b, f: ramp_weight(i, a, b, 1.0),
+    "The step counter begins where the ramp does. It counts all steps.": lambda i, a, b, f: pseudo_label_weight(i + a, a, b, f),
+    "The ramp ends at 1. Multiply it by final.": lambda i, a, b, f: pseudo_label_weight(i, a, b, 1.0),
 }
 
 
 def check_ramp(answer) -> None:
     ramp, steps = (20, 60, 3.0), (0, 7, 19, 20, 21, 30, 40, 55, 59, 60, 61, 100, 1000)
-    got = [expect.number(answer(step, *ramp), "the weight") for step in steps]
-    reject_mistakes(answer, ramp_weight, RAMP_MISTAKES, lambda f: torch.tensor([float(f(step, *ramp)) for step in steps]), 1e-5)
-    for step, weight in zip(steps, got, strict=True):
-        wanted = ramp_weight(step, *ramp)
+
+    def weights(f) -> Tensor:
+        return torch.tensor([expect.number(f(step, *ramp), "the weight") for step in steps])
+
+    reject_mistakes(answer, pseudo_label_weight, RAMP_MISTAKES, weights, 1e-5)
+    for step, weight in zip(steps, weights(answer).tolist(), strict=True):
+        wanted = pseudo_label_weight(step, *ramp)
         expect.close(weight, wanted, f"From 0 at step 20 to 3 at step 60, the weight at step {step} is {wanted:g}, not {weight:g}.", 1e-5)
-    for step, start, end, final in ((50, 0, 100, 1.0), (350, 100, 600, 3.0), (5, 0, 8, 0.0)):
-        hint = f"Right for a ramp from 20 to 60, but not from {start} to {end} with final {final:g}: is a number written into the function?"
-        expect.close(answer(step, start, end, final), ramp_weight(step, start, end, final), hint, what="the weight")
+    for inputs in ((50, 0, 100, 1.0), (350, 100, 600, 3.0), (5, 0, 8, 0.0)):
+        hint = "Right for a ramp from 20 to 60, but not from {1} to {2} with final {3:g}: is a number written in?".format(*inputs)
+        expect.agree(answer, pseudo_label_weight, inputs, hint, what="the weight")
     divided = "A ramp may have no length, start == end, and then (step − start) / (end − start) divides by 0. Ask for step >= end first."
     for step, start, wanted in ((0, 0, 3.0), (4, 5, 0.0), (5, 5, 3.0), (6, 5, 3.0)):
         with expect.hint_for_errors(divided, ZeroDivisionError):
@@ -106,16 +101,14 @@ def check_ramp(answer) -> None:
 
 def coverage_and_precision(logits: Tensor, labels: Tensor, threshold: float) -> tuple[float, float]:
     """The part of the rows that are sure enough, and the part of those that are right; NaN where none is. logits (N, C), labels (N,)."""
-    sureness, said = logits.softmax(dim=1).max(dim=1)
-    sure = sureness >= threshold
-    return sure.double().mean().item(), (said == labels)[sure].double().mean().item()
+    return tuple(float(rate) for rate in rates()(logits, labels, threshold))
 
 
 def rates(
     coverage=lambda sure, right: sure.mean(), precision=lambda sure, right: (sure * right).sum() / sure.sum(),
     sureness=lambda logits, labels: logits.softmax(1).amax(1),
 ):  # fmt: skip
-    """Wrong rates: made otherwise of who is sure and who is right (1 or 0 for each row), or with another sureness."""
+    """The two rates; wrong ones are made otherwise of who is sure and who is right (1 or 0 for each row), or of another sureness."""
 
     def answer(logits, labels, threshold):
         sure, right = (sureness(logits, labels) >= threshold).double(), (logits.argmax(1) == labels).double()
@@ -140,43 +133,34 @@ def check_rates(answer) -> None:
     first, second = z.topk(2, dim=1).indices.T
     y = torch.where(torch.rand(20, generator=torch.Generator().manual_seed(4)) < 0.6, first, second)
     t = 0.45  # below one half, so that a true class can be sure enough and yet not be the most probable
-    got, wanted = answer(z, y, t), coverage_and_precision(z, y, t)
-    expect.pair(got, wanted, "coverage", "precision")
+    expect.pair(answer(z, y, t), coverage_and_precision(z, y, t), "coverage", "precision")
     hints = {
         "the coverage": "The coverage is off. It is the part of the rows that pass.",
         "the precision": "The precision is off. It is the part of the passing rows whose largest logit is that of the label.",
     }
     for at, (name, hint) in enumerate(hints.items()):
-        reject_mistakes(answer, coverage_and_precision, RATE_MISTAKES, lambda f, at=at: f(z, y, t)[at])
-        expect.close(got[at], wanted[at], hint, what=name)
+        expect.agree(answer, coverage_and_precision, (z, y, t), hint, RATE_MISTAKES, name, itemgetter(at))
     reject_if(float(answer(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), 0.5)[0]) == 0, AT_THRESHOLD)
     nobody = "Where no row passes there is no precision: return math.nan for it (the coverage is 0)."
     with expect.hint_for_errors(f"{nobody} Here it is divided by 0.", ZeroDivisionError, ValueError):
         coverage, precision = map(float, answer(z, y, 1.0))
     reject_if(coverage != 0 or not math.isnan(precision), f"{nobody} Neither 0 nor 1 would be true, and both would be drawn.")
     z = weak_and_strong(7, 3, 6)[0]
-    y = z.argmax(1)
     hint = "Right for 20 rows of 4 classes, but not for 7 of 3: is a number written into the function?"
-    for value, wanted in zip(answer(z, y, 0.7), coverage_and_precision(z, y, 0.7), strict=True):
-        expect.close(value, wanted, hint)
+    for at in (0, 1):
+        expect.agree(answer, coverage_and_precision, (z, z.argmax(1), 0.7), hint, part=itemgetter(at))
 
 
 def expected_calibration_error(confidence: Tensor, right: Tensor, bins: int) -> float:
     """Mean gap between confidence and accuracy over bins of equal width, each weighted by its rows. confidence (N,), right bool (N,)."""
-    number = (confidence * bins).ceil().long().clamp(min=1) - 1  # a bin holds its upper end
-    error = 0.0
-    for b in range(bins):
-        inside = number == b
-        if inside.any():
-            error += inside.double().mean().item() * abs(confidence[inside].double().mean() - right[inside].double().mean()).item()
-    return error
+    return of_bins(lambda n, c, a, m: (n * (c - a).abs()).sum() / n.sum())(confidence, right, bins).item()
 
 
 def of_bins(measure):
-    """A wrong error: measure(rows, confidences, accuracies, middles), each a number for every bin that has rows."""
+    """An error that is measure(rows, confidences, accuracies, middles), each a number for every bin that has rows."""
 
     def error(confidence, right, bins):
-        number = (confidence * bins).ceil().long().clamp(min=1) - 1
+        number = (confidence * bins).ceil().long().clamp(min=1) - 1  # a bin holds its upper end
         filled = number.unique()
         means = [[(v[number == b]).double().mean() for b in filled] for v in (confidence, right)]
         return measure(number.bincount()[filled].double(), *map(torch.stack, means), (filled + 0.5) / bins)
@@ -200,19 +184,18 @@ def check_calibration(answer) -> None:
     with expect.hint_for_errors("A bin without rows divides by 0. Leave it out.", ZeroDivisionError):
         got = expect.number(answer(c, right, 5), "the error")
     reject_if(math.isnan(got), "A bin without rows has no mean, and NaN spreads to the sum. Leave such a bin out.")
-    reject_mistakes(answer, expected_calibration_error, CALIBRATION_MISTAKES, lambda f: abs(float(f(c, right, 5))))
     hint = "The error is off. By hand: ten rows with confidence 0.8, seven of them right, in one bin: |0.8 − 0.7| = 0.1."
-    expect.close(got, expected_calibration_error(c, right, 5), hint, what="the error")
-    whole, wrong = torch.tensor([1.0, 1.0, 0.55, 0.52]), torch.tensor([False, False, True, True])
+    expect.agree(answer, expected_calibration_error, (c, right, 5), hint, CALIBRATION_MISTAKES, "the error", lambda e: abs(float(e)))
+    whole = torch.tensor([1.0, 1.0, 0.55, 0.52]), torch.tensor([False, False, True, True]), 10
     hint = "Right up to here, but a row with a confidence of exactly 1 falls out of the last bin. The last bin includes its upper end."
-    expect.close(float(answer(whole, wrong, 10)), expected_calibration_error(whole, wrong, 10), hint, what="the error")
+    expect.agree(answer, expected_calibration_error, whole, hint, what="the error", part=float)
     hint = "Right for 5 bins, but not for 7: is a number written into the function?"
-    expect.close(float(answer(c, right, 7)), expected_calibration_error(c, right, 7), hint, what="the error")
+    expect.agree(answer, expected_calibration_error, (c, right, 7), hint, what="the error", part=float)
 
 
 EXERCISES = [
     Exercise("6.1", "FixMatch's loss", 20, 2, my_fixmatch_loss, check_fixmatch, FIXMATCH_MISTAKES),
-    Exercise("6.2", "The ramp", 5, 1, ramp_weight, check_ramp, RAMP_MISTAKES),
+    Exercise("6.2", "The ramp", 5, 1, pseudo_label_weight, check_ramp, RAMP_MISTAKES),
     Exercise("6.3", "Coverage and precision", 10, 1, coverage_and_precision, check_rates, RATE_MISTAKES),
     Exercise("6.4", "Expected calibration error", 15, 2, expected_calibration_error, check_calibration, CALIBRATION_MISTAKES),
 ]

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from sslcourse import diagnostics
+from sslcourse import diagnostics, evaluation
 from sslcourse.course.checks import expect
 from sslcourse.course.checks.expect import reject_if, reject_mistakes
 from sslcourse.course.exercises import Exercise
@@ -15,11 +15,7 @@ from sslcourse.course.exercises import Exercise
 
 def mcnemar_p(first_right: Tensor, second_right: Tensor) -> float:
     """Two-sided exact p-value of McNemar's test. first_right, second_right: bool (N,), the same images in the same order."""
-    only_first = int((first_right & ~second_right).sum())
-    only_second = int((second_right & ~first_right).sum())
-    disputed, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(disputed, i) for i in range(fewer + 1)) / 2**disputed
-    return min(1.0, 2 * tail)
+    return evaluation.mcnemar(first_right, second_right).p_value
 
 
 def of_split(p: Callable[[int, int], float], split=lambda a, b: (a & ~b, b & ~a)):
@@ -27,29 +23,25 @@ def of_split(p: Callable[[int, int], float], split=lambda a, b: (a & ~b, b & ~a)
     return lambda first, second: p(*sorted(int(part.sum()) for part in split(first, second)))
 
 
-def binomial(k: int, n: int) -> float:
-    return sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-
-
-def two_sided(z: float) -> float:
-    return math.erfc(abs(z) / math.sqrt(2))
+def exact(b: int, c: int) -> float:
+    return min(1.0, 2 * stats.binom.cdf(b, b + c, 0.5))
 
 
 def of_two_proportions(a, b):
     p, q, n = a.double().mean().item(), b.double().mean().item(), len(a)
-    return two_sided((p - q) / math.sqrt(p * (1 - p) / n + q * (1 - q) / n))
+    return 2 * stats.norm.sf(abs(p - q) / math.sqrt(p * (1 - p) / n + q * (1 - q) / n))
 
 
 MCNEMAR_MISTAKES = {
-    "One-sided: only one of the two directions is counted. Double it.": of_split(lambda b, c: binomial(b, b + c)),
+    "One-sided: only one of the two directions is counted. Double it.": of_split(lambda b, c: exact(b, c) / 2),
     "The coin is tossed for all images. Only the disputed ones take part, that one has right and the other wrong.":
-        lambda first, second: of_split(lambda b, c: min(1.0, 2 * binomial(b, len(first))))(first, second),
+        lambda first, second: of_split(lambda b, c: exact(b, len(first) - b))(first, second),
     "These are the images that each has right, the common ones included. Count those that ONE has right: a & ~b.":
-        of_split(lambda b, c: min(1.0, 2 * binomial(b, b + c)), lambda first, second: (first, second)),
+        of_split(exact, lambda first, second: (first, second)),
     "This is the chi-square approximation. Add the binomial probabilities themselves: math.comb(n, i) / 2**n.":
-        [of_split(lambda b, c, less=less: two_sided((c - b - less) / math.sqrt(b + c))) for less in (0, 1)],
+        [of_split(lambda b, c, less=less: stats.chi2.sf((c - b - less) ** 2 / (b + c), 1)) for less in (0, 1)],
     "This compares two accuracies as if they came from different images. Look at the images in dispute instead.": of_two_proportions,
-    "The observed count itself is left out of the tail: range(k + 1) includes k.": of_split(lambda b, c: 2 * binomial(b - 1, b + c)),
+    "The observed count itself is left out of the tail: range(k + 1) includes k.": of_split(lambda b, c: exact(b - 1, c + 1)),
 }
 
 
@@ -65,12 +57,11 @@ def check_mcnemar(answer) -> None:
     def p_value(*counts):
         return expect.number(answer(*right_or_wrong(*counts)), "the p-value")
 
-    p_value(20, 9, 3, 8)
-    reject_mistakes(answer, mcnemar_p, MCNEMAR_MISTAKES, lambda f: float(f(*right_or_wrong(20, 9, 3, 8))), rtol=1e-6)
     for counts in ((20, 9, 3, 8), (5, 2, 11, 30), (0, 1, 7, 0)):
-        wanted = mcnemar_p(*right_or_wrong(*counts))
-        hint = f"With {counts[1]} images that only the first has right and {counts[2]} that only the second has, p is {wanted:.4f}."
-        expect.close(p_value(*counts), wanted, hint, rtol=1e-6, what="the p-value")
+        images = right_or_wrong(*counts)
+        told = f"{counts[1]} images that only the first has right and {counts[2]} that only the second has"
+        hint = f"With {told}, p is {mcnemar_p(*images):.4f}."
+        expect.agree(answer, mcnemar_p, images, hint, MCNEMAR_MISTAKES, part=lambda p: expect.number(p, "the p-value"), rtol=1e-6)
     even = p_value(4, 5, 5, 4)
     reject_if(even > 1 + 1e-9, f"Five images against five give p = {even:.3f}. A probability stops at 1: min(1.0, ...).")
     expect.close(even, 1.0, "Five images against five: nothing is more likely, so p is 1.", what="the p-value")
@@ -83,12 +74,8 @@ def check_mcnemar(answer) -> None:
 
 def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
     """Mean difference first − second over R paired runs, and its 95 % Student interval: (difference, low, high)."""
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    runs = len(differences)
-    mean = sum(differences) / runs
-    error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (runs - 1) / runs)
-    half = float(stats.t.ppf(0.975, runs - 1)) * error
-    return mean, mean - half, mean + half
+    found = evaluation.paired_runs(first, second)
+    return found.difference, *found.interval
 
 
 def interval(quantile=lambda r: stats.t.ppf(0.975, r - 1), error=lambda d, a, b: d.std() / len(d) ** 0.5, differ=lambda a, b: a - b):
@@ -123,14 +110,11 @@ def three_numbers(got) -> Tensor:
 
 def check_interval(answer) -> None:
     runs, fewer = ([66.1, 61.9, 70.2, 64.0], [60.5, 58.8, 68.7, 64.6]), ([71.0, 68.5, 74.9], [55.0, 57.5, 61.0])
-    got, wanted = three_numbers(answer(*runs)), paired_interval(*runs)
-    reject_mistakes(answer, paired_interval, INTERVAL_MISTAKES, lambda f: three_numbers(f(*runs)), rtol=1e-3)
-    expect.close(got[0], wanted[0], "The first number is the mean of the differences, first − second.", what="the difference")
-    for at, name in ((1, "the lower end"), (2, "the upper end")):
-        hint = f"For four runs {name} is off: mean ∓ t · deviation / √R, where t is {stats.t.ppf(0.975, 3):.3f}."
-        expect.close(got[at], wanted[at], hint, rtol=1e-3, what=name)
+    expect.close(three_numbers(answer(*runs))[0], paired_interval(*runs)[0], "The first number is the mean of first − second.")
+    hint = f"For four runs the ends are off: mean ∓ t · deviation / √R, where t is {stats.t.ppf(0.975, 3):.3f}."
+    expect.agree(answer, paired_interval, runs, hint, INTERVAL_MISTAKES, part=three_numbers, rtol=1e-3)
     hint = "Right for four runs, but not for three: is a number of runs written into the function?"
-    expect.close(three_numbers(answer(*fewer)), three_numbers(paired_interval(*fewer)), hint, rtol=1e-3)
+    expect.agree(answer, paired_interval, fewer, hint, part=three_numbers, rtol=1e-3)
 
 
 def honest_accuracy(validation: Tensor, test: Tensor) -> Tensor:
@@ -173,13 +157,13 @@ def check_epoch(answer) -> None:
     reject_if(got.shape == (5, 1), "The shape is (5, 1): one dimension too many. .squeeze(-1) takes it away.")
     reject_if(got.shape == (5, 5), "test[:, chosen] picks every chosen epoch for every run. Pair them: test.gather(-1, ...).")
     expect.shape(got, (5,), "the accuracies")
-    reject_mistakes(answer, honest_accuracy, EPOCH_MISTAKES, lambda f: f(validation, test))
-    expect.close(got, honest_accuracy(validation, test), "For each run, find the best epoch on validation, then look test up there.")
-    more = curves(3, 11, 5)
-    expect.close(answer(*more), honest_accuracy(*more), "Right for 5 runs of 20 epochs, but not for 3 of 11: is a number written in?")
+    hint = "For each run, find the best epoch on validation, then look test up there."
+    expect.agree(answer, honest_accuracy, (validation, test), hint, EPOCH_MISTAKES)
+    hint = "Right for 5 runs of 20 epochs, but not for 3 of 11: is a number written in?"
+    expect.agree(answer, honest_accuracy, curves(3, 11, 5), hint)
     hint = "Right for (R, E), but not for the curves (E,) of a single run: count dimensions from the end, dim=-1."
     with expect.hint_for_errors(hint):
-        expect.close(answer(validation[1], test[1]), honest_accuracy(validation[1], test[1]), hint)
+        expect.agree(answer, honest_accuracy, (validation[1], test[1]), hint)
 
 
 def copies_of_test_images(unlabelled: Tensor, test: Tensor) -> Tensor:
@@ -188,9 +172,9 @@ def copies_of_test_images(unlabelled: Tensor, test: Tensor) -> Tensor:
     return torch.tensor([picture.tobytes() in known for picture in unlabelled.cpu().numpy()], dtype=torch.bool)
 
 
-def alike(look=lambda x: x, pixels=torch.all, others=torch.any):
-    """A wrong comparison: of a part `look` of each image; of how many pixels, and with how many of the others, it has to hold."""
-    return lambda unlabelled, test: others(pixels(look(unlabelled).flatten(1)[:, None] == look(test).flatten(1), 2), 1)
+def alike(look=lambda x: x, pixels=torch.all):
+    """A wrong comparison: of a part `look` of each image, or of how many pixels."""
+    return lambda unlabelled, test: pixels(look(unlabelled).flatten(1)[:, None] == look(test).flatten(1), 2).any(1)
 
 
 def nearly(unlabelled, test):
@@ -198,16 +182,12 @@ def nearly(unlabelled, test):
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").amin(1) <= 1.5
 
 
-def in_order(unlabelled, test):
-    n = min(len(unlabelled), len(test))
-    return torch.cat([(unlabelled[:n] == test[:n]).flatten(1).all(1), torch.zeros(len(unlabelled) - n, dtype=torch.bool)])
-
-
 COPY_MISTAKES = {
     "Only the first channel is compared. An image in other colours is no copy.": alike(lambda x: x[:, :1]),
     "Sums or means are compared. Compare pixel by pixel.": alike(lambda x: x.double().sum((1, 2, 3))[:, None]),
     "One equal pixel is enough here. All pixels have to be equal: .all() over them.": alike(pixels=torch.any),
-    "Image i is compared with image i only. A copy may stand anywhere: each with all.": in_order,
+    "Image i is compared with image i only. A copy may stand anywhere: each with all.":
+        lambda u, t: torch.cat([(u[: len(t)] == t).flatten(1).all(1), torch.zeros(len(u) - len(t), dtype=torch.bool)]),
     "Only the last test image is looked for: does a loop overwrite its result?": lambda u, t: copies_of_test_images(u, t[-1:]),
     "A near copy is marked too. Exact copies only: every pixel the same. (Near copies matter, and are another search.)": nearly,
 }
@@ -218,14 +198,11 @@ def pool(seed: int, unlabelled: int = 60, test: int = 17, side: int = 6) -> tupl
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=generator) for n in (unlabelled, test))
     a[[3, 10, 11, 41, 59]] = b[[5, 0, 16, 5, 9]]  # copies, one picture twice
-    a[20] = b[2].flip(2)  # the same pixels in another order
-    a[21] = b[3]
+    a[20:24] = b[[2, 3, 4, 6]]
+    a[20] = a[20].flip(2)  # the same pixels in another order
     a[21, 1, 2, 2] ^= 1  # one grey level in one pixel
-    a[22], a[23], a[24] = b[4], b[6], b[7]
     a[22, 1:] = 255 - a[22, 1:]  # other colours
     a[23, :, 1:] = 255 - a[23, :, 1:]  # the same first row
-    a[24] = 255 - a[24]
-    a[24, :, 0, 0] = b[7, :, 0, 0]  # the same first pixel
     a[25] = a[26]  # a copy of another unlabelled image
     return a, b
 
@@ -239,15 +216,11 @@ def check_copies(answer) -> None:
     reject_if(got.dtype != torch.bool, f"The mask has to be of bool, one value for each unlabelled image; this is {got.dtype}.")
     expect.shape(got, (len(a),), "the mask")
     reject_mistakes(answer, copies_of_test_images, COPY_MISTAKES, lambda f: f(a, b))
-    for seed, side in ((5, 6), (6, 40)):
-        a, b = pool(seed, test=3 * side, side=side)
+    for side, told in ((6, ""), (40, " Smaller images were right: are distances computed in floating point? Compare the bytes.")):
+        a, b = pool(side, test=3 * side, side=side)
         a = torch.cat([a, b])  # many copies, for rounding may spare a few
-        got, wanted = answer(a, b), copies_of_test_images(a, b)
-        expect.shape(got, wanted.shape, "the mask")
-        missed, false = int((wanted & ~got).sum()), int((got & ~wanted).sum())
-        counted = f"{missed} copies are missed, and {false} images are marked that are none."
-        rounded = "" if side == 6 else " Smaller images were right: are distances computed in floating point? Compare the bytes."
-        reject_if(missed or false, counted + rounded)
+        wrong = int((answer(a, b) != copies_of_test_images(a, b)).sum())
+        reject_if(wrong, f"{wrong} of {len(a)} images are copies and not marked, or marked and none.{told}")
     a, b = pool(7, unlabelled=400, test=300)
     with diagnostics.LargestTensor() as largest:
         answer(a, b)
