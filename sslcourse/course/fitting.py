@@ -1,6 +1,7 @@
 """Own images in every lesson: what a lesson does instead of what a small, imbalanced or many-sided data set does not allow, said first."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -22,53 +23,42 @@ def fitted(images, labels: int, batch: int) -> tuple:
     training images go over to it. labels: a class, as the lesson would take them. batch: unlabelled images a step.
     CourseError where fewer than two classes are left.
     """
-    told = []
-    known = torch.cat([images.train_labels, images.validation_labels])
-    counts = torch.bincount(known, minlength=images.num_classes)
-    kept = (counts >= LEAST).nonzero().flatten().tolist()
-    if len(kept) < 2:
+    together = torch.bincount(torch.cat([images.train_labels, images.validation_labels]), minlength=images.num_classes)
+    rare = [name for name, n in zip(images.class_names, together.tolist(), strict=True) if n < LEAST]
+    if images.num_classes - len(rare) < 2:
         need = f"a lesson needs two classes with at least {LEAST} images beside those for the test"
         raise CourseError(f"DATASET is {images.name!r}, which is too small: {need}. Add images to its folders, and import them again.")
-    if len(kept) < images.num_classes:
-        few = [images.class_names[c] for c in (counts < LEAST).nonzero().flatten()]
-        told.append(f"classes with fewer than {LEAST} images beside those for the test are left out ({_some(few)})")
-        images = _only(images, kept)
-    before, images = len(images.validation_labels), _dealt(images)
-    if len(images.validation_labels) != before:
-        now = f"{len(images.validation_labels)} to choose by, where there were {before}"
-        told.append(f"training and validation images are dealt anew, with {now}")
-    counts = torch.bincount(images.train_labels, minlength=images.num_classes)
-    least = int(counts.min())
-    if least < labels:
-        rarest = images.class_names[int(counts.argmin())]
-        told.append(f"comparisons take at most {least} labels a class and not {labels}, because {rarest!r} has no more training images")
-    shares = torch.bincount(images.test_labels, minlength=images.num_classes) / max(1, len(images.test_labels))
-    if shares.max() > 1.5 / images.num_classes:
-        always = images.class_names[int(shares.argmax())]
-        told.append(f"who always says {always!r} is right in {100 * shares.max():.0f} % of the test images, which is what to compare with")
-    if images.num_classes <= 3:
-        told.append("top-3 accuracy is left out, because it is 100 %")
-    if images.num_classes > NAMED:
-        told.append(f"figures name or show at most {NAMED} of its {images.num_classes} classes")
-    if len(images.unlabeled) < batch:
-        told.append(f"a step takes all its {len(images.unlabeled)} unlabelled images and not {batch}, so a larger BUDGET helps")
-    if unwritten := plots.fonts_for("".join(images.class_names)):
-        told.append(f"figures show boxes for {unwritten}, which no font here has (install one, such as Noto Sans CJK, and restart)")
-    return images, f"On {images.name}: {'; '.join(told)}." if told else ""
+    before = len(images.validation_labels)
+    images = _dealt(_without(images, rare) if rare else images)
+    names, after = images.class_names, len(images.validation_labels)
+    train, test = (torch.bincount(labels, minlength=len(names)) for labels in (images.train_labels, images.test_labels))
+    warnings.filterwarnings("ignore", message="The number of unique classes")  # scikit-learn's, of each probe on a label or two a class
+    share, unwritten = test.max() / max(1, int(test.sum())), plots.fonts_for("".join(names))
+    told = [
+        (rare, f"classes with fewer than {LEAST} images beside those for the test are left out ({', '.join(rare)})"),
+        (after != before, f"training and validation images are dealt anew, with {after} to choose by, where there were {before}"),
+        (train.min() < labels, f"comparisons take at most {train.min()} labels a class and not {labels}, because "
+         f"{names[train.argmin()]!r} has no more training images"),
+        (share > 1.5 / len(names), f"who always says {names[test.argmax()]!r} is right in {100 * share:.0f} % of the test images, "
+         "which is what to compare with"),
+        (len(names) <= 3, "top-3 accuracy is left out, because it is 100 %"),
+        (len(names) > NAMED, f"figures name or show at most {NAMED} of its {len(names)} classes"),
+        (len(images.unlabeled) < batch, f"a step takes all its {len(images.unlabeled)} unlabelled images and not {batch}, "
+         "so a larger BUDGET helps"),
+        (unwritten, f"figures show boxes for {unwritten}, which no font here has (install one, such as Noto Sans CJK, and restart)"),
+    ]  # fmt: skip
+    said = "; ".join(sentence for holds, sentence in told if holds)
+    return images, f"On {images.name}: {said}." if said else ""
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _only(images, kept: list[int]):
-    """The same ImageSet with these classes only, numbered anew; a pool of unlabelled images of its own stays."""
+def _without(images, names: list[str]):
+    """The same ImageSet without these classes, numbered anew; a pool of unlabelled images of its own stays."""
+    kept = torch.tensor([c for c, name in enumerate(images.class_names) if name not in names])
     fields = {"class_names": [images.class_names[c] for c in kept]}
     for split in prepared.SPLITS:
         labels = getattr(images, f"{split}_labels")
-        rows = torch.isin(labels, torch.tensor(kept))
-        fields[f"{split}_images"] = getattr(images, f"{split}_images")[rows]
-        fields[f"{split}_labels"] = torch.searchsorted(torch.tensor(kept), labels[rows])
+        rows = torch.isin(labels, kept)
+        fields |= {f"{split}_images": getattr(images, f"{split}_images")[rows], f"{split}_labels": torch.searchsorted(kept, labels[rows])}
     return replace(images, **fields, unlabeled=None if images.unlabeled is images.train_images else images.unlabeled)
 
 

@@ -154,9 +154,9 @@ class Lesson:
         """An ImageSet with which this lesson runs to its end, after a sentence about what that leaves out; see `course.fitting.fitted`."""
         from sslcourse.course import fitting
 
-        images, told = fitting.fitted(images, labels, batch=self.pick(smoke=32, cpu=64, gpu=256))
-        if told:
-            print(textwrap.fill(told, 110))
+        batch = self.pick(smoke=32, cpu=64, gpu=256) if 1 < self.number < 7 else 0  # the first and the last lesson learn from labels alone
+        images, told = fitting.fitted(images, labels, batch)
+        print(textwrap.fill(told, 110), end="\n" if told else "")
         return images
 
     def record(self, name: str, **fields) -> dict:

@@ -1,5 +1,6 @@
 """Named data sets: the ImageSet, toybox on first use, prepared folders and what happens when they are damaged."""
 
+import dataclasses
 import json
 import multiprocessing
 
@@ -101,9 +102,23 @@ def test_a_subset_keeps_images_with_their_labels_in_order():
     assert rows(less) == sorted(rows(less)) and torch.equal(less.train_labels, images.train_labels[rows(less)])
     assert rows(less) == rows(images.subset(train=4, seed=1)) != rows(images.subset(train=4, seed=2))
     assert rows(images.subset(train=10**6)) == rows(images)  # at most
+    odd = dataclasses.replace(images, train_labels=torch.tensor([0] * 19 + [1]), validation_labels=torch.tensor([1] + [0] * 19))
+    for seed in range(8):  # no class is lost, though 19 of 20 images are of the other
+        few = odd.subset(train=4, validation=2, seed=seed)
+        assert few.train_labels.tolist() == [0, 0, 0, 1] and few.validation_labels.tolist() == [1, 0]
     for most in (-1, 2.0, True, "3"):
         with pytest.raises(ValueError, match="train is"):
             images.subset(train=most)
+
+
+def test_rows_are_taken_class_by_class_where_a_draw_lacks_one_or_on_request():
+    labels = torch.tensor([2, 0, 0, 0, 1, 2])
+    assert datasets.first_of_each(labels, 5).tolist() == [1, 4, 0, 2, 5] and len(datasets.first_of_each(labels, 9)) == 6
+    order = torch.tensor([3, 2, 1, 0, 5, 4])
+    assert datasets.rows_of_every_class(order, labels, 3).tolist() == [3, 0, 4]
+    assert datasets.rows_of_every_class(order, labels, 4, each=2).tolist() == [3, 0, 4, 2]
+    assert datasets.rows_of_every_class(order[:4], labels, 2).tolist() == [3, 0]
+    assert torch.equal(datasets.rows_of_every_class(order, labels, 6), order)
 
 
 def test_toybox_is_drawn_once_and_then_read(tmp_path, drawn):

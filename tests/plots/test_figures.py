@@ -145,6 +145,18 @@ def test_the_difference_of_two_confusions(shown):
         plots.confusion_difference(FIRST, result([0] * 6, labels=(0, 0, 1, 1, 2, 1)), title="T", names="ab")
 
 
+def test_of_many_classes_the_most_confused_are_drawn_and_the_text_is_about_all(shown):
+    said, names = torch.arange(25), [f"c{i}" for i in range(25)]
+    said[24] = 3
+    confused = evaluation.Result(torch.eye(25)[said], torch.arange(25), names)
+    plots.confusion(confused, title="T")
+    plots.confusions_over_time([confused.confusion] * 2, ["a", "b"], names, title="T")
+    for figure in shown:
+        drawn = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert len(drawn) == 20 and {"c3", "c24"} <= set(drawn) and "25 classes" in figure.alt and "c24 taken for c3" in figure.alt
+    assert shown[0].axes[0].get_xlabel() == "predicted (20 of 25 classes)"
+
+
 def test_unnormalise_undoes_the_augmentations_last_step():
     assert torch.equal(plots.unnormalise(augment.evaluation(8)(PICTURES)), PICTURES)
     assert plots.unnormalise(torch.tensor([-99.0, 99, 0]).view(1, 3, 1, 1)).flatten().tolist() == [0, 255, 128]
