@@ -68,12 +68,13 @@ def distance(z: Tensor) -> Tensor:
     return (c - torch.eye(len(c))).pow(2).sum()
 
 
-def by_std(z: Tensor) -> Tensor:
-    return distance((z - z.mean(0)) / z.std(0))
+def standardised_by(deviation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The loss `distance` of z (N, D) whose mean is taken off, divided by deviation(z) (D)."""
+    return lambda z: distance((z - z.mean(0)) / deviation(z))
 
 
-def eps_inside(z: Tensor) -> Tensor:
-    return distance((z - z.mean(0)) / (z.var(0) + EPS).sqrt())
+by_std = standardised_by(lambda z: z.std(0))
+eps_inside = standardised_by(lambda z: (z.var(0) + EPS).sqrt())
 
 
 def similarities(z: Tensor) -> Tensor:
@@ -139,16 +140,16 @@ _FAULTS = [  # in the order in which a step meets them: what is there before, st
     Fault("constant dimension", "a dimension is the same for all images: 0/0", LOSS_NAN, "the smallest std of a dimension", INSIDE,
           broken=by_std, repaired=eps_inside, harmful=with_constant_column),
     Fault("eps outside the root", "var.sqrt() + eps, and a dimension is constant", GRADIENT_NAN, GRADIENTS, INSIDE,
-          broken=lambda z: distance((z - z.mean(0)) / (z.var(0).sqrt() + EPS)), repaired=eps_inside, harmful=with_constant_column),
+          broken=standardised_by(lambda z: z.var(0).sqrt() + EPS), repaired=eps_inside, harmful=with_constant_column),
     Fault("eps outside the power", "var ** 0.5 + eps, and a dimension is constant", GRADIENT_NAN, GRADIENTS, INSIDE,
-          broken=lambda z: distance((z - z.mean(0)) / (z.var(0) ** 0.5 + EPS)), repaired=eps_inside, harmful=with_constant_column),
+          broken=standardised_by(lambda z: z.var(0) ** 0.5 + EPS), repaired=eps_inside, harmful=with_constant_column),
     Fault("bare root", "the deviation of a constant dimension, as a loss", GRADIENT_NAN, GRADIENTS, INSIDE,
           broken=lambda z: F.relu(1 - z.var(0).sqrt()).mean(), repaired=lambda z: F.relu(1 - (z.var(0) + EPS).sqrt()).mean(),
           harmful=with_constant_column),
     Fault("variance in one pass", "E[x²] − E[x]² of numbers far from 0 falls below 0 by rounding", LOSS_NAN,
           "the mean of a dimension, in units of its std", "var(), which takes the mean off first",
-          broken=lambda z: distance((z - z.mean(0)) / ((z * z).mean(0) - z.mean(0) ** 2).sqrt()),
-          repaired=lambda z: distance((z - z.mean(0)) / (z.var(0, correction=0) + EPS).sqrt()), harmful=lambda x: 1e4 + 1e-2 * x),
+          broken=standardised_by(lambda z: ((z * z).mean(0) - z.mean(0) ** 2).sqrt()),
+          repaired=standardised_by(lambda z: (z.var(0, correction=0) + EPS).sqrt()), harmful=lambda x: 1e4 + 1e-2 * x),
     Fault("eps too large", "the features are small beside the root of eps", ALL_FINITE, "the diagonal of the correlation matrix",
           "a smaller eps, or larger features", broken=lambda z: distance(F.batch_norm(z, None, None, training=True, eps=EPS)),
           repaired=lambda z: distance(F.batch_norm(z, None, None, training=True, eps=1e-12)), harmful=lambda x: 1e-3 * x),

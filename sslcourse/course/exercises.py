@@ -13,19 +13,21 @@ import functools
 import html
 import importlib.util
 import inspect
-import linecache
 import random
 import re
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from sslcourse import display
 from sslcourse.course import lesson as lessons
 from sslcourse.devices import random_states_kept
 from sslcourse.errors import CourseError
+from sslcourse.results import Table
 
 DONE, HINT, OPEN = "done", "hint", "not attempted"
 _MARKS = {DONE: ("✓", "#2e7d32"), HINT: ("✗", "#c62828"), OPEN: ("·", "#757575")}
@@ -97,8 +99,6 @@ def find_exercise(id: str) -> Exercise:
 
 def report(number: int | None = None):
     """A table of the exercises of a lesson (the current one) and how each went."""
-    from sslcourse.results import Table
-
     if number is None and (begun := lessons.current()):
         number = begun.number
     tasks = lesson_exercises(number) if number else {id: find_exercise(id) for id in _statuses}
@@ -167,8 +167,8 @@ def _copied(value):
 
 def _equal(before, after) -> bool:
     if isinstance(before, torch.Tensor):
-        same_form = before.shape == after.shape and before.dtype == after.dtype
-        return same_form and torch.allclose(before.detach().double(), after.detach().double(), rtol=0, atol=0, equal_nan=True)
+        values = (tensor.detach().cpu().double() for tensor in (before, after))
+        return before.dtype == after.dtype and np.array_equal(*values, equal_nan=True)
     if type(before) in (list, tuple):
         return len(before) == len(after) and all(map(_equal, before, after))
     return before is after or before == after
@@ -176,13 +176,9 @@ def _equal(before, after) -> bool:
 
 def _explain(error: BaseException, function: Callable) -> str:
     """An error inside the learner's function, with the line of their code that it came from."""
-    file, steps, trace = getattr(getattr(function, "__code__", None), "co_filename", None), [], error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
-            steps.append(trace.tb_lineno)
-        trace = trace.tb_next
-    text = linecache.getline(file, steps[-1]).strip() if steps else ""
-    place = (f" in line {steps[-1]} of the cell" if steps else "") + (f": `{text}`" if text else "")
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    steps = [step for step in traceback.extract_tb(error.__traceback__) if step.filename == file]
+    place = f" in line {steps[-1].lineno} of the cell: `{steps[-1].line}`" if steps else ""
     if isinstance(error, RecursionError):
         return f"The function calls itself without end{place}. Did you mean to call another function of nearly the same name?"
     if isinstance(error, NotImplementedError):
@@ -191,8 +187,7 @@ def _explain(error: BaseException, function: Callable) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else "no message"
+    return str(error).strip().partition("\n")[0][:300] or "no message"
 
 
 def _check_signature(task: Exercise, function: Callable) -> None:
@@ -267,4 +262,4 @@ def _say(task: Exercise, status: str, message: str) -> None:
     plain = f"{mark} Exercise {task.id}. {message}{goes_on}"
     body = f'<span style="color:{colour};font-weight:bold">{mark}</span> <strong>Exercise {task.id}.</strong> {html.escape(message)}'
     style = f"border-left:3px solid {colour};padding:0.3em 0.8em"
-    lessons.show(plain, html=f'<div style="{style}">{body}<span style="opacity:0.7">{goes_on}</span></div>')
+    display.show(plain, {"text/html": f'<div style="{style}">{body}<span style="opacity:0.7">{goes_on}</span></div>'})

@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sslcourse import datasets, display
+import numpy
+import torch
+
+from sslcourse import __version__, datasets, display, models, results, training
+from sslcourse.datasets import sources
 from sslcourse.devices import choose_device
 from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, repository_root, slug, write_json
@@ -87,8 +91,6 @@ def find_data(dataset: str, data_dir: Path, labels_per_class: int = 1, fetch: bo
 
     Raises CourseError, with the way out, for a data set that is not there, or whose classes have fewer images than labels are asked for.
     """
-    from sslcourse.datasets import sources
-
     identity, most = None, datasets.toybox.OPTIONS["train"] // len(datasets.toybox.CLASS_NAMES)
     if dataset != "toybox":
         try:
@@ -111,9 +113,8 @@ def network_file_name(
     method: str, dataset: str, lesson: int | None = None, labels=None, tier: str = "cpu", seed: int = 0, variant: str = "", **_
 ) -> str:  # fmt: skip
     """'03-simclr-toybox.safetensors', '01-supervised-toybox-100-smoke-seed3.safetensors': a smoke run replaces no real network."""
-    number, count = None if lesson is None else f"{lesson:02d}", None if labels is None else str(labels)
-    parts = [number, slug(method), slug(dataset), count, slug(tier) if tier != "cpu" else None, f"seed{seed}" if seed else None]
-    parts.append(slug(variant) if variant else None)
+    parts = [lesson and f"{lesson:02d}", slug(method), slug(dataset), labels and str(labels), tier != "cpu" and slug(tier)]
+    parts += [seed and f"seed{seed}", variant and slug(variant)]
     return "-".join(filter(None, parts)) + ".safetensors"
 
 
@@ -136,15 +137,11 @@ class Lesson:
         """The value for this tier: pick(smoke=1, cpu=20, gpu=100). full falls back to gpu, and gpu to cpu; smoke and cpu are required."""
         if not {"smoke", "cpu"} <= set(values) <= set(TIERS):
             raise TypeError(f"pick needs smoke and cpu, and may have gpu and full; it got {sorted(values)}")
-        if self.tier == "smoke":
-            return values["smoke"]
-        fallbacks = TIERS[TIERS.index(self.tier) : 0 : -1]
-        return next(values[tier] for tier in fallbacks if tier in values)
+        up_to_this = TIERS[: TIERS.index(self.tier) + 1]
+        return next(values[tier] for tier in reversed(up_to_this) if tier in values)
 
     def network(self, size: int, width: int = 0) -> tuple[str, Callable]:
         """The encoder that suits the tier, for images of this size, or a ResNet-9 of `width`: its name, and a function that makes one."""
-        from sslcourse import models
-
         if width or self.tier in ("smoke", "cpu"):
             width = width or self.pick(smoke=8, cpu=16)
             return f"ResNet-9, width {width}", lambda: models.resnet9(width)
@@ -161,8 +158,6 @@ class Lesson:
 
     def record(self, name: str, **fields) -> dict:
         """A result record with this lesson's number, data set, seed, tier, device and seconds filled in; see `sslcourse.results.record`."""
-        from sslcourse import results
-
         known = {"dataset": self.dataset, "seed": self.seed, "tier": self.tier, "device": self.device}
         name = f"{name}-{self.variant}" if self.variant else name
         return results.record(self.number, name, **(known | {"seconds": time.perf_counter() - self.started} | fields))
@@ -172,8 +167,6 @@ class Lesson:
 
         runs: the `evaluation.Result` of each. images: the ImageSet, of which per_class labels of each class were used.
         """
-        from sslcourse import results
-
         kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
         metrics = {kind: results.over_runs([getattr(run, kind) for run in runs], n=runs[0].n) for kind in kinds}
         about = {"method": method, "labels": per_class * images.num_classes, "metrics": metrics, "image_size": images.size}
@@ -185,8 +178,6 @@ class Lesson:
 
         about: method, size and others of `sslcourse.models.save_network`; lesson, data set, tier and seed are filled in.
         """
-        from sslcourse import models
-
         about = {"lesson": self.number, "dataset": self.dataset, "tier": self.tier, "seed": self.seed} | about
         about |= {"variant": self.variant} if self.variant else {}
         path = self.results_dir / models.NETWORKS_FOLDER / network_file_name(**about)
@@ -194,13 +185,11 @@ class Lesson:
 
     def finish(self, headline: str, records: Iterable[Mapping] = ()) -> None:
         """The last cell: write the records, print the headline with time and memory, and leave a summary for headless runs."""
-        import torch
-
-        from sslcourse import results
-
         if not isinstance(headline, str) or not headline.strip():
             raise ValueError("headline is the one sentence that this lesson found; it must not be empty")
-        _refuse_unfinished()
+        if training.unfinished:
+            names = ", ".join(training.unfinished)
+            raise CourseError(f"Nothing is kept of trainings that were interrupted ({names}): run their cells again, and then this one.")
         seconds, peak = time.perf_counter() - self.started, peak_memory()
         peak_gpu = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         try:
@@ -256,10 +245,7 @@ def start(
     fetch = asked == "default" and (tier, dataset) == ("gpu", "cifar10")
     find_data(dataset, data_dir, parameters.get("labels_per_class", 1), fetch)
 
-    import numpy
-    import torch
-
-    from sslcourse import plots
+    from sslcourse import plots  # matplotlib takes a second, which headless runs need not wait
 
     random.seed(seed)
     numpy.random.seed(seed)
@@ -278,35 +264,20 @@ def current() -> Lesson | None:
     return _current
 
 
-def _refuse_unfinished() -> None:
-    from sslcourse import training
-
-    if training.unfinished:
-        names = ", ".join(training.unfinished)
-        raise CourseError(f"Nothing is kept of trainings that were interrupted ({names}): run their cells again, and then this one.")
-
-
 def summary_name(lesson: int) -> str:
     """The name of the file in which a lesson leaves its headline, time and memory."""
-    from sslcourse import results
-
     return f"{results.SUMMARY_PREFIX}{lesson:02d}.json"
 
 
 def _report(lesson: Lesson) -> str:
-    import torch
-
-    from sslcourse import __version__, results
-
     total = None
     with contextlib.suppress(AttributeError, OSError, ValueError):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kind, colab = "CPU" if lesson.device.type == "cpu" else "GPU", " · Colab" if "google.colab" in sys.modules else ""
     lines = [
         f"Lesson {lesson.number} of {len(TITLES)}: {TITLES[lesson.number]}",
         f"tier {lesson.tier} ({BUDGETS[lesson.tier]}) · data set {lesson.dataset} · seed {lesson.seed}",
-        f"{kind} {results.device_name(lesson.device)} · {cores} CPU cores · {memory(total)} of memory",
+        f"{kind} {results.device_name(lesson.device)} · {cores()} CPU cores · {memory(total)} of memory",
         f"Python {platform.python_version()} · torch {torch.__version__} · sslcourse {__version__}{colab}",
     ]
     costs = results.measured_costs(lesson.number)
@@ -318,6 +289,11 @@ def _report(lesson: Lesson) -> str:
     if lesson.tier in ("gpu", "full") and lesson.device.type == "cpu":
         lines.append(f"There is no CUDA device here, so tier {lesson.tier!r} will take very long; TIER = 'cpu' is made for this machine.")
     return "\n".join(lines)
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory() -> int | None:
@@ -355,12 +331,7 @@ def expect_error(*exceptions: type[BaseException]):
         raise AssertionError(f"This cell was expected to raise {' or '.join(kind.__name__ for kind in exceptions)}, and it did not.")
 
 
-def show(plain: str, **formats: str) -> None:
-    """Show a text in other formats (html="...", markdown="...") where there is a notebook to show them in, and print it elsewhere."""
-    display.show(plain, {f"text/{name}": text for name, text in formats.items()})
-
-
 def say(text: str) -> None:
     """Show a sentence with computed numbers in it, as Markdown, where dollars stay dollars; plain text outside a notebook."""
     text = textwrap.dedent(text).strip()
-    show(text, markdown=text.replace("$", r"\$"))
+    display.show(text, {"text/markdown": text.replace("$", r"\$")})

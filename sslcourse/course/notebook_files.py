@@ -15,7 +15,6 @@ from sslcourse.files import reason, write_atomically
 LARGEST_FILE = 2_000_000  # bytes
 LONGEST_CELL = 40  # lines
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-_IMAGES = ("image/png", "image/jpeg", "image/svg+xml", "image/gif")
 _KEPT_METADATA = {"colab", "accelerator", "sslcourse", "title", "authors"}
 _KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 # The rest of language_info names the version of Python that ran it, which is another one on every machine.
@@ -122,8 +121,8 @@ def _cell_problems(cell) -> Iterator[str]:
         if output.output_type == "error":
             yield f"it stopped with {output.ename}."
         data, about = output.get("data", {}), output.get("metadata", {})
-        for kind in _IMAGES:
-            if kind in data and "text/html" not in data and not (about.get("alt") or about.get(kind, {}).get("alt")):
+        for kind in data:
+            if kind.startswith("image/") and "text/html" not in data and not (about.get("alt") or about.get(kind, {}).get("alt")):
                 yield "a figure has no alt text; show it with plots.show(figure, alt=...)."
         if _without_alt("".join(data.get("text/html", ""))):
             yield "an image in its output has no alt text."

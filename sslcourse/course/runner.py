@@ -24,6 +24,7 @@ from itertools import combinations
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -108,21 +109,19 @@ def run(
     if missing := [name for name in ("papermill", "ipykernel") if importlib.util.find_spec(name) is None]:
         raise CourseError(f"Headless runs need {' and '.join(missing)} in this environment: pip install \"sslcourse[lab]\".")
     out, code, tasks = folder_of(out, "--out", "runs"), code_digest(), []
-    for folder in [out, *(out / f"seed-{seed}" for seed in seeds or [])]:
+    places = {out / f"seed-{seed}": (f", seed {seed}", values | {"SEED": seed}) for seed in seeds or []} or {out: ("", values)}
+    for folder in {out, *places}:
         _check_out(folder, notebooks[0].path.parent)
+    for folder, (note, own) in places.items():
+        for notebook in notebooks:
+            chosen_here = {"TIER": tier, "DEVICE": str(device), "DATASET": dataset, "RESULTS_DIR": str(folder / "results")}
+            # What decides the result.
+            facts = json.dumps([notebook.sources, own, tier, str(device), dataset, images, code], sort_keys=True)
+            fingerprint, injected = hashlib.sha256(facts.encode()).hexdigest(), own | notebook.takes(chosen_here)
+            tasks.append(Task(notebook.path.stem + note, notebook, folder, tier, str(device), dataset, injected, fingerprint))
     with contextlib.ExitStack() as locks:
-        locks.enter_context(_hold(out))
-        for seed in seeds or [None]:
-            folder, note, own = out, "", values
-            if seed is not None:
-                folder, note, own = out / f"seed-{seed}", f", seed {seed}", values | {"SEED": seed}
-                locks.enter_context(_hold(folder))
-            for notebook in notebooks:
-                chosen_here = {"TIER": tier, "DEVICE": str(device), "DATASET": dataset, "RESULTS_DIR": str(folder / "results")}
-                # What decides the result.
-                facts = json.dumps([notebook.sources, own, tier, str(device), dataset, images, code], sort_keys=True)
-                fingerprint, injected = hashlib.sha256(facts.encode()).hexdigest(), own | notebook.takes(chosen_here)
-                tasks.append(Task(notebook.path.stem + note, notebook, folder, tier, str(device), dataset, injected, fingerprint))
+        for folder in sorted({out, *places}):
+            locks.enter_context(_hold(folder))
         return _run_tasks(tasks, out, resume, timeout, progress, jobs)
 
 
@@ -253,10 +252,7 @@ def _in_worker(task: Task, share: Mapping[str, str], timeout: float | None) -> L
 
 def share(slot: int, jobs: int, device: str = "cuda") -> dict[str, str]:
     """Environment for one of `jobs` lessons side by side: its part of the cores that OMP_NUM_THREADS allows, and of several GPUs one."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads, own = max(1, cores // jobs), os.environ.get("OMP_NUM_THREADS", "")
+    threads, own = max(1, lessons.cores() // jobs), os.environ.get("OMP_NUM_THREADS", "")
     if own.isdigit() and int(own) > 0:
         threads = min(threads, int(own))
     named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()

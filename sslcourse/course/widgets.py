@@ -21,33 +21,31 @@ def headless() -> bool:
     return asked or not display.in_notebook() or importlib.util.find_spec("ipywidgets") is None
 
 
-def defaults(controls: Mapping) -> dict:
-    """The setting that each control starts with. Raises ValueError for a specification that is not one.
-
-    (low, high, step, default) is a slider, of whole numbers if all four are; a list is a menu that starts with its first entry;
-    True or False is a check box.
-    """
-    values = {}
-    for name, spec in controls.items():
-        if isinstance(spec, bool):
-            values[name] = spec
-        elif isinstance(spec, list) and spec:
-            values[name] = spec[0]
-        elif isinstance(spec, tuple) and len(spec) == 4 and all(type(number) in (int, float) for number in spec):
-            low, high, step, values[name] = spec
-            if not (low < high and step > 0 and low <= values[name] <= high):
-                raise ValueError(f"the slider {name!r} needs low < high, a step above 0 and a default between them, not {spec}")
-        else:
-            raise ValueError(f"the control {name!r} is (low, high, step, default), a list of choices or a bool, not {spec!r}")
-    return values
+def _control(name: str, spec) -> tuple[str, dict]:
+    """The class of a control in ipywidgets, and its options, `value` among them. Raises ValueError for what is no specification."""
+    if isinstance(spec, bool):
+        return "Checkbox", {"value": spec}
+    if isinstance(spec, list) and spec:
+        return "Dropdown", {"options": spec, "value": spec[0]}
+    if not (isinstance(spec, tuple) and len(spec) == 4 and all(type(number) in (int, float) for number in spec)):
+        raise ValueError(f"the control {name!r} is (low, high, step, default), a list of choices or a bool, not {spec!r}")
+    low, high, step, value = spec
+    if not (low < high and step > 0 and low <= value <= high):
+        raise ValueError(f"the slider {name!r} needs low < high, a step above 0 and a default between them, not {spec}")
+    kind = "IntSlider" if all(type(number) is int for number in spec) else "FloatSlider"
+    # Drawing takes longer than moving the slider by a step, so only the place where it is let go counts.
+    return kind, {"min": low, "max": high, "step": step, "value": value, "continuous_update": False}
 
 
 def explore(draw: Callable, **controls) -> None:
-    """Show what draw(**settings) draws, with a control for each setting; see `defaults` for how controls are written.
+    """Show what draw(**settings) draws, with a control for each setting.
 
+    (low, high, step, default) is a slider, of whole numbers if all four are; a list is a menu that starts with its first entry;
+    True or False is a check box. Raises ValueError for any other control.
     Without a live front end a line says where the controls work, and draw is called once out of sight, so that a broken explorer fails.
     """
-    values = defaults(controls)
+    specified = {name: _control(name, spec) for name, spec in controls.items()}
+    values = {name: options["value"] for name, (_, options) in specified.items()}
     inspect.signature(draw).bind(**values)  # TypeError: the controls are not what draw takes
     works = f"The controls of this explorer ({', '.join(controls)}) work in JupyterLab and Colab once this cell is run"
     works += "; the figure above shows the default settings."
@@ -56,19 +54,14 @@ def explore(draw: Callable, **controls) -> None:
         return print(works)
     import ipywidgets
 
-    room = f"{max(map(len, controls), default=0) + 1}ch"  # for the longest name, so that sliders begin below each other
-    inputs = {name: _control(ipywidgets, name.replace("_", " "), spec, room) for name, spec in controls.items()}
-    drawn, output = _rehearse(_guarded(draw), **values), ipywidgets.Output()
+    room, inputs = {"description_width": f"{max(map(len, controls), default=0) + 1}ch"}, {}  # so that sliders begin below each other
+    for name, (kind, options) in specified.items():
+        inputs[name] = getattr(ipywidgets, kind)(description=name.replace("_", " "), style=room, **options)
+    drawn, output = _rehearse(_guarded, draw, **values), ipywidgets.Output()
     with output:
         drawn.show()
-
-    def moved(_):
-        with output:
-            output.clear_output(wait=True)
-            _guarded(draw)(**{name: control.value for name, control in inputs.items()})
-
     for control in inputs.values():
-        control.observe(moved, "value")
+        control.observe(lambda _: _redraw(output, draw, **{name: one.value for name, one in inputs.items()}), "value")
     _show(ipywidgets.VBox([*inputs.values(), output]), works, drawn.outputs)
 
 
@@ -94,9 +87,7 @@ def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None
     def pressed(_):
         button.disabled = True  # a second press while it trains would queue a second run
         try:
-            with output:
-                output.clear_output(wait=True)
-                _guarded(run)(menu.value)
+            _redraw(output, run, menu.value)
         finally:
             button.disabled = False
 
@@ -113,12 +104,9 @@ class Game:
     def __init__(self, truths: Sequence[int], choices: Sequence[str], rival: Sequence[int], rival_name: str = "the network"):
         self.choices, self.rival_name = list(choices), rival_name
         self.truths, self.rival = [*map(operator.index, truths)], [*map(operator.index, rival)]
-        if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
-            raise ValueError(f"A guessing game needs two or more different choices, not {self.choices}.")
-        if not self.truths or len(self.truths) != len(self.rival):
-            raise ValueError(f"A guessing game needs a truth and an answer of the rival each: {len(self.truths)} and {len(self.rival)}.")
-        if not {*self.truths, *self.rival} <= set(range(len(self.choices))):
-            raise ValueError(f"truths and rival of a guessing game are indices into its {len(self.choices)} choices.")
+        if not self.truths or len(self.truths) != len(self.rival) or not {*self.truths, *self.rival} <= set(range(len(self.choices))):
+            told = f"{len(self.truths)} truths, {len(self.rival)} answers and {len(self.choices)} choices"
+            raise ValueError(f"A guessing game needs a truth and the rival's answer for each picture, as indices into the choices; not {told}.")
         self.answers: list[int] = []
 
     def __len__(self) -> int:
@@ -173,6 +161,8 @@ def guessing_game(pictures, truths, choices, rival, rival_name: str = "the netwo
         raise ValueError(f"The pictures of this guessing game have to be uint8 of shape ({len(game)}, 3, height, width), {told}.")
 
     def draw():
+        if game.over:
+            return print("No pictures are left.")
         show(pictures[len(game.answers)], f"Picture {len(game.answers) + 1} of {len(game)}")
 
     works = f"This guessing game ({len(game)} pictures, {len(choices)} choices) works in JupyterLab and Colab once this cell is run"
@@ -190,9 +180,7 @@ def guessing_game(pictures, truths, choices, rival, rival_name: str = "the netwo
         for button in buttons:
             button.disabled = True  # a second press while the next picture is drawn would answer it unseen
         said.value = html.escape(text)
-        with output:
-            output.clear_output(wait=True)
-            _guarded(draw)() if not game.over else print("No pictures are left.")
+        _redraw(output, draw)
         for button in buttons:
             button.disabled = game.over
 
@@ -220,34 +208,25 @@ def _enlarged(picture, text: str) -> None:
     plots.show(figure, f"{text}, to be named by one of the buttons.")
 
 
-def _control(ipywidgets, label: str, spec, room: str):
-    told = {"description": label, "style": {"description_width": room}}
-    if isinstance(spec, bool):
-        return ipywidgets.Checkbox(value=spec, **told)
-    if isinstance(spec, list):
-        return ipywidgets.Dropdown(options=spec, **told)
-    low, high, step, default = spec
-    slider = ipywidgets.IntSlider if all(isinstance(number, int) for number in spec) else ipywidgets.FloatSlider
-    # Drawing takes longer than moving the slider by a step, so only the place where it is let go counts.
-    return slider(value=default, min=low, max=high, step=step, continuous_update=False, **told)
+def _guarded(draw: Callable, /, *args, **settings) -> None:
+    """Draw, with the figures shown at once (after a callback is too late for ipywidgets) and an error shown as a sentence."""
+    try:
+        draw(*args, **settings)
+        plt.show()
+    except Exception as error:
+        print(f"This setting cannot be shown: {type(error).__name__}: {error}")
+    finally:
+        plt.close("all")
 
 
-def _guarded(draw: Callable) -> Callable:
-    """draw, with its figures shown inside the callback (later is too late for ipywidgets) and an error shown as a sentence."""
-
-    def callback(*args, **settings):
-        try:
-            draw(*args, **settings)
-            plt.show()
-        except Exception as error:
-            print(f"This setting cannot be shown: {type(error).__name__}: {error}")
-        finally:
-            plt.close("all")
-
-    return callback
+def _redraw(output, draw: Callable, /, *args, **settings) -> None:
+    """Draw in place of what the output widget shows."""
+    with output:
+        output.clear_output(wait=True)
+        _guarded(draw, *args, **settings)
 
 
-def _rehearse(draw: Callable, *args, **settings):
+def _rehearse(draw: Callable, /, *args, **settings):
     """Draw out of sight; -> what was printed and shown, as IPython's CapturedIO."""
     from IPython.utils.capture import capture_output
 

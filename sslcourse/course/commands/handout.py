@@ -65,9 +65,8 @@ def _contents(args: argparse.Namespace) -> dict[str, str]:
     students = class_list.read_students(args.students) if args.students else []
     answers = not args.without_quiz_answers
     contents = {"students.csv": class_list.as_csv(students)} if students else {}
-    seeds = {f"student/{student['id']}": student["seed"] for student in students} or {"student": None}
-    if args.seeds:
-        seeds = {f"student/seed-{seed}": seed for seed in args.seeds}
+    seeds = {f"student/{student['id']}": student["seed"] for student in students}
+    seeds = seeds or {f"student/seed-{seed}": seed for seed in args.seeds} or {"student": None}
     if args.format == "plain":
         start = Path(copies.__file__).with_name("START.md").read_text(encoding="utf-8")
         start = start.format(first=paths[0].name, files=", ".join(path.name for path in paths))
