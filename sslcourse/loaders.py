@@ -1,6 +1,7 @@
 """Batches straight from tensors, by one indexing operation each: no worker processes, no copies of single images."""
 
 from collections.abc import Iterator
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor
@@ -102,13 +103,8 @@ class PairedLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         self.labeled.epoch, self.labeled.start = divmod(self.epoch * len(self) + self.start, len(self.labeled))
-        batches = iter(self.labeled)
-        for (u,) in self.unlabeled:
-            batch = next(batches, None)
-            if batch is None:
-                batches = iter(self.labeled)
-                batch = next(batches)
-            yield (*batch, u)
+        for (u,), (x, y) in zip(self.unlabeled, chain.from_iterable(repeat(self.labeled)), strict=False):
+            yield x, y, u
 
     def state_dict(self) -> dict[str, dict[str, int]]:
         return {"unlabeled": self.unlabeled.state_dict()}

@@ -61,31 +61,26 @@ def spool(archive: Path, file: Path) -> Tree:
     letter), a link or device, more than MAX_ENTRIES entries or MAX_BYTES bytes or MAX_RATIO times the archive's size (from 100 MB on), a
     password or a compression that is not read here. Broken for a damaged or shortened archive. OSError where the disk refuses.
     """
-    name = archive.name.lower()
-    if not name.endswith(SUFFIXES):
-        way = f"it must end in {', '.join(SUFFIXES)}. Unpack it yourself and give the folder."
-        raise CourseError(f"{archive.name} is not an archive that can be read: {way}")
-    with archive.open("rb") as file_:
-        head = file_.read(512).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise Broken(f"{archive.name} is a web page in place of an archive, so it is broken or incomplete. Get it again.")
-    if head.startswith((b"rar!", b"7z\xbc\xaf")):
-        raise CourseError(f"{archive.name} is a RAR or 7z archive, which is not read here. Unpack it yourself and give the folder.")
-    most = min(MAX_BYTES, max(RATIO_FLOOR, MAX_RATIO * archive.stat().st_size))
-    tree, total = {}, 0
+    tree, total, most = {}, 0, min(MAX_BYTES, max(RATIO_FLOOR, MAX_RATIO * archive.stat().st_size))
+    with archive.open("rb") as stream:
+        head = stream.read(512).lstrip().lower()
     try:
+        if not archive.name.lower().endswith(SUFFIXES) or head.startswith((b"rar!", b"7z\xbc\xaf")):
+            raise RuntimeError(f"it is not an archive of the kinds that are read here, {', '.join(SUFFIXES)}")
+        if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+            raise ValueError("a web page came in its place")
         with open(file, "wb") as out, tqdm(unit="B", unit_scale=True, unit_divisor=1000, desc=f"Unpacking {archive.name}") as bar:
-            is_zip = head.startswith(b"pk") or (name.endswith(".zip") and not tarfile.is_tarfile(archive))  # whatever the ending says
-            entries = (_zip_entries if is_zip else _tar_entries)(archive, file.parent)
+            is_zip = head.startswith(b"pk") or (archive.suffix.lower() == ".zip" and not tarfile.is_tarfile(archive))
+            entries = (_zip_entries if is_zip else _tar_entries)(archive, file.parent)  # whatever the ending says
             for count, (entry, size, is_plain, opened) in enumerate(entries, start=1):
                 total += size
-                if count > MAX_ENTRIES or total > most:
-                    raise _untrusted(archive, f"holds more than {MAX_ENTRIES:,} entries or {prepared.human(most)}")
                 path = PureWindowsPath(entry)  # it knows drives, and both kinds of slashes
+                if count > MAX_ENTRIES or total > most:
+                    raise RuntimeError(f"it holds more than {MAX_ENTRIES:,} entries or {prepared.human(most)}")
                 if path.anchor or ".." in path.parts or "\0" in entry:
-                    raise _untrusted(archive, f"has an entry {entry!r} that would land outside its folder")
+                    raise RuntimeError(f"it has an entry {entry!r} that would land outside its folder")
                 if not is_plain:
-                    raise _untrusted(archive, f"has an entry {entry!r} that is a link or device")
+                    raise RuntimeError(f"it has an entry {entry!r} that is a link or device")
                 folder = tree
                 for part in path.parts[:-1] if opened else path.parts:
                     folder = folder.setdefault(part, {})
@@ -97,21 +92,16 @@ def spool(archive: Path, file: Path) -> Tree:
                         shutil.copyfileobj(source, out)
                     folder[path.name] = Piece(file, start, out.tell() - start)
                     bar.update(out.tell() - start)
-    except UnicodeDecodeError:
-        raise CourseError(f"{archive.name} has names that are not the UTF-8 they claim. Unpack it yourself and give the folder.") from None
+    except (RuntimeError, UnicodeDecodeError) as error:  # of zipfile: an encrypted entry, or a compression that it lacks, such as Deflate64
+        told = "its names are not the UTF-8 that they claim to be" if isinstance(error, UnicodeDecodeError) else error
+        raise CourseError(f"{archive.name} was not unpacked: {told}. Unpack it yourself, if you trust it, and give the folder.") from None
     except BROKEN as error:
         if isinstance(error, OSError) and error.errno:  # gzip and bz2 report damage by an OSError without a number
             raise
         if "multiple disks" in str(error):
             raise CourseError(f"{archive.name} is one part of several. Unpack them yourself and give the folder.") from None
         raise Broken(f"{archive.name} is broken or incomplete ({str(error) or type(error).__name__}). Get it again.") from None
-    except RuntimeError as error:  # an encrypted entry, or a compression that Python does not have, such as Deflate64
-        raise CourseError(f"{archive.name} cannot be unpacked ({error}). Unpack it yourself and give the folder.") from None
     return tree
-
-
-def _untrusted(archive: Path, problem: str) -> CourseError:
-    return CourseError(f"{archive.name} {problem}, so it was not unpacked. If you trust it, unpack it yourself and give the folder.")
 
 
 # An entry's name, its size, whether it is a regular file or a folder, and what opens it (None for a folder).
@@ -122,13 +112,12 @@ def _zip_entries(archive: Path, folder: Path) -> Entries:
     with zipfile.ZipFile(archive) as file:
         prepared.require_free(folder, min(MAX_BYTES, sum(info.file_size for info in file.infolist())), f"Unpacking {archive.name}")
         for info in file.infolist():
-            is_plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-            name, is_folder = info.filename, info.filename.endswith(("/", "\\"))
+            name, is_plain = info.filename, stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
             if not info.flag_bits & 0x800:  # zipfile takes such names for those of DOS; most are UTF-8
                 with suppress(UnicodeEncodeError):
                     name = name.encode("cp437").decode("utf-8", "surrogateescape")
             # an open entry gives no more than the announced size, and checks the sum
-            yield name, info.file_size, is_plain, None if is_folder else partial(file.open, info)
+            yield name, info.file_size, is_plain, None if name.endswith(("/", "\\")) else partial(file.open, info)
 
 
 def _tar_entries(archive: Path, folder: Path) -> Entries:
@@ -138,8 +127,7 @@ def _tar_entries(archive: Path, folder: Path) -> Entries:
                 prepared.require_free(folder, min(MAX_BYTES, info.size), f"Unpacking {archive.name}")
             yield info.name, info.size, info.isreg() or info.isdir(), None if info.isdir() else partial(file.extractfile, info)
             file.members = []  # otherwise it remembers every entry
-        # tarfile takes a broken header for the end. In a plain .tar, zeros stand at a real end; in a compressed one, reading on makes
-        # gzip, xz and bz2 verify their sums.
+        # tarfile takes a broken header for the end. At a real one stand zeros; in gzip, xz and bz2, reading on verifies their sums.
         if isinstance(file.fileobj, io.BufferedReader):
             file.fileobj.seek(file.offset)
             if file.fileobj.read(512) != bytes(512):

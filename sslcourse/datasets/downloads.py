@@ -15,7 +15,6 @@ from sslcourse.errors import CourseError
 
 CHUNK = 1 << 18
 TIMEOUT = 30  # seconds without any byte that count as a cut
-NO_NETWORK = "toybox needs no network, nor does any folder or archive of your own (python data_setup.py --from photos.zip --name mine)."
 
 
 def fetch(url: str, path: Path, checksum: str | None = None) -> Path:
@@ -33,13 +32,13 @@ def fetch(url: str, path: Path, checksum: str | None = None) -> Path:
     except urllib.error.HTTPError as error:
         raise CourseError(f"The server answered {error.code} {error.reason} for {url}. Try later, or use --from.") from None
     except (OSError, http.client.HTTPException) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        told = f"{url} cannot be reached ({reason}). Try later, or go on with toybox or images of your own (--from), which need no network."
         if have := _length(part):
-            kept = f"{prepared.human(have)} are kept in {part}"
-            raise CourseError(f"The download of {url} was cut ({reason}). {kept}: run the same again, and it continues there.") from None
-        raise CourseError(f"{url} cannot be reached ({reason}). Try later, or go on without it: {NO_NETWORK}") from None
+            told = f"The download of {url} was cut ({reason}). {prepared.human(have)} are kept in {part}: run it again to continue there."
+        raise CourseError(told) from None
     if not _matches(part, checksum):
         part.unlink()
         raise CourseError(f"{url} gave a file that does not match its published checksum, so it was removed. Try later, or use --from.")

@@ -9,7 +9,9 @@ from PIL import Image, ImageOps
 from sslcourse import files
 from sslcourse.datasets.archives import Piece
 
+RAW = ".dng .nef .nrw .cr2 .cr3 .crw .arw .orf .rw2 .raf .pef .srw .3fr .iiq .x3f"  # PIL would find the thumbnail inside
 CONVERT = (  # pictures that are not read here: endings, marks among the first bytes, what they are and what helps
+    (RAW, b"", "camera raw: develop it into JPEG, for instance with darktable"),
     (".heic .heif .hif", b"ftyphei ftyphev ftypmif1 ftypmsf1", "HEIC: convert it to JPEG, as magick mogrify -format jpg *.heic does"),
     (".avif", b"ftypavif ftypavis", "AVIF: convert it to PNG, as magick mogrify -format png *.avif does"),
     (".jxl", b"JXL", "JPEG XL: convert it to PNG, as djxl in.jxl out.png does"),
@@ -19,7 +21,6 @@ CONVERT = (  # pictures that are not read here: endings, marks among the first b
     (".tif .tiff", b"II*\0 MM\0*", "a TIFF of a kind that is not read here: convert it to PNG with 8 bits, or 16 bits of grey"),
     (".npy .npz .mat .h5 .dcm .nii .fits .exr .hdr", b"DICM NUMPY", "an array, not a picture: save its values as PNG"),
 )
-RAW = ".dng .nef .nrw .cr2 .cr3 .crw .arw .orf .rw2 .raf .pef .srw .3fr .iiq .x3f".split()  # PIL would find the thumbnail inside
 MAX_PIXELS = 120_000_000  # larger than any camera's photo; a small file can claim far more and fill the memory
 DONE = {  # what `decode` may do to an image
     "turned": "turned upright, as their EXIF data says",
@@ -34,21 +35,20 @@ DONE = {  # what `decode` may do to an image
 }
 
 
-def decode(file: Piece, size: int, scale: tuple[float, float] | None = None) -> tuple[np.ndarray | None, tuple[float, float], set[str]]:
-    """One image file -> (pixels uint8 (3, size, size), lowest and highest value in the file, keys of DONE).
+def decode(path: str, file: Piece, size: int, scale=None) -> tuple[np.ndarray | None, tuple[float, float], set[str]]:
+    """One image file, which was called `path` -> (pixels uint8 (3, size, size), lowest and highest value in it, keys of DONE).
 
     It becomes RGB (transparent parts white) and upright as its EXIF data says; its short side is resized to `size` (bicubic, antialiased)
     and the centre is cut out. Images with more bits, signs or fractions need a `scale`, the values that become 0 and 255; without it pixels
     are None and the key is "whole" or "floats". Raises what PIL raises; ValueError for over 120 million pixels or values not finite.
     """
-    done = set()
     with _opened(file) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}×{image.height} pixels are too many")
-        if image.format in ("EPS", "WMF"):  # other programs would draw them
+        if image.format in ("EPS", "WMF") or Path(path).suffix.lower() in RAW.split():  # other programs would draw them
             raise Image.UnidentifiedImageError
         deep = image.mode.startswith(("I", "F"))
-        done |= {"upper"} if ";16" in str(image.tile) and not deep else set()
+        done = {"upper"} if ";16" in str(image.tile) and not deep else set()
         done |= {"frame"} if getattr(image, "is_animated", False) and image.format != "MPO" else set()
         image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size, which saves most of the time
         image.load()

@@ -27,7 +27,7 @@ IGNORED = set(  # thumbnails, waste and notes that desktops and network drives k
     "__macosx|thumbs.db|ehthumbs.db|ehthumbs_vista.db|desktop.ini|icon\r|$recycle.bin|recycler|system volume information|lost+found"
     "|@eadir|@recycle|@recently-snapshot|@tmp|#recycle|#snapshot|network trash folder|temporary items|__pycache__".split("|")
 )
-NAMED = 10  # unreadable files, or reasons, that a message lists
+NAMED = 10  # names that a message lists
 
 
 @dataclass
@@ -42,18 +42,20 @@ class FolderImages:
 
     def skipped_sentence(self, what: str = "skipped") -> str:
         """The files that were left out by their reasons, the first ten of each by name; '' if there are none."""
-        if not self.skipped:
-            return ""
         reasons = {}
         for path, reason in self.skipped:
             reasons.setdefault(reason, []).append(path)
         told = listed([f"{listed(paths)} ({reason})" for reason, paths in reasons.items()])
-        return f"{len(self.skipped):,} file{'s' if len(self.skipped) > 1 else ''} {what}: {told}."
+        return f"{len(self.skipped):,} file{'s' if len(self.skipped) > 1 else ''} {what}: {told}." if told else ""
 
 
 def listed(names: Sequence[str]) -> str:
     """The first ten names and how many more there are."""
     return "; ".join(names[:NAMED]) + (f"; and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
+
+
+def _told(what: str, names: Sequence[str]) -> list[str]:
+    return [f"{what}: {listed(names)}."] if names else []
 
 
 def spelled(name: str) -> str:
@@ -95,30 +97,26 @@ def read(tree: Tree, work: Path, size: int | None = None, *, label: str, strict=
     the folder. strict: refuse files that cannot be read instead of skipping them. limit: at most that many files a class and split.
     CourseError for a layout without images or without classes, a single class, an empty class, or a class in test that train lacks.
     """
-    hidden, links, rules = Counter(), [], []
+    hidden, links = set(), []
     tree = _clean("", tree, hidden, links)
-    if hidden:
-        rules.append(f"Hidden files and those of desktops and network drives were left out: {listed(sorted(hidden))}.")
-    followed = "Links were not followed, lest an image be read twice or from elsewhere (cp -rL copies what they lead to): "
-    rules += [f"{followed}{listed(links)}."] if links else []
+    followed = "Links were not followed, lest an image be read twice or from elsewhere (cp -rL copies what they lead to)"
+    rules = _told("Hidden files and those of desktops and network drives were left out", sorted(hidden)) + _told(followed, links)
     try:
-        layout = _layout("", tree, label, rules)
+        layout = _layout(tree, label, rules)
     except CourseError as error:
-        raise CourseError(f"{error} {followed}{listed(links)}." if links else str(error)) from None
+        raise CourseError(" ".join([str(error), *_told(followed, links)])) from None
     class_names = sorted(layout["train"])
+    labels = {name: number for number, name in enumerate(class_names)} | {"": -1}
     chosen = {}  # split -> [((path, file), label)]
     for split, classes in layout.items():
-        if split == "unlabeled":
-            chosen[split] = [(file, -1) for file in classes[:limit]]
-            continue
         for name in sorted(classes):
-            if name not in class_names:
+            if name not in labels:
                 raise CourseError(f"{split}/{name} in {label} has no counterpart in train. Every class needs train/<class>; rename one.")
             if not classes[name]:
                 raise CourseError(f"The folder of class {name!r} ({split}) in {label} is empty. Put images there, or remove it.")
-        if absent := set(class_names) - set(classes):
-            rules.append(f"There is no {split} folder for {listed(sorted(absent))}.")
-        chosen[split] = [(file, class_names.index(name)) for name in sorted(classes) for file in classes[name][:limit]]
+        if split != "unlabeled":
+            rules += _told(f"There is no {split} folder for", [name for name in class_names if name not in classes])
+        chosen[split] = [(file, labels[name]) for name in sorted(classes) for file in classes[name][:limit]]
     if limit is not None:
         rules.append(f"At most {limit:,} images of each class and split were taken, the first by name (--limit).")
     found = FolderImages(class_names, {}, rules=rules)
@@ -129,27 +127,24 @@ def read(tree: Tree, work: Path, size: int | None = None, *, label: str, strict=
     if strict and found.skipped:
         raise CourseError(f"{found.skipped_sentence('cannot be read, and --strict refuses that')} Remove them, or leave out --strict.")
     for split in chosen.keys() - {"unlabeled"}:
-        for label in sorted({label for _, label in chosen[split]} - set(found.parts[f"{split}_labels"].tolist())):
-            raise CourseError(f"Class {class_names[label]!r} has no readable image in {split}. {found.skipped_sentence()}")
+        for number in sorted({number for _, number in chosen[split]} - set(found.parts[f"{split}_labels"].tolist())):
+            raise CourseError(f"Class {class_names[number]!r} has no readable image in {split}. {found.skipped_sentence()}")
     if "test_images" not in found.parts:
-        images, labels = found.parts["train_images"], found.parts["train_labels"]
-        kept, aside = prepared.set_aside(labels, fraction=0.2, seed=0, class_names=class_names)
-        for split, rows in (("train", kept), ("test", aside)):
-            found.parts |= {f"{split}_images": prepared.Rows(images, rows), f"{split}_labels": labels[rows]}
+        found.parts = prepared.set_aside(found.parts, "test", 0.2, class_names)
         rules.append("There is no test folder, so 20 % of each class were set aside for it.")
     return found
 
 
-def _clean(path: str, tree: Tree, hidden: Counter, links: list[str]) -> Tree:
+def _clean(path: str, tree: Tree, hidden: set[str], links: list[str]) -> Tree:
     # The same tree, sorted, without what is hidden, and without links.
     kept = {}
-    for name in sorted(tree):
+    for name, inner in sorted(tree.items(), key=lambda item: item[0]):
         if is_hidden(name):
-            hidden[spelled(name)] += 1
-        elif tree[name] is None:
+            hidden.add(spelled(name))
+        elif inner is None:
             links.append(path + spelled(name))
         else:
-            kept[name] = _clean(f"{path}{spelled(name)}/", tree[name], hidden, links) if isinstance(tree[name], dict) else tree[name]
+            kept[name] = _clean(f"{path}{spelled(name)}/", inner, hidden, links) if isinstance(inner, dict) else inner
     return kept
 
 
@@ -175,18 +170,21 @@ def _split_of(name: str, longer: bool = False) -> str | None:
 
 def _splits(folders: dict[str, Tree], longer: bool) -> dict[str, list[str]]:
     # {split: names of its folders}. A class may well be called "train": then its images lie in it directly.
-    names = {split: [name for name in folders if _split_of(name, longer) == split] for split in SPLIT_NAMES}
-    names = {split: [name for name in names[split] if split == "unlabeled" or _folders(folders[name])] for split in names}
-    return {split: found for split, found in names.items() if found}
+    splits = {}
+    for name, inner in folders.items():
+        split = _split_of(name, longer)
+        if split == "unlabeled" or (split and _folders(inner)):
+            splits.setdefault(split, []).append(name)
+    return splits
 
 
-def _layout(path: str, tree: Tree, label: str, rules: list[str]) -> dict:
-    # {"train": {class: files}, ..., "unlabeled": files}
-    folders = _folders(tree)
-    if len(folders) == 1:
-        ((name, inner),) = folders.items()
-        if not _split_of(name) and _folders(inner):  # a wrapping
-            return _layout(f"{path}{spelled(name)}/", inner, label, rules)
+def _layout(tree: Tree, label: str, rules: list[str]) -> dict[str, dict[str, list[tuple[str, Piece]]]]:
+    # {"train": {class: files}, ..., "unlabeled": {"": files}}
+    path, wrapped = "", _folders(tree)
+    while len(wrapped) == 1 and not _split_of(*wrapped) and _folders(*wrapped.values()):
+        ((name, tree),) = wrapped.items()
+        path, wrapped = f"{path}{spelled(name)}/", _folders(tree)
+    folders = wrapped
     rules += [f"The images were looked for in {path}, the only folder there is."] if path else []
     splits, longer = _splits(folders, longer=False), _splits(folders, longer=True)
     if "train" not in splits and "train" in longer and longer.keys() & {"validation", "test"}:
@@ -194,37 +192,37 @@ def _layout(path: str, tree: Tree, label: str, rules: list[str]) -> dict:
     for split, names in splits.items():
         if len(names) > 1:
             raise CourseError(f"{label} has both {names[0]!r} and {names[1]!r} for {split}. Keep one of them.")
-    flat = {name: _split_of(name) for name, inner in folders.items() if inner and not _folders(inner)}
-    if len(flat) == len(folders) and "train" in (others := {_split_of(name, longer=True) for name in flat}) and None not in others:
-        flat = {name: _split_of(name, longer=True) for name in flat}  # nothing but seg_train and seg_test
-    flat = {name: split for name, split in flat.items() if split not in (None, "unlabeled")}
-    loose = [spelled(name) for name, inner in tree.items() if not isinstance(inner, dict)]
+    splits = {split: name for split, (name,) in splits.items()}
+    others = {name: inner for name, inner in folders.items() if name not in splits.values()}
+    classes = {split: (f"{path}{spelled(name)}/", folders[name]) for split, name in splits.items()}  # split -> (path, its folder)
+    loose = [spelled(name) for name in tree if name not in folders]
     if "train" in splits:
-        classes = {}
-        for split, (name,) in splits.items():
-            within, inside = f"{path}{spelled(name)}/", folders[name]
+        for split, (within, inside) in classes.items():
             while len(again := _folders(inside)) == 1 and _split_of(*again, longer=True) == split:  # train/train/<class>
                 ((name, inside),) = again.items()
                 within += f"{spelled(name)}/"
             classes[split] = (within, inside)
-        rules += [f"The folder {within} was taken for {split}." for split, (within, _) in classes.items() if within != f"{split}/"]
-        if others := [spelled(name) for name in folders if [name] not in splits.values()]:
-            rules.append(f"Folders beside train without class folders in them, or with other names, were not read: {listed(others)}.")
+            rules += [f"The folder {within} was taken for {split}."] if within != f"{split}/" else []
+        rules += _told("Folders beside train without class folders in them, or with other names, were not read", [*map(spelled, others)])
     elif splits.keys() - {"unlabeled"}:
         raise CourseError(f"{label} has a test or validation folder but no train/<class>/ with images. Add one.")
     else:
+        flat = [name for name, inner in folders.items() if inner and not _folders(inner)]
+        said = {_split_of(name, longer=True) for name in flat}
+        longer = len(flat) == len(folders) and "train" in said and None not in said  # nothing but seg_train and seg_test
+        flat = {name: split for name in flat if (split := _split_of(name, longer)) not in (None, "unlabeled")}
         if len(set(flat.values())) > 1:
             way = "Nothing says what an image shows: sort them into train/<class>/ and test/<class>/, or into <class>/ alone."
             raise CourseError(f"{label} has the folders {' and '.join(flat)}, and no class folders in them. {way}")
-        inside = {name: inner for name, inner in folders.items() if [name] not in splits.values()}
-        if inside and all(_folders(inner) and all(map(_split_of, _folders(inner))) for inner in inside.values()):
+        if others and all(_folders(inner) and all(map(_split_of, _folders(inner))) for inner in others.values()):
             raise CourseError(f"{label} has the splits inside of the classes. Turn them round: train/<class>/ and test/<class>/.")
         rules += [f"The folder {name!r} was taken for a class, because images lie in it directly." for name in flat]
-        classes = {"train": (path, inside)} | {name: (f"{path}{name}/", folders[name]) for (name,) in splits.values()}
+        classes["train"] = (path, others)
     layout, forms, nested = {}, {}, []
-    for split, (within, inside) in classes.items():
+    for split in (split for split in SPLIT_NAMES if split in classes):
+        within, inside = classes[split]
         if split == "unlabeled":
-            layout |= {split: pictures} if (pictures := _files(within, inside)) else {}
+            layout |= {split: {"": pictures}} if (pictures := _files(within, inside)) else {}
             continue
         layout[split] = {}
         loose += [within + spelled(name) for name, inner in inside.items() if not isinstance(inner, dict)]
@@ -235,18 +233,14 @@ def _layout(path: str, tree: Tree, label: str, rules: list[str]) -> dict:
     if not any(layout["train"].values()):
         raise CourseError(f"{label} has no images in class folders. It needs train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg.")
     if len(layout["train"]) == 1:
-        raise CourseError(
-            f"{label} has images of one class only, {[*layout['train']][0]!r}. A classifier needs at least two class folders."
-        )
-    if several := [name for name in sorted(forms) if len(forms[name]) > 1]:
-        rules.append(f"Class folders with the same name in two spellings (Unicode forms) were taken for one class: {listed(several)}.")
-    if guessed := [name for name in sorted(forms) if re.search("[\udc80-\udcff]", "".join(forms[name]))]:
-        rules.append(f"Class names that are not UTF-8 were read as an old code page; rename the folders if wrong: {listed(guessed)}.")
-    if nested:
-        rules.append(f"Folders inside a class were read as part of it: {listed(nested)}.")
-    if loose:
-        rules.append(f"Files outside of the class folders were not read: {listed(loose)}.")
-    return {split: layout[split] for split in SPLIT_NAMES if split in layout}
+        raise CourseError(f"{label} has images of one class only, {min(layout['train'])!r}. A classifier needs at least two class folders.")
+    several = [name for name in sorted(forms) if len(forms[name]) > 1]
+    guessed = [name for name in sorted(forms) if re.search("[\udc80-\udcff]", "".join(forms[name]))]
+    rules += _told("Class folders with the same name in two spellings (Unicode forms) were taken for one class", several)
+    rules += _told("Class names that are not UTF-8 were read as an old code page; rename the folders if wrong", guessed)
+    rules += _told("Folders inside a class were read as part of it", nested)
+    rules += _told("Files outside of the class folders were not read", loose)
+    return layout
 
 
 def _common_size(files: Sequence[Piece]) -> int:
@@ -266,9 +260,7 @@ def _read_images(found: FolderImages, chosen: dict[str, list], size: int, work: 
         def attempt(row: int, images=images, pairs=pairs) -> tuple | str:
             (path, file), _ = pairs[row]
             try:
-                if Path(path).suffix.lower() in image_files.RAW:
-                    return "camera raw: develop it into JPEG, for instance with darktable"
-                pixels, *told = image_files.decode(file, size)
+                pixels, *told = image_files.decode(path, file, size)
                 images[row] = 0 if pixels is None else pixels
                 return told
             except Exception as error:  # a damaged file can make a decoder raise nearly anything
@@ -282,24 +274,23 @@ def _read_images(found: FolderImages, chosen: dict[str, list], size: int, work: 
                     found.skipped.append((pairs[row][0][0], result))
                     continue
                 good.append(row)
-                values.append(result[0])
+                values += result[0]
                 done.update(result[1])
                 if result[1] & {"whole", "floats"}:
-                    deep.append((images, row, pairs[row][0][1], result[0]))
+                    deep.append((images, row, *pairs[row][0], *result[0]))
         kept = images if len(good) == len(pairs) else prepared.Rows(images, np.array(good, np.int64))
         if split != "unlabeled":
             found.parts |= {f"{split}_images": kept, f"{split}_labels": np.array([label for _, label in pairs], np.int64)[good]}
         elif good:
             found.parts["unlabeled"] = kept
     if deep:  # one scale for all of them, or a bright image and a dark one would look alike
-        scale = image_files.common_scale(min(low for *_, (low, _) in deep), max(high for *_, (_, high) in deep), not done["floats"])
-        for images, row, file, _ in deep:
-            images[row], _, notes = image_files.decode(file, size, scale)
+        scale = image_files.common_scale(min(low for *_, low, _ in deep), max(high for *_, high in deep), not done["floats"])
+        for images, row, path, file, *_ in deep:
+            images[row], _, notes = image_files.decode(path, file, size, scale)
             done.update(notes)
         how = f"{scale[0]:g}..{scale[1]:g} became 0..255, by one rule for the whole set"
         found.rules.append(f"{len(deep):,} images have more than 8 bits, a sign or fractions: {how}.")
-    if values:
-        found.values = min(low for low, _ in values), max(high for _, high in values)
+    found.values = min(values, default=0), max(values, default=255)
     if done["upper"] and found.values[1] < 64:
         raise CourseError("The images have 16 bits a colour and use less than a quarter of them. Scale them to 8 bits a colour first.")
-    found.rules += [f"{done[key]:,} of {len(values):,} images were {told}." for key, told in image_files.DONE.items() if done[key]]
+    found.rules += [f"{done[key]:,} of {len(values) // 2:,} images were {told}." for key, told in image_files.DONE.items() if done[key]]

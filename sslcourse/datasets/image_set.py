@@ -79,10 +79,10 @@ class ImageSet:
             labels, count = getattr(self, f"{split}_labels"), len(getattr(self, f"{split}_images"))
             if labels.shape != (count,):
                 raise ValueError(f"{split}_labels has shape {tuple(labels.shape)} for {count} images: one label an image is needed.")
-            if count and int(labels.min()) < 0:
-                raise ValueError(f"{split}_labels contains {int(labels.min())}: unlabelled images belong in .unlabeled.")
-            if count and int(labels.max()) >= self.num_classes:
-                raise ValueError(f"{split}_labels contains {int(labels.max())}, and there are {self.num_classes} classes, counted from 0.")
+            for label in (int(labels.min()), int(labels.max())) if count else ():
+                if not 0 <= label < self.num_classes:
+                    told = f"there are {self.num_classes} classes, counted from 0; unlabelled images belong in .unlabeled"
+                    raise ValueError(f"{split}_labels contains {label}, and {told}.")
 
     size = property(lambda self: self.train_images.shape[-1], doc="Height and width of every image, in pixels.")
     num_classes = property(lambda self: len(self.class_names))
@@ -91,8 +91,7 @@ class ImageSet:
     def identity(self) -> str:
         """16 hexadecimal digits, a hash of the contents (class names, labels, pixels) that this set was loaded or made with.
 
-        `few_labels` and `subset` keep it: what they choose follows from their arguments. Another size has another identity, which follows
-        from that of the original and the size.
+        `few_labels` and `subset` keep it: what they choose follows from their arguments. A resized copy has another one.
         """
         if self.known_identity is None:
             parts = {part: getattr(self, part).cpu() for part in prepared.PARTS if part != "unlabeled"}
@@ -182,8 +181,7 @@ def load(name="toybox", data_dir: str | os.PathLike = "data", size: int | None =
     size: pixels, 8..512; None is the stored size. Another size is made once (bilinear, antialiased; toybox is drawn anew) and kept as
     `<name>-<size>`. options, for toybox only: shortcut, upright, seed, and the counts unlabeled, train, validation, test.
 
-    CourseError if the data set is unknown, not prepared or damaged, or if the disk cannot take what is made; ValueError or TypeError for a
-    wrong size or option.
+    CourseError if the data set is unknown, not prepared or damaged, or if the disk cannot take what is made; ValueError for a wrong option.
     """
     check_size(size)
     name, data_dir = known_spelling(name), files.folder_of(data_dir, "data_dir", "data")
@@ -194,15 +192,13 @@ def load(name="toybox", data_dir: str | os.PathLike = "data", size: int | None =
     else:
         about, parts = _prepared(name, data_dir)
         if size not in (None, about["size"]):
-            views = {part: prepared.Resized(array, size) if array.ndim == 4 else array for part, array in parts.items()}
-            identity = prepared.resized_identity(about["identity"], size)
-            facts = dict(class_names=about["class_names"], options={"resized_from": about["id"]}, identity=identity)
-            facts["source"] = f"{about['source']}, resized from {about['size']}"
+            views = {part: prepared.Rows(array, range(len(array)), size) if array.ndim == 4 else array for part, array in parts.items()}
+            facts = dict(source=f"{about['source']}, resized from {about['size']}", class_names=about["class_names"])
+            facts |= dict(options={"resized_from": about["id"]}, identity=prepared.resized_identity(about["identity"], size))
             _, about, parts = prepared.made_once(data_dir / f"{name}-{size}", lambda: views, **facts)
-            about["identity"] = identity  # a copy that an older version made does not know it
-    facts = dict(mean=about["mean"], std=about["std"], known_identity=about["identity"])
-    images = ImageSet(name, about["class_names"], **facts, **{part: torch.from_numpy(array) for part, array in parts.items()})
-    return images.to(device)
+            about |= facts  # a copy that an older version made does not know its identity
+    tensors = {part: torch.from_numpy(array) for part, array in parts.items()}
+    return ImageSet(name, about["class_names"], about["mean"], about["std"], known_identity=about["identity"], **tensors).to(device)
 
 
 def _prepared(name: str, data_dir: Path) -> tuple[dict, dict]:
@@ -222,11 +218,9 @@ def _prepared(name: str, data_dir: Path) -> tuple[dict, dict]:
 
 
 def check_size(size: int | None) -> None:
-    """TypeError or ValueError unless `size` is None or a whole number of pixels, 8..512."""
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
-        raise TypeError(f"size is {size!r}; it must be a whole number of pixels, or None for the stored size.")
-    if size is not None and not 8 <= size <= 512:
-        raise ValueError(f"size is {size}; it must be between 8 and 512 pixels.")
+    """ValueError unless `size` is None or a whole number of pixels, 8..512."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 512):
+        raise ValueError(f"size is {size!r}; it must be a whole number of pixels from 8 to 512, or None for the stored size.")
 
 
 def known_spelling(name: str) -> str:

@@ -32,29 +32,23 @@ ABOUT = {"size": int, "class_names": list, "counts": dict, "mean": list, "std": 
 
 
 class Rows:
-    """Some rows of an array, in the order of `rows`, picked only when sliced: so data sets larger than memory can be copied."""
+    """Some rows of an array, picked only when sliced: so data sets larger than memory can be copied.
 
-    def __init__(self, source, rows):
-        self.source, self.rows = source, np.asarray(rows)
-        self.shape, self.dtype = (len(rows), *source.shape[1:]), source.dtype
+    size: see uint8 images (N, 3, H, W) at this size as well, bilinear, antialiased, rounded to the nearest uint8.
+    """
+
+    def __init__(self, source, rows, size: int | None = None):
+        self.source, self.rows, self.size, self.dtype = source, np.asarray(rows), size, source.dtype
+        self.shape = (len(rows), *(source.shape[1:] if size is None else (3, size, size)))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, piece) -> np.ndarray:
-        return self.source[self.rows[piece]]
-
-
-class Resized(Rows):
-    """Images (N, 3, H, W) uint8 seen at another size: bilinear, antialiased, rounded to the nearest uint8 when sliced."""
-
-    def __init__(self, source, size: int):
-        super().__init__(source, np.arange(len(source)))
-        self.shape = (len(source), 3, size, size)
-
-    def __getitem__(self, piece) -> np.ndarray:
-        pixels = torch.from_numpy(super().__getitem__(piece)).float()
-        pixels = functional.interpolate(pixels, self.shape[2:], mode="bilinear", antialias=True, align_corners=False)
+        picked = self.source[self.rows[piece]]
+        if self.size is None:
+            return picked
+        pixels = functional.interpolate(torch.from_numpy(picked).float(), self.shape[2:], mode="bilinear", antialias=True)
         return pixels.round_().clamp_(0, 255).to(torch.uint8).numpy()
 
 
@@ -79,16 +73,24 @@ def shuffled_by_class(labels, classes: int, seed: int) -> list[np.ndarray]:
     return [order[labels[order] == label] for label in range(classes)]
 
 
-def set_aside(labels, fraction: float, seed: int, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows split by class -> (kept, aside), int64, rising: of each round(fraction * n), at least 1, aside. CourseError for a class of 1."""
-    kept, aside = [], []
-    for name, rows in zip(class_names, shuffled_by_class(labels, len(class_names), seed), strict=True):
+def set_aside(parts: Parts, split: str, fraction: float, class_names: Sequence[str]) -> Parts:
+    """The same parts with `split`: where it is missing, round(fraction · n) of the n training images of each class, at least 1.
+
+    They are drawn by seed 0 and stay in their order. CourseError for a class of one image.
+    """
+    if f"{split}_images" in parts:
+        return parts
+    labels, kept, aside = np.asarray(parts["train_labels"]), [], []
+    for name, rows in zip(class_names, shuffled_by_class(labels, len(class_names), seed=0), strict=True):
         if len(rows) < 2:
             raise CourseError(f"Class {name!r} has {len(rows)} usable training image(s), too few to set one aside. Add some, or remove it.")
-        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        count = max(1, round(fraction * len(rows)))
         aside.append(rows[:count])
         kept.append(rows[count:])
-    return np.sort(np.concatenate(kept)), np.sort(np.concatenate(aside))
+    made = {}
+    for name, rows in (("train", np.sort(np.concatenate(kept))), (split, np.sort(np.concatenate(aside)))):
+        made |= {f"{name}_images": Rows(parts["train_images"], rows), f"{name}_labels": labels[rows]}
+    return {**parts, **made}
 
 
 def human(count: float) -> str:
@@ -125,13 +127,11 @@ def alone(folder: Path) -> Iterator[None]:
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire()
-    except PermissionError as error:
-        if not Path(lock.lock_file).exists():
-            raise
-        whose = f"{lock.lock_file} is another user's, who prepares {folder.name} or was interrupted"
-        raise CourseError(
-            f"{whose}. Wait, ask for its removal, or choose another folder with --data-dir ({files.reason(error)})."
-        ) from None
+    except PermissionError:
+        if Path(lock.lock_file).exists():
+            whose = f"{lock.lock_file} is another user's, who prepares {folder.name} or was interrupted"
+            raise CourseError(f"{whose}. Wait, ask for its removal, or choose another folder with --data-dir.") from None
+        raise
     try:
         yield
     finally:
@@ -152,16 +152,6 @@ def work_folder(folder: Path, what: str) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def complete(parts: Parts, class_names: Sequence[str]) -> Parts:
-    """The same parts with a validation split: where it is missing, a stratified 10 % of train is set aside (`set_aside`, seed 0)."""
-    if "validation_images" in parts:
-        return parts
-    images, labels = parts["train_images"], np.asarray(parts["train_labels"])
-    kept, aside = set_aside(labels, fraction=0.1, seed=0, class_names=class_names)
-    train = {"train_images": Rows(images, kept), "train_labels": labels[kept]}
-    return {**parts, **train, "validation_images": Rows(images, aside), "validation_labels": labels[aside]}
-
-
 def statistics(parts: Parts) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel, in 0..1, of the training images and of at most 10,000 evenly spaced unlabelled ones."""
     total, squares, pixels = np.zeros(3), np.zeros(3), 0
@@ -176,7 +166,7 @@ def statistics(parts: Parts) -> tuple[list[float], list[float]]:
         pixels += values.size // 3
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
-    return [round(float(value), 6) for value in mean], [round(float(value), 6) for value in std]
+    return np.round(mean, 6).tolist(), np.round(std, 6).tolist()
 
 
 def identity(class_names: Sequence[str], parts: Parts) -> str:
@@ -203,30 +193,28 @@ def write(folder: Path, parts: Parts, *, class_names: Sequence[str], source: str
     if folder.exists() and not (folder / "about.json").exists() and (folder.is_file() or any(folder.iterdir())):
         way = "Choose another --name or --data-dir, or delete it yourself if it is the rest of a broken data set."
         raise CourseError(f"{folder} exists and is not a prepared data set, so nothing was written there. {way}")
-    parts = complete(parts, class_names)
+    parts = set_aside(parts, "validation", 0.1, class_names)
+    parts = {part: np.asarray(array, np.int64) if part.endswith("_labels") else array for part, array in parts.items()}
     needed = sum(int(np.prod(array.shape, dtype=np.int64)) * array.dtype.itemsize for array in parts.values())
     require_free(folder, needed, f"Preparing {folder.name}")
-    lowest, highest = 255, 0
     with work_folder(folder, "partial") as work, work_folder(folder, "replaced") as replaced:
-        for part, array in parts.items():
-            if part.endswith("_labels"):
-                np.save(work / f"{part}.npy", np.asarray(array, np.int64))
-                continue
-            # Written plainly, for the same reason as in `new_map`.
+        for part, array in parts.items():  # written plainly, for the same reason as in `new_map`
             with open(work / f"{part}.npy", "wb") as file, tqdm(total=len(array), desc=f"Writing {part}", unit=" images", delay=1) as bar:
-                header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, array.shape))}
+                header = {"descr": array.dtype.str, "fortran_order": False, "shape": tuple(map(int, array.shape))}
                 np.lib.format.write_array_header_1_0(file, header)
                 for piece in chunks(array):
                     file.write(np.ascontiguousarray(piece).data)
                     bar.update(len(piece))
-                    if len(piece):
-                        lowest, highest = min(lowest, int(piece.min())), max(highest, int(piece.max()))
         written = {part: np.load(work / f"{part}.npy", mmap_mode="r") for part in parts}
         mean, std = statistics(written)
-        about = dict(format=FORMAT, id=uuid.uuid4().hex, name=folder.name, size=int(parts["train_images"].shape[-1]))
-        about |= {"identity": identity(class_names, written), "stored_values": [lowest, highest], **facts}
-        about |= dict(class_names=list(class_names), counts={part: len(array) for part, array in sorted(parts.items())}, mean=mean, std=std)
-        about |= dict(source=source, date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), options=dict(options))
+        pixels = [piece for array in written.values() if array.ndim == 4 for piece in chunks(array)]
+        about = dict(
+            format=FORMAT, id=uuid.uuid4().hex, name=folder.name, size=int(parts["train_images"].shape[-1]), source=source,
+            class_names=list(class_names), counts={part: len(array) for part, array in sorted(parts.items())}, mean=mean, std=std,
+            stored_values=[int(min(piece.min() for piece in pixels)), int(max(piece.max() for piece in pixels))],
+            date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), options=dict(options),
+        )  # fmt: skip
+        about |= {"identity": identity(class_names, written)} | facts
         files.write_json(work / "about.json", about)
         if folder.exists():
             os.rename(folder, replaced / folder.name)
@@ -265,13 +253,9 @@ def made_once(folder: Path, make: Callable[[], Parts], *, options: Mapping, forc
 
 def is_there(folder: Path) -> bool:
     """Whether `folder` holds a prepared data set, or what is left of one. CourseError where the system does not let us look."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise _unreadable(folder, error) from None
-    return any(name == "about.json" or name.endswith(".npy") for name in names)
+    with _reading(folder), suppress(FileNotFoundError, NotADirectoryError):
+        return any(name == "about.json" or name.endswith(".npy") for name in os.listdir(folder))
+    return False
 
 
 def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -279,27 +263,17 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
     Damaged names a missing or damaged file; CourseError says what else stands in the way: permissions, the disk, the memory.
     """
-    about = read_about(folder)
-    parts = {}
-    for part in PARTS:
-        if part not in about["counts"]:
-            continue
-        path, count = folder / f"{part}.npy", about["counts"][part]
-        try:
-            array = np.load(path, mmap_mode="c", allow_pickle=False)
-        except (FileNotFoundError, ValueError, EOFError, SyntaxError) as error:
-            raise _damaged(path, str(error)) from None
-        except (OSError, MemoryError) as error:
-            raise _unreadable(path, error) from None
-        if part.endswith("_labels"):
-            array = np.array(array)
-            good = array.dtype == np.int64 and array.shape == (count,)
-            good = good and (not count or 0 <= array.min() <= array.max() < len(about["class_names"]))
-        else:
-            good = array.dtype == np.uint8 and array.shape == (count, 3, about["size"], about["size"])
-        if not good:
-            raise _damaged(path, f"it holds {array.dtype} {array.shape}, which is not what about.json says")
-        parts[part] = array
+    about, parts = read_about(folder), {}
+    for part in (part for part in PARTS if part in about["counts"]):
+        count, is_labels = about["counts"][part], part.endswith("_labels")
+        with _reading(folder / f"{part}.npy"):
+            array = np.load(folder / f"{part}.npy", mmap_mode="c", allow_pickle=False)
+            expected = (np.int64, (count,)) if is_labels else (np.uint8, (count, 3, about["size"], about["size"]))
+            if (array.dtype, array.shape) != expected:
+                raise ValueError(f"it holds {array.dtype} {array.shape}, which is not what about.json says")
+            if is_labels and count and not 0 <= array.min() <= array.max() < len(about["class_names"]):
+                raise ValueError("it holds labels without a class")
+            parts[part] = np.array(array) if is_labels else array
     if "identity" not in about:  # prepared by an older version
         about["identity"] = identity(about["class_names"], parts)
         with suppress(OSError):  # somebody else's folder: then it is computed whenever it is read
@@ -309,25 +283,22 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 def read_about(folder: Path) -> dict:
     """The content of about.json, checked; its name is the folder's. Errors are those of `read`."""
-    path = folder / "about.json"
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+    with _reading(folder / "about.json"):
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise ValueError(f"it has format {about['format']!r} and this version of sslcourse reads format {FORMAT}")
         lacks = [key for key, kind in ABOUT.items() if not isinstance(about[key], kind)]
-        lacks += [part for part in PARTS if part not in about["counts"] and part != "unlabeled"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if lacks:
-        raise _damaged(path, f"it lacks {', '.join(lacks)}")
+        if lacks := lacks + [part for part in PARTS if part not in about["counts"] and part != "unlabeled"]:
+            raise ValueError(f"it lacks {', '.join(lacks)}")
     return {**about, "name": folder.name}  # a folder that was renamed is what its folder says
 
 
-def _unreadable(path: Path, error: Exception) -> CourseError:
-    return CourseError(f"{path} cannot be read: {files.reason(error)}.")
-
-
-def _damaged(path: Path, reason: str) -> Damaged:
-    return Damaged(f"{path} is damaged ({reason}). Delete the folder {path.parent} and prepare the data set again.")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, ValueError, KeyError, TypeError, EOFError, SyntaxError) as error:
+        way = f"Delete the folder {path.parent} and prepare the data set again."
+        raise Damaged(f"{path} is damaged ({type(error).__name__}: {error}). {way}") from None
+    except (OSError, MemoryError) as error:
+        raise CourseError(f"{path} cannot be read: {files.reason(error)}.") from None

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,15 +32,12 @@ SOURCES = {
     ),
 }  # fmt: skip
 MIRROR = "SSLCOURSE_MIRROR"  # the address of a folder with the same files, for a class that shares one copy; checksums still hold
-RESERVED = {"downloads", "con", "prn", "aux", "nul", "train", "test"}
+RESERVED = {"toybox", "downloads", "con", "prn", "aux", "nul", "train", "test"}
 
 
 @dataclass
 class Report:
-    """What `prepare` did: the folder, whether anything was made, a sentence, the files that were skipped as (path, reason), and `details`.
-
-    details: lines that say what is in the data set: images of each class, values of the pixels, and every rule that was applied.
-    """
+    """What `prepare` did, in a sentence; files skipped as (path, reason); lines on classes, pixels and the rules that were applied."""
 
     folder: Path
     made: bool
@@ -53,13 +51,12 @@ def prepare(name, data_dir="data", *, source=None, size=None, strict=False, limi
 
     A second call does nothing and says so; with another source, size, limit or strictness it is refused, unless `force` is given.
 
-    name: toybox, stl10, cifar10, flowers, cats-vs-dogs, or with `source` a name of your own.
-    source: the path of an archive or folder (images as at `image_folders.read`, or the original files of STL-10 or CIFAR-10).
-    size: pixels, 8..512. Image folders are stored at this size (None: their own, or 96); the others get a second, resized copy.
-    strict: refuse files that cannot be read, instead of skipping them. limit: at most that many images a class and split (and that many
-    unlabelled ones a class). force: do it again even if it is there. keep_archive: keep the downloaded archive.
+    name: one of datasets.KNOWN, or with `source` a name of your own. source: the path of an archive or folder (images as at
+    `image_folders.read`, or the original files of STL-10 or CIFAR-10). size: pixels, 8..512, at which image folders are stored (None: their
+    own, or 96); the others get a second, resized copy. strict: refuse files that cannot be read, instead of skipping them. limit: at most
+    that many images a class and split (and that many unlabelled ones a class). keep_archive: keep the downloaded archive.
 
-    CourseError for everything that can go wrong on the way, with nothing half-made left; ValueError or TypeError for a wrong size or limit.
+    CourseError for everything that can go wrong on the way, with nothing half-made left; ValueError for a wrong size or limit.
     """
     check_size(size)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 3):
@@ -71,21 +68,18 @@ def prepare(name, data_dir="data", *, source=None, size=None, strict=False, limi
     try:
         if source is not None:
             source = files.path_of(source, "--from")
-            if not source.exists():
-                raise CourseError(f"There is no file or folder {source}. Check the path after --from.")
             asked["fingerprint"] = _fingerprint(source)
         data_dir.mkdir(parents=True, exist_ok=True)
         if name == "toybox":
             if limit is not None:
                 raise ValueError("limit= cannot be used with toybox, whose number of images is chosen when it is loaded.")
             made, about, _ = toybox.load(data_dir, size, force=force)
-            return _report(data_dir / ("toybox" if about["size"] == toybox.SIZE else f"toybox-{about['size']}"), made)
+            return _report(data_dir / about["name"], made)
         report = None if force else _ready(folder, asked)
         if report is None:
             files.check_writable(data_dir, "--data-dir")
-            with prepared.alone(folder):
-                report = None if force else _ready(folder, asked)  # another process may have finished it while this one waited
-                report = report or _from_source(folder, source, asked, keep_archive)
+            with prepared.alone(folder):  # another process may have finished it while this one waited
+                report = (None if force else _ready(folder, asked)) or _from_source(folder, source, asked, keep_archive)
     except (OSError, MemoryError) as error:
         where = f" ({error.filename})" if getattr(error, "filename", None) else ""
         raise CourseError(f"{name} cannot be prepared in {data_dir}: {files.reason(error)}{where}. Another folder: --data-dir.") from None
@@ -96,18 +90,20 @@ def prepare(name, data_dir="data", *, source=None, size=None, strict=False, limi
 
 
 def _check_name(name: str, source) -> None:
-    size = re.search(r"-(\d{1,3})$", name)
-    if source is None and name not in KNOWN:
+    if source is None:
+        if name in KNOWN:
+            return
         others = f"Available: {', '.join(KNOWN)}. Your own: --from photos.zip --name {name}"
         raise CourseError(f"There is no data set {name!r} to download. {others}")
-    if source is not None and (name == "toybox" or name.lower() in RESERVED or name.endswith(".")):
-        raise CourseError(f"The name {name!r} is taken. Choose another one with --name.")
-    if source is not None and (name.startswith("toybox-") or (size and 8 <= int(size[1]) <= 512)):
-        raise CourseError(f"The name {name!r} is how a resized copy is named. Choose another one with --name, such as {name}px.")
+    size = re.search(r"-(\d{1,3})$", name)
+    if name.lower() in RESERVED or name.endswith(".") or name.startswith("toybox-") or (size and 8 <= int(size[1]) <= 512):
+        raise CourseError(f"The name {name!r} is taken, or is how a resized copy is named. Choose another one with --name.")
 
 
 def _fingerprint(source: Path) -> str:
     # A hash that another source, or one to which something was added, does not share: of an archive, or of the names and sizes of files.
+    if not source.exists():
+        raise CourseError(f"There is no file or folder {source}. Check the path after --from.")
     if source.is_file():
         with source.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -124,45 +120,40 @@ def _ready(folder: Path, asked: dict) -> Report | None:
         return None
     with contextlib.suppress(prepared.Damaged):  # it is made again
         about = prepared.read_about(folder)
-        was, differences = about["options"], []
+        was = about["options"]
         same = was.get("fingerprint", asked["fingerprint"]) == asked["fingerprint"]
-        if not same and not (was["original"] and asked["fingerprint"] is None):  # originals are the same wherever they are from
-            differences.append(f"from another source, or before this one changed ({about['source']})")
-        if "size" in was and asked["size"] not in (was["size"], about["size"]):
-            differences.append(f"size {about['size']}, not {asked['size'] or 'the default'}")
-        if asked["limit"] != was.get("limit"):
-            differences.append(f"limit {was.get('limit') or 'none'}, not {asked['limit'] or 'none'}")
-        if asked["strict"] and was.get("skipped"):
-            differences.append(f"{was['skipped']:,} files skipped, which strict refuses")
-        if differences:
+        same = same or (was["original"] and asked["fingerprint"] is None)  # originals are the same wherever they are from
+        another_size = "size" in was and asked["size"] not in (was["size"], about["size"])
+        differences = {
+            f"from another source, or before this one changed ({about['source']})": not same,
+            f"size {about['size']}, not {asked['size'] or 'the default'}": another_size,
+            f"limit {was.get('limit') or 'none'}, not {asked['limit'] or 'none'}": asked["limit"] != was.get("limit"),
+            f"{was.get('skipped', 0):,} files skipped, which strict refuses": asked["strict"] and was.get("skipped"),
+        }
+        if told := [difference for difference, holds in differences.items() if holds]:
             way = "Keep it and choose another --name, or replace it with --force."
-            raise CourseError(f"{folder.name} is there already, and was prepared otherwise: {'; '.join(differences)}. {way}")
+            raise CourseError(f"{folder.name} is there already, and was prepared otherwise: {'; '.join(told)}. {way}")
         prepared.read(folder)
         return _report(folder, made=False)
 
 
 def _report(folder: Path, made: bool, skipped: Sequence[tuple[str, str]] = (), remark: str = "") -> Report:
     about = prepared.read_about(folder)
-    counts = about["counts"]
+    names, counts = about["class_names"], about["counts"]
     parts = [f"{counts[key]:,} {part}" for part in ("unlabeled", *prepared.SPLITS) for key in (part, f"{part}_images") if key in counts]
     done = "is ready" if made else "was ready already, nothing was done (--force makes it again)"
-    what = f"{len(about['class_names'])} classes, {about['size']}×{about['size']}, {' · '.join(parts)} images"
-    sentence = f"{about['name']} {done}: {what} in {folder}. {remark}".strip()
-    return Report(folder, made, sentence, list(skipped), _details(folder, about))
-
-
-def _details(folder: Path, about: dict) -> list[str]:
-    splits = [split for split in prepared.SPLITS if f"{split}_labels" in about["counts"]]
-    counts = [np.bincount(np.load(folder / f"{split}_labels.npy"), minlength=len(about["class_names"])) for split in splits]
-    rows = [f"{name} {' · '.join(f'{n:,}' for n in row)}" for name, row in zip(about["class_names"], np.stack(counts, 1), strict=True)]
-    lines = [f"Images of each class ({' · '.join(splits)}): {image_folders.listed(rows)}."]
+    what = f"{len(names)} classes, {about['size']}×{about['size']}, {' · '.join(parts)} images"
+    of_class = [np.bincount(np.load(folder / f"{split}_labels.npy"), minlength=len(names)) for split in prepared.SPLITS]
+    rows = [f"{name} {' · '.join(f'{n:,}' for n in row)}" for name, row in zip(names, np.stack(of_class, 1), strict=True)]
+    details = [f"Images of each class ({' · '.join(prepared.SPLITS)}): {image_folders.listed(rows)}."]
     if len(rows) > image_folders.NAMED:
-        total = np.sum(counts, 0)
-        lines.append(f"The smallest class is {rows[total.argmin()]}, the largest {rows[total.argmax()]}.")
+        total = np.sum(of_class, 0)
+        details.append(f"The smallest class is {rows[total.argmin()]}, the largest {rows[total.argmax()]}.")
     if "values" in about:
         (low, high), (lowest, highest) = about["values"], about["stored_values"]
-        lines.append(f"Values of the pixels: {low:g}..{high:g} in the files, {lowest}..{highest} as they are kept.")
-    return lines + about.get("rules", [])
+        details.append(f"Values of the pixels: {low:g}..{high:g} in the files, {lowest}..{highest} as they are kept.")
+    sentence = f"{about['name']} {done}: {what} in {folder}. {remark}".strip()
+    return Report(folder, made, sentence, list(skipped), details + about.get("rules", []))
 
 
 def _from_source(folder: Path, source: Path | None, asked: dict, keep_archive: bool) -> Report:
@@ -197,24 +188,18 @@ def _remove(downloaded: Path) -> None:
         downloaded.parent.rmdir()
 
 
-def download_note(name: str) -> str:
-    """What preparing this data set downloads, from where, and about how long that takes; '' for what needs no download."""
-    if name not in SOURCES:
-        return ""
-    count, host = KNOWN[name].download_bytes, os.environ.get(MIRROR) or urlsplit(SOURCES[name][0]).hostname
-    fast, slow = (f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s" for seconds in (count / 2e7, count / 1e6))
-    return f"{name} is downloaded once: {prepared.human(count)} from {host}, about {fast} at 20 MB/s and {slow} at 1 MB/s."
-
-
 def _download(folder: Path) -> tuple[Path, str]:
     (url, checksum, disk), mirror = SOURCES[folder.name], os.environ.get(MIRROR)
-    file = url.rpartition("/")[2]
+    file, host = url.rpartition("/")[2], mirror or urlsplit(url).hostname
     url, target = f"{mirror.rstrip('/')}/{file}" if mirror else url, folder.parent / "downloads" / file
     there = sum(path.stat().st_size for path in target.parent.glob(f"{file}*"))  # whole, or a part of it
     prepared.require_free(folder.parent, disk - there, f"Preparing {folder.name}")
     try:
         if not target.exists():
-            print(download_note(folder.name), flush=True)
+            size = KNOWN[folder.name].download_bytes
+            fast, slow = (f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s" for seconds in (size / 2e7, size / 1e6))
+            cost = f"{prepared.human(size)} from {host}, about {fast} at 20 MB/s and {slow} at 1 MB/s"
+            print(f"{folder.name} is downloaded once: {cost}.", flush=True)
         return downloads.fetch(url, target, checksum), url
     except CourseError:
         _remove(target)  # a part that can be resumed stays
@@ -229,7 +214,7 @@ def _read(source: Path, work: Path, size, strict, limit) -> tuple[image_folders.
         for data, read in ((STL10, read_stl10), (CIFAR10, read_cifar10)):
             names = [name for name, _ in (*data.train_list, *data.test_list)]
             if 2 * sum(isinstance(inside.get(name), archives.Piece) for name in names) > len(names):
-                class_names, parts = read(inside, work)
+                class_names, parts = read(inside)
                 parts = parts if limit is None else _limited(parts, len(class_names), limit)
                 return image_folders.FolderImages(class_names, parts), True
         folders += [inner for inner in inside.values() if isinstance(inner, dict)]
@@ -253,7 +238,7 @@ def _check_files(inside: archives.Tree, published: list) -> None:
         raise CourseError(f"{name} is missing, damaged or changed. Get the archive again.")
 
 
-def read_stl10(inside: archives.Tree, work: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+def read_stl10(inside: archives.Tree) -> tuple[list[str], dict[str, np.ndarray]]:
     """The files of stl10_binary -> (class names, parts), images memory-mapped (torchvision's reader takes all 2.6 GB into memory).
 
     Images are uint8 (N, 3, 96, 96) with each channel stored column by column, so the last two axes are swapped here. Labels are 1..10 on
@@ -271,19 +256,16 @@ def read_stl10(inside: archives.Tree, work: Path) -> tuple[list[str], dict[str, 
     return [name.decode(errors="replace") for name in names], parts
 
 
-def read_cifar10(inside: archives.Tree, work: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+def read_cifar10(inside: archives.Tree) -> tuple[list[str], dict[str, np.ndarray]]:
     """The files of cifar-10-batches-py -> (class names, parts): images uint8 (N, 3, 32, 32), labels int64 in 0..9.
 
     Unpickling can run a program, so only files with the published MD5 sums are read. CourseError names the one that is not so.
     """
-    published = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
-    _check_files(inside, published)
-    (work / CIFAR10.base_folder).mkdir()
-    for name, _ in published:
-        (work / CIFAR10.base_folder / name).write_bytes(inside[name].open().read())
+    meta = CIFAR10.meta["filename"]
+    _check_files(inside, [*CIFAR10.train_list, *CIFAR10.test_list, (meta, CIFAR10.meta["md5"])])
     parts = {}
-    for split in ("train", "test"):
-        batches = CIFAR10(work, train=split == "train")
-        parts[f"{split}_images"] = batches.data.transpose(0, 3, 1, 2)
-        parts[f"{split}_labels"] = np.array(batches.targets, np.int64)
-    return batches.classes, parts
+    for split, published in (("train", CIFAR10.train_list), ("test", CIFAR10.test_list)):
+        batches = [pickle.load(inside[name].open(), encoding="latin1") for name, _ in published]
+        parts[f"{split}_images"] = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        parts[f"{split}_labels"] = np.concatenate([batch["labels"] for batch in batches]).astype(np.int64)
+    return pickle.load(inside[meta].open(), encoding="latin1")[CIFAR10.meta["key"]], parts

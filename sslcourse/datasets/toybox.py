@@ -23,7 +23,7 @@ from sslcourse.datasets import prepared
 CLASS_NAMES = ("airplane", "bird", "car", "cat", "fish", "house", "sailboat", "tree", "mushroom", "truck")
 VERSION = 1  # raise it when a drawing changes: what older versions kept is then drawn again
 SIZE = 32
-SPLITS = ("unlabeled", "train", "validation", "test")
+SPLITS = ("unlabeled", *prepared.SPLITS)
 OPTIONS = {"shortcut": False, "upright": True, "seed": 0, "unlabeled": 6000, "train": 5000, "validation": 1000, "test": 2000}
 
 SUPERSAMPLING = 3  # drawn this many times larger, then averaged down: smooth edges
@@ -35,10 +35,8 @@ class Pen:
 
     def __init__(self, canvas: ImageDraw.ImageDraw, width: int, rng: np.random.Generator, tilt: float):
         self.canvas, self.rng = canvas, rng
-        scale = rng.uniform(0.5, 0.98) * width
-        stretch = math.exp(rng.normal(0, 0.18))
-        shear = rng.normal(0, 0.15)
-        mirror = rng.choice((-1.0, 1.0))
+        scale, stretch = rng.uniform(0.5, 0.98) * width, math.exp(rng.normal(0, 0.18))
+        shear, mirror = rng.normal(0, 0.15), rng.choice((-1.0, 1.0))
         # pose = translate · rotate · shear · stretch · mirror, as one 2×2 matrix and an offset
         cos, sin = math.cos(tilt), math.sin(tilt)
         turn, slant = np.array([[cos, -sin], [sin, cos]]), np.array([[1, shear], [0, 1]])
@@ -167,8 +165,7 @@ def draw(class_index: int, rng: np.random.Generator, size: int = SIZE, shortcut:
     pen = Pen(canvas, width, rng, tilt=rng.normal(0, 0.2) if upright else rng.uniform(0, 2 * math.pi))
     _draw_object(CLASS_NAMES[class_index], pen, pen.near, *_colours(rng, float(field.mean()), shortcut))
     softness = rng.uniform(0, 0.5) * size / 32  # standard deviation of the blur, in pixels
-    image = image.resize((size, size), Image.BOX).filter(ImageFilter.GaussianBlur(softness))
-    pixels = np.asarray(image, np.float32)
+    pixels = np.asarray(image.resize((size, size), Image.BOX).filter(ImageFilter.GaussianBlur(softness)), np.float32)
     pixels = pixels + rng.normal(0, rng.uniform(0, 16), pixels.shape)
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
@@ -192,25 +189,22 @@ def load(data_dir: Path, size: int | None = None, *, force: bool = False, **opti
     if unknown := options.keys() - OPTIONS.keys():
         raise ValueError(f"toybox has no option {', '.join(sorted(unknown))}; it has {', '.join(OPTIONS)}.")
     options = {**OPTIONS, **options}
-    for key in ("seed", *SPLITS):
-        least = 0 if key == "seed" else 10
+    for key, least in {"seed": 0, **dict.fromkeys(SPLITS, 10)}.items():
         if isinstance(options[key], bool) or not isinstance(options[key], int) or options[key] < least:
             raise ValueError(f"{key}={options[key]!r}: toybox needs a whole number of at least {least}.")
-    size = size or SIZE
-    how = {key: bool(options[key]) for key in ("shortcut", "upright")}
+    how = {"size": size or SIZE, "shortcut": bool(options["shortcut"]), "upright": bool(options["upright"])}
     # The plain one is `toybox`; another size or other options get folders of their own, so that they do not push each other out.
     changed = {key: value for key, value in options.items() if value != OPTIONS[key]}
     mark = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
-    folder = data_dir / ("toybox" + (f"-{size}" if size != SIZE else "") + (f"-{mark}" if changed else ""))
+    folder = data_dir / ("toybox" + (f"-{size}" if size not in (None, SIZE) else "") + (f"-{mark}" if changed else ""))
 
     def drawn() -> dict[str, np.ndarray]:
         parts = {}
         with tqdm(total=sum(options[split] for split in SPLITS), desc="Drawing toybox", unit=" images") as bar:
             for index, split in enumerate(SPLITS):
-                images, labels = make(options[split], seed=4 * options["seed"] + index, size=size, bar=bar, **how)
+                images, labels = make(options[split], seed=4 * options["seed"] + index, bar=bar, **how)
                 parts |= {"unlabeled": images} if split == "unlabeled" else {f"{split}_images": images, f"{split}_labels": labels}
         return parts
 
     facts = dict(class_names=CLASS_NAMES, source=f"drawn by sslcourse.toybox version {VERSION}")
-    settings = {**options, **how, "size": size, "version": VERSION}
-    return prepared.made_once(folder, drawn, options=settings, force=force, **facts)
+    return prepared.made_once(folder, drawn, options={**options, **how, "version": VERSION}, force=force, **facts)

@@ -71,7 +71,7 @@ def stl10(tmp_path, monkeypatch):
 
 def test_stl10_is_read_pixel_by_pixel_as_torchvision_reads_it(tmp_path, stl10):
     folder, images = stl10
-    class_names, parts = sources.read_stl10(image_folders.tree(folder), tmp_path)
+    class_names, parts = sources.read_stl10(image_folders.tree(folder))
     for part, key in (("train", "train_images"), ("test", "test_images"), ("unlabeled", "unlabeled")):
         assert np.array_equal(parts[key], images[part])
     assert parts["test_labels"].tolist() == [i % 10 for i in range(20)] and class_names[7] == "monkey"
@@ -160,7 +160,7 @@ def test_a_batch_that_is_damaged_or_runs_something_is_refused_by_name(tmp_path, 
     for content in (pickle.dumps({"data": Evil(), "labels": []}), batch.read_bytes()[:500]):
         batch.write_bytes(content)
         with pytest.raises(CourseError, match="data_batch_3"):
-            sources.read_cifar10(image_folders.tree(cifar10[0]), tmp_path)
+            sources.read_cifar10(image_folders.tree(cifar10[0]))
     assert not (tmp_path / "evil").exists()
 
 

@@ -25,29 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the parsed arguments say. -> exit status 0. Raises CourseError where something has to be put right."""
-    try:
-        return _run(args)
-    except ValueError as error:
-        raise CourseError(str(error)) from None
-    except KeyboardInterrupt:
-        print("\nNothing half-made was kept; a download continues where it stopped when you run the same again.", file=sys.stderr)
-        raise
-
-
-def _run(args: argparse.Namespace) -> int:
     data_dir = files.folder_of(args.data_dir, "--data-dir", "data")
     if args.list:
         print(datasets.available(data_dir))
         return 0
     if args.own_name is not None and args.source is None:
         raise CourseError("--name is for your own images: add --from with a folder or archive.")
-    if None not in (args.source, args.name, args.own_name) and args.name != args.own_name:
+    if None not in (args.name, args.own_name) and args.name != args.own_name:
         raise CourseError(f"Two names are given, {args.name!r} and {args.own_name!r}. Keep one.")
     name = args.name if args.own_name is None else args.own_name
     if args.source is not None and name is None:
         raise CourseError(f"Give the images a name: --from {args.source} --name my-photos")
     options = {key: getattr(args, key) for key in ("source", "size", "strict", "limit", "force", "keep_archive")}
-    report = sources.prepare("toybox" if name is None else name, data_dir, **options)
+    try:
+        report = sources.prepare("toybox" if name is None else name, data_dir, **options)
+    except ValueError as error:
+        raise CourseError(str(error)) from None
+    except KeyboardInterrupt:
+        print("\nNothing half-made was kept; a download continues where it stopped when you run the same again.", file=sys.stderr)
+        raise
     print(report.sentence)
     if name is None:
         print(f"\nWhat else there is:\n\n{datasets.available(data_dir)}")
