@@ -72,7 +72,7 @@ def exercise(id: str) -> Callable[[Callable], Callable]:
         _statuses[id] = status
         _say(task, status, message)
         chosen = _with_fallback(task, function if status == DONE else None)
-        chosen.status, chosen.learner = status, function
+        chosen.status = status
         return chosen
 
     return decorate

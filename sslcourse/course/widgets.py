@@ -106,7 +106,7 @@ class Game:
         self.truths, self.rival = [*map(operator.index, truths)], [*map(operator.index, rival)]
         if not self.truths or len(self.truths) != len(self.rival) or not {*self.truths, *self.rival} <= set(range(len(self.choices))):
             told = f"{len(self.truths)} truths, {len(self.rival)} answers and {len(self.choices)} choices"
-            raise ValueError(f"A guessing game needs a truth and the rival's answer for each picture, as indices into the choices; not {told}.")
+            raise ValueError(f"A guessing game needs a truth and the rival's answer for each picture, as indices of choices, not {told}.")
         self.answers: list[int] = []
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@ import os
 import random
 import sys
 import types
+from unittest.mock import Mock
 
 import numpy
 import pytest
@@ -15,7 +16,7 @@ from sslcourse.datasets import prepared
 from sslcourse.errors import CourseError
 
 
-def test_start_reports_and_registers(begin, capsys, tmp_path):
+def test_start_reports_and_registers(begin, capsys, tmp_path, monkeypatch):
     begun = begin(3, tier="smoke", seed=5, size=32, temperature=0.5)
     out = capsys.readouterr().out
     assert "Lesson 3 of 7: SimCLR" in out and "tier smoke (40 seconds" in out and "toybox" in out and torch.__version__ in out
@@ -23,6 +24,9 @@ def test_start_reports_and_registers(begin, capsys, tmp_path):
     assert (begun.number, begun.tier, begun.dataset, begun.seed, begun.size) == (3, "smoke", "toybox", 5, 32)
     assert isinstance(begun.device, torch.device) and begun.results_dir == tmp_path / "results"
     assert str(tmp_path) not in out  # no notebook carries anybody's folders
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    begin(1, tier="smoke")
+    assert "· Colab" in capsys.readouterr().out
 
 
 def test_start_seeds_everything_and_sets_the_style(begin, style_calls):
@@ -79,10 +83,7 @@ def test_labels_are_compared_with_the_data_set_before_anything_runs(begin, tmp_p
 
 
 def test_tier_gpu_says_what_it_downloads_and_a_data_set_asked_for_by_name_is_not_fetched(begin, tmp_path, monkeypatch, capsys):
-    def prepare(name, data_dir):
-        raise CourseError("No network.")
-
-    monkeypatch.setattr("sslcourse.datasets.sources.prepare", prepare)
+    monkeypatch.setattr("sslcourse.datasets.sources.prepare", Mock(side_effect=CourseError("No network.")))
     with pytest.raises(CourseError, match="No network. DATA_DIR .* DATASET = 'toybox' needs no download"):
         begin(1, tier="gpu")
     assert "cifar10 is not there yet and is downloaded now: 170 MB, which takes about 1 min" in capsys.readouterr().out
@@ -112,13 +113,9 @@ def test_tier_auto_asks_the_environment_then_the_machine(monkeypatch):
     for cuda, tier in ((True, "gpu"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         assert lessons.resolve_tier("auto") == tier and lessons.resolve_tier("auto", torch.device("cpu")) == "cpu"
-    monkeypatch.setenv("SSLCOURSE_DEVICE", "cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert lessons.resolve_tier("auto") == "cpu"
 
 
 def test_the_device_that_is_asked_for_is_taken_or_refused_with_its_parameter_or_variable(begin, monkeypatch):
-    assert begin(1, tier="smoke", device="cpu").device == torch.device("cpu")
     with pytest.raises(CourseError, match="^DEVICE is 'xpu'"):
         begin(1, tier="smoke", device="xpu")
     monkeypatch.setenv("SSLCOURSE_DEVICE", "meta")
@@ -134,12 +131,11 @@ def test_the_default_data_set_follows_the_tier_unless_the_environment_says_other
 
 
 def test_pick_falls_back_towards_smaller_tiers(begin):
-    picked = {tier: begin(1, tier=tier, dataset="toybox").pick(smoke=1, cpu=2, gpu=3) for tier in lessons.TIERS}
-    assert picked == {"smoke": 1, "cpu": 2, "gpu": 3, "full": 3}
-    assert begin(1, tier="full", dataset="toybox").pick(smoke=1, cpu=2) == 2
+    begun = [begin(1, tier=tier, dataset="toybox") for tier in lessons.TIERS]
+    assert [one.pick(smoke=1, cpu=2, gpu=3) for one in begun] == [1, 2, 3, 3] and begun[-1].pick(smoke=1, cpu=2) == 2
     for wrong in ({"smoke": 1}, {"smoke": 1, "cpu": 2, "tpu": 3}):
         with pytest.raises(TypeError, match="pick needs smoke and cpu"):
-            begin(1, tier="cpu").pick(**wrong)
+            begun[0].pick(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +143,6 @@ def test_pick_falls_back_towards_smaller_tiers(begin):
     [
         ("smoke", 32, 0, "ResNet-9, width 8", models.resnet9(8)),
         ("cpu", 96, 0, "ResNet-9, width 16", models.resnet9(16)),
-        ("cpu", 32, 4, "ResNet-9, width 4", models.resnet9(4)),
         ("gpu", 32, 0, "ResNet-18", models.resnet18(small_images=True)),
         ("gpu", 64, 0, "ResNet-18", models.resnet18(small_images=True, max_pool=True)),
         ("gpu", 96, 0, "ResNet-18", models.resnet18(small_images=False)),
@@ -174,14 +169,10 @@ def test_finish_writes_records_and_a_summary(begin, capsys, tmp_path):
         begun.finish(headline="")
 
 
-@pytest.mark.parametrize("classes, kinds", [(10, {"top1", "top3"}), (4, {"top1", "top3"}), (3, {"top1"}), (2, {"top1"})])
+@pytest.mark.parametrize("classes, kinds", [(4, {"top1", "top3"}), (3, {"top1"})])
 def test_record_runs_makes_one_record_of_several_seeds(begin, classes, kinds):
-    generator = torch.Generator().manual_seed(0)
-    names = [str(c) for c in range(classes)]
-    runs = [
-        evaluation.Result(torch.randn(50, classes, generator=generator), torch.randint(classes, (50,), generator=generator), names)
-        for _ in range(3)
-    ]
+    torch.manual_seed(0)
+    runs = [evaluation.Result(torch.randn(50, classes), torch.randint(classes, (50,)), [*map(str, range(classes))]) for _ in range(3)]
     images = types.SimpleNamespace(num_classes=classes, size=24)
     made = begin(5, tier="cpu").record_runs("BYOL, frozen", runs, images, 7, seed=[0, 1, 2], network="ResNet-9", settings={"block": 5})
     assert made["labels"] == 7 * classes and made["image_size"] == 24 and made["seeds"] == [0, 1, 2]
@@ -201,9 +192,8 @@ def test_keep_leaves_a_network_beside_the_results(begin, capsys):
     assert path == begun.results_dir / "networks" / "03-simclr-fine-tuned-toybox-100-smoke-seed5.safetensors"
     assert capsys.readouterr().out == ""
     kept = models.read_networks(path.parent)[path.stem]
-    known = {"lesson": 3, "dataset": "toybox", "tier": "smoke", "seed": 5}
-    assert kept.about == known | {"method": "SimCLR, fine-tuned", "size": 32, "labels": 100, "class_names": ["cat", "dog"]}
-    assert kept.is_classifier
+    known = {"lesson": 3, "dataset": "toybox", "tier": "smoke", "seed": 5, "method": "SimCLR, fine-tuned", "size": 32, "labels": 100}
+    assert kept.about == known | {"class_names": ["cat", "dog"]} and kept.is_classifier
     begun.keep(models.resnet9(4), method="SimCLR", size=32, block=2, seed=0)  # what is known can be said otherwise
     assert (path.parent / "03-simclr-toybox-smoke.safetensors").exists() and not list(path.parent.glob(".*"))
     begun.finish(headline="x")
@@ -223,41 +213,20 @@ def test_expect_error_prints_the_error_and_insists_on_one(capsys):
     with lessons.expect_error():
         raise RuntimeError
     assert capsys.readouterr().out == "RuntimeError:\n"
-    with pytest.raises(AssertionError, match="expected to raise ValueError or KeyError, and it did not"):
-        with lessons.expect_error(ValueError, KeyError):
-            pass
+    with pytest.raises(AssertionError, match="raise ValueError or KeyError, and it did not"), lessons.expect_error(ValueError, KeyError):
+        pass
     with pytest.raises(TypeError), lessons.expect_error(ValueError):
         raise TypeError("another one")
 
 
-def test_say_shows_markdown_with_plain_text(capsys):
-    lessons.say("""
-        With **10** labels
-        it is 55 %.
-    """)
-    assert capsys.readouterr().out == "With **10** labels\nit is 55 %.\n"
+def test_say_prints_its_text_without_the_space_around_it(capsys):
+    lessons.say("\n    With **10** labels\n    it is 5 $.\n")
+    assert capsys.readouterr().out == "With **10** labels\nit is 5 $.\n"
 
 
-def test_the_report_names_colab(begin, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    begin(1, tier="smoke")
-    assert "· Colab" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("more", "name"),
-    [
-        ({"lesson": 3, "labels": None, "tier": "cpu", "seed": 0, "minutes": 2.5}, "03-simclr-toybox"),
-        ({"lesson": 3, "method": "SimCLR, fine-tuned", "labels": 100, "tier": "smoke"}, "03-simclr-fine-tuned-toybox-100-smoke"),
-        ({"lesson": 4, "dataset": "my photos/2", "seed": 7, "tier": "gpu"}, "04-simclr-my-photos-2-gpu-seed7"),
-        ({"method": "../../evil"}, "evil-toybox"),
-    ],
-)
-def test_names_of_networks_files(more, name):
-    assert lessons.network_file_name(**{"method": "SimCLR", "dataset": "toybox", "size": 16} | more) == f"{name}.safetensors"
-
-
-def test_the_networks_that_come_with_the_package_have_the_names_of_lessons():
+def test_names_of_networks_files():
+    named = lessons.network_file_name("../../SimCLR", "my photos/2", lesson=4, seed=7, tier="gpu", variant="24px", minutes=2.5)
+    assert named == "04-simclr-my-photos-2-gpu-seed7-24px.safetensors"
     assert all(lessons.network_file_name(**network.about) == f"{name}.safetensors" for name, network in models.reference_networks().items())
 
 
