@@ -27,7 +27,6 @@ def nt_xent(z0: Tensor, z1: Tensor, temperature: float = 0.5, gather_distributed
     Chen et al. 2020 (arXiv 2002.05709), section 2.1, equation 1; the authors' code sums its two halves, so its number is twice this one.
     """
     _check_pair(z0=z0, z1=z1)
-    _check_directions(z0, z1)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive number such as 0.5, not {temperature}.")
     world = world_size() if gather_distributed else 1
@@ -49,7 +48,6 @@ def byol_loss(p: Tensor, z: Tensor, stop_gradient: bool = True) -> Tensor:
     Grill et al. 2020 (arXiv 2006.07733), section 3.1, equation 2; the authors add up both directions, so their number is twice the mean.
     """
     _check_pair(p=p, z=z)
-    _check_directions(p, z)
     dtype = _result_dtype(p, z)
     p, z = _normalised(p), _normalised(z.detach() if stop_gradient else z)
     cosine = (p * z).sum(1)  # (N,)
@@ -175,12 +173,6 @@ def _check_pair(**tensors: Tensor) -> None:
         raise ValueError(f"{name} and {other} need one shape, row i of both from image i; not {tuple(first.shape)}, {tuple(second.shape)}.")
 
 
-def _check_directions(*tensors: Tensor) -> None:
-    zero = int(sum((z == 0).all(1).sum() for z in tensors)) if tensors[0].device.type == "cpu" else 0
-    if zero:
-        raise ValueError(f"The loss compares directions, and a row of zeros has none ({zero} such rows): look at the layer that made it.")
-
-
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """The matrix product, which autocast would compute in half precision."""
     with torch.autocast(a.device.type, enabled=False):
@@ -189,6 +181,8 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _normalised(z: Tensor) -> Tensor:
     """Rows (M, D) divided by their lengths, in a wide float."""
+    if z.device.type == "cpu" and (zero := int((z == 0).all(1).sum())):
+        raise ValueError(f"The loss compares directions, and a row of zeros has none ({zero} such rows): look at the layer that made it.")
     z = wide_float(z)
     z = z / z.detach().abs().amax(1, keepdim=True)  # the largest number is 1 now, so that no square overflows or vanishes
     return z / torch.linalg.vector_norm(z, dim=1, keepdim=True)  # no epsilon: 0/0 is NaN, which is seen; 0 would be silently wrong

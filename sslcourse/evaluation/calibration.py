@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from sslcourse.evaluation.features import check_labels
 
-LOWEST, HIGHEST = 0.05, 20.0  # temperatures between which `fit_temperature` looks
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -61,7 +59,7 @@ def fit_temperature(logits, labels=None) -> float:
     def nll(log_temperature: float) -> float:
         return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
-    low, high = math.log(LOWEST), math.log(HIGHEST)
+    low, high = math.log(0.05), math.log(20)
     minimum = scipy.optimize.minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-6})  # one valley
     return math.exp(min((low, minimum.x, high), key=nll))
 

@@ -15,14 +15,11 @@ def _noise(x, amount, draw):
 
 
 def _blur(x, amount, draw):
-    down, across = (_blurring(side, amount * min(x.shape[2:]), x) for side in x.shape[2:])
-    return down @ x @ across.T
-
-
-def _blurring(side: int, sigma: float, like: Tensor) -> Tensor:
-    """(side, side): each row the weights of a Gaussian about its pixel, cut at the edges of the image."""
-    place = torch.arange(side, dtype=like.dtype, device=like.device)
-    return (-(place[:, None] - place).square() / (2 * sigma**2)).softmax(1)
+    weights = []  # (H, H) and (W, W): each row those of a Gaussian about its pixel, cut at the edges of the image
+    for side in x.shape[2:]:
+        place = torch.arange(side, dtype=x.dtype, device=x.device)
+        weights.append((-(place[:, None] - place).square() / (2 * (amount * min(x.shape[2:])) ** 2)).softmax(1))
+    return weights[0] @ x @ weights[1].T
 
 
 def _contrast(x, amount, draw):

@@ -34,21 +34,12 @@ class Result:
 
     n = property(lambda self: len(self.labels))
     top1 = property(lambda self: top_k(self.logits, self.labels, 1))
+    top3 = property(lambda self: top_k(self.logits, self.labels, 3))  # 1, which says nothing, where there are three classes or fewer
     standard_error = property(lambda self: standard_error(self.top1, self.n))
     confidence_interval = property(lambda self: wilson_interval(self.top1, self.n))
 
-    @cached_property
-    def predictions(self) -> Tensor:  # (N,)
-        return self.logits.argmax(1)
-
-    @cached_property
-    def probabilities(self) -> Tensor:  # (N, C)
-        return self.logits.softmax(1)
-
-    @property
-    def top3(self) -> float:
-        """Part of the images whose class is among the three most probable; with three classes or fewer it is 1 and says nothing."""
-        return top_k(self.logits, self.labels, 3)
+    predictions = cached_property(lambda self: self.logits.argmax(1))  # (N,)
+    probabilities = cached_property(lambda self: self.logits.softmax(1))  # (N, C)
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -88,7 +79,8 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     return (best == labels.unsqueeze(1)).any(1).double().mean().item()
 
 
-def _check_features(found, split: str) -> None:
+def _rows_of(found, split: str) -> tuple[Tensor, Tensor]:
+    """Features and labels of a split, where these and the training rows can be used."""
     if not isinstance(found, FeatureSet):
         raise TypeError(f"This needs a FeatureSet, from evaluation.feature_set(encoder, images), not {type(found).__name__}.")
     if not len(found.train):
@@ -96,12 +88,12 @@ def _check_features(found, split: str) -> None:
     for name in ("train", split):
         if not found.split(name)[0].isfinite().all():
             raise ValueError(f"The features of the {name} split hold NaN or inf: the encoder that made them is broken, so train it anew.")
+    return found.split(split)
 
 
 def knn_accuracy(found: FeatureSet, *, k: int = 20, temperature: float = 0.1, split: str = "validation") -> Result:
     """The weighted vote of the k nearest training rows (Wu et al. 2018, section 3.4), for each row of a split. k is cut to their number."""
-    _check_features(found, split)
-    rows, labels = found.split(split)
+    rows, labels = _rows_of(found, split)
     scores = knn_scores(found.train, found.train_labels, rows, len(found.class_names), k, temperature)
     settings = {"k": min(k, len(found.train)), "temperature": temperature}
     return Result(scores.clamp_min(1e-12).log(), labels, found.class_names, settings)
@@ -115,7 +107,7 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     """
     from sklearn.linear_model import LogisticRegression  # here, because the import takes a second
 
-    _check_features(found, split)
+    rows, truth = _rows_of(found, split)
     penalties = sorted(float(c) for c in penalties)
     if not penalties or not all(0 < c < math.inf for c in penalties):
         raise ValueError(f"penalties must be positive numbers, at least one, not {penalties}.")
@@ -131,22 +123,20 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     def scaled(rows: Tensor) -> np.ndarray:
         return ((rows.double() - mean) / std).float().numpy()
 
-    train, validation, best = scaled(found.train), scaled(found.validation), None
+    train, validation, fitted = scaled(found.train), scaled(found.validation), []
     probe = LogisticRegression(max_iter=1000, warm_start=True)  # each penalty begins where the one before ended
     with one_thread() if train.size < SMALL_PROBE else nullcontext():
         for c in penalties:
             probe.set_params(C=c).fit(train, labels)
             accuracy = probe.score(validation, found.validation_labels.numpy()) if len(penalties) > 1 else 0.0
-            if best is None or accuracy > best[0]:
-                best = accuracy, c, copy.deepcopy(probe)
-    _, c, probe = best
-    rows, truth = found.split(split)
+            fitted.append((accuracy, copy.deepcopy(probe)))
+    probe = max(fitted, key=lambda pair: pair[0])[1]  # the first of equals
     scores = torch.from_numpy(probe.decision_function(scaled(rows))).double()
     if scores.dim() == 1:  # of two classes scikit-learn scores the second against the first
         scores = torch.stack([torch.zeros_like(scores), scores], 1)
     logits = torch.full((len(rows), len(found.class_names)), -200.0)  # less than any class that the probe has seen
     logits[:, torch.from_numpy(probe.classes_)] = scores.log_softmax(1).clamp_min(-100).float()
-    return Result(logits, truth, found.class_names, {"C": c, "features": found.dim})
+    return Result(logits, truth, found.class_names, {"C": probe.C, "features": found.dim})
 
 
 @dataclass
@@ -185,8 +175,7 @@ class Retrieval:
 
 def retrieve(found: FeatureSet, *, k: int = 8, split: str = "validation") -> Retrieval:
     """The k training images most alike to each image of a split, by the cosine of their features, the most alike first."""
-    _check_features(found, split)
-    rows, labels = found.split(split)
+    rows, labels = _rows_of(found, split)
     indices = neighbours(found.train, rows, k)[1]
     return Retrieval(indices, found.train_labels[indices] == labels.unsqueeze(1))
 

@@ -53,10 +53,7 @@ class PairedRuns:
     interval: tuple[float, float]
     runs: int
 
-    @property
-    def shown(self) -> bool:
-        """Whether these runs show a difference: the interval leaves zero out."""
-        return self.interval[0] > 0 or self.interval[1] < 0
+    shown = property(lambda self: self.interval[0] > 0 or self.interval[1] < 0, doc="Whether the interval leaves zero out.")
 
     def verdict(self, first: str, second: str) -> str:
         """One sentence about two methods whose accuracies were given in percent: by how much one beats the other, or "not shown"."""

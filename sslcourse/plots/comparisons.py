@@ -1,5 +1,6 @@
 """Methods beside each other: bars, differences with their intervals, and what accuracy was had for how much time."""
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -13,17 +14,17 @@ def bars(values: Mapping[str, float], *, title: str, ylabel: str, errors: Mappin
     """One horizontal bar a name, with its number at the end and error bars where given."""
     names, numbers = list(values), [float(v) for v in values.values()]
     spread = [errors[n] if math.isfinite(errors.get(n, math.nan)) else 0.0 for n in names]
-    figure, axis = plt.subplots(figsize=(7.2, 0.42 * (len(names) + (chance is not None) / 2) + 1.2))
+    room = 0.5 * (chance is not None)  # for its name, below the bars
+    figure, axis = plt.subplots(figsize=(7.2, 0.42 * (len(names) + room) + 1.2))
     colours = [COLOURS[i % 6] for i in range(len(names))]
     axis.barh(names, numbers, xerr=spread if any(spread) else None, color=colours, capsize=3, height=0.65)
     shown = [f"{number:.1f}" + (f" ± {error:.1f}" if error else "") for number, error in zip(numbers, spread, strict=True)]
     for i, text in enumerate(shown):
         axis.text(numbers[i] + spread[i], i, f"  {text}", va="center", fontsize=9)
-    axis.set_ylim(len(names) - 0.45, -0.55)
     if chance is not None:
         axis.axvline(chance, color="black", linestyle=":", linewidth=1.2)
-        axis.set_ylim(len(names) + 0.05, -0.55)  # room for its name below the bars
         axis.text(chance, len(names) - 0.3, f"  guessing, {chance:.3g}", va="center", fontsize=8.5)
+    axis.set_ylim(len(names) - 0.45 + room, -0.55)
     axis.margins(x=0.18)
     axis.set(xlabel=ylabel, title=title)
     figure.tight_layout()
@@ -87,14 +88,12 @@ def _name_points(axis, points: Mapping[str, tuple[float, float, float]], away: f
         (left, low), (_, high) = axis.transData.transform([(x, y - spread), (x, y + spread)])
         taken.append(Bbox([[left - 7, low - 7], [left + 7, high + 7]]))
     for name, (x, y, _) in sorted(points.items(), key=lambda point: point[1][1]):
-        text = axis.annotate(name, (x, y), xytext=(away, 0), textcoords="offset points", va="center", fontsize=9)
-        tried = []
-        for lift, side in ((lift, side) for lift in sorted(range(-60, 61, 4), key=abs) for side in (1, -1)):
+        text, tried = axis.annotate(name, (x, y), xytext=(away, 0), textcoords="offset points", va="center", fontsize=9), []
+        for lift, side in itertools.product(sorted(range(-60, 61, 4), key=abs), (1, -1)):  # the nearest first
             text.set(ha="left" if side > 0 else "right", position=(side * away, lift))
             box = text.get_window_extent()
-            outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
-            tried.append((outside, sum(box.overlaps(other) for other in taken), abs(lift), lift, side))
-            if not outside and not tried[-1][1]:
+            tried.append((frame.count_contains(box.get_points()) < 2, box.count_overlaps(taken), abs(lift), lift, side))
+            if tried[-1][:2] == (False, 0):
                 break
         *_, lift, side = min(tried)
         text.set(ha="left" if side > 0 else "right", position=(side * away, lift))

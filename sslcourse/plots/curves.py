@@ -10,12 +10,11 @@ from matplotlib.ticker import MaxNLocator
 from sslcourse.plots.style import COLOURS, LINES, MARKERS, heading, reference_line, show
 
 
-def _line(axis, x, values, name: str, i: int, xlabel: str, ends: tuple[float, float], errors=None) -> str:
-    """Draw one series in the i-th style and say where it goes. ends: the x between which the figure runs."""
+def _line(axis, x, values, name: str, i: int, xlabel: str, ends: tuple[float, float], errors=None, marked: int = 12) -> str:
+    """Draw one series in the i-th style and say where it goes. ends: the x between which the figure runs. marked: points with a marker."""
     values = np.asarray(values, float)
     style = {"label": name, "color": COLOURS[i % 8], "linestyle": LINES[i % 4], "marker": MARKERS[i % 8]}
-    if len(values) > 25:
-        style["markevery"] = len(values) // 12
+    style["markevery"] = len(values) // marked if len(values) > 25 else 1
     if errors is not None:
         axis.errorbar(x, values, yerr=np.nan_to_num(np.asarray(errors, float)), capsize=3, **style)
     else:
@@ -39,10 +38,10 @@ def lines(
     x: Sequence[float] | Mapping[str, Sequence[float]], series: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str,
     errors: Mapping[str, Sequence[float]] = {}, chance: float | None = None, chance_name: str = "guessing", log_x: bool = False,
     ylim: tuple[float, float] | None = None, ax=None,
-) -> None:  # fmt: skip
+) -> str:  # fmt: skip
     """One line a series, with error bars where given and a dotted line at the chance level; values that are not finite leave gaps.
 
-    x: of all series, or name -> x of each. ax: a panel of the caller's, who then shows the figure.
+    x: of all series, or name -> x of each. ax: a panel of the caller's, who then shows the figure. Returns what the text says of the lines.
     """
     own = {name: np.asarray(x[name] if isinstance(x, Mapping) else x, float) for name in series}
     everywhere = np.sort(np.concatenate([*own.values()])) if isinstance(x, Mapping) else np.asarray(x, float)
@@ -67,45 +66,41 @@ def lines(
     if ax is None:
         figure.tight_layout()
         show(figure, f"{title}. {ylabel} against {xlabel}, from {ends[0]:g} to {ends[1]:g}: {'; '.join(told)}.")
+    return "; ".join(told)
 
 
 def training_curves(history, *, title: str, num_classes: int) -> None:
     """Training and validation loss on the left, validation accuracy on the right, with what guessing has. history: a training.History."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.4))
-    epochs, guessing, told = history["epoch"], math.log(num_classes), []
-    sparse = {"markevery": max(1, len(epochs) // 10)}
-    for i, (column, name) in enumerate((("loss", "training loss"), ("validation_loss", "validation loss"))):
-        values = np.asarray(history[column], float)
-        left.plot(epochs, values, label=name, color=COLOURS[i], linestyle=LINES[i], marker=MARKERS[i], **sparse)
-        finite = f"goes from {values[0]:.2f} to {values[-1]:.2f}, lowest {np.nanmin(values):.2f}" if np.isfinite(values).any() else ""
-        told.append(f"{name} {finite or 'is never finite'}")
-    reference_line(left, guessing, f"guessing, ln {num_classes}")
-    told.append(f"the loss of guessing is {guessing:.2f}")
+    epochs, ends = np.asarray(history["epoch"], float), (history["epoch"][0], history["epoch"][-1])
+    percent = 100 * np.asarray(history["validation_accuracy"], float)
+    told = [
+        _line(left, epochs, history["loss"], "training loss", 0, "epoch", ends, marked=10),
+        _line(left, epochs, history["validation_loss"], "validation loss", 1, "epoch", ends, marked=10),
+        _line(right, epochs, percent, "validation accuracy in percent", 2, "epoch", ends, marked=10),
+    ]
+    right.lines[0].set_linestyle("-")
+    for axis, level, name in ((left, math.log(num_classes), f"guessing, ln {num_classes}"), (right, 100 / num_classes, "guessing")):
+        reference_line(axis, level, name)
+        told.append(f"{name} is at {level:.3g}")
+        _whole_ticks(axis, epochs)
     shown = [v for column in ("loss", "validation_loss") for v in history[column] if math.isfinite(v) and v > 0]
     if shown and max(shown) > 30 * min(shown):
         left.set_yscale("log")
     left.set(xlabel="epoch", ylabel="cross-entropy", title="Loss")
     left.legend()
-    accuracy = 100 * np.asarray(history["validation_accuracy"], float)
-    right.plot(epochs, accuracy, color=COLOURS[2], marker=MARKERS[2], **sparse)
     right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100), title="Accuracy")
-    reference_line(right, 100 / num_classes, "guessing")
-    told.append(f"guessing has {100 / num_classes:.3g} percent")
-    if np.isfinite(accuracy).any():
-        told.append(f"validation accuracy ends at {accuracy[-1]:.1f} percent, the best epoch had {np.nanmax(accuracy):.1f}")
-    for axis in (left, right):
-        _whole_ticks(axis, np.asarray(epochs, float))
     heading(figure, title)
     figure.tight_layout()
     show(figure, f"{title}. Two panels over {epochs[-1]:g} epochs: {'; '.join(told)}.")
 
 
-# heading, axis label, {column: name}, (column, name) of a constant to compare with
+# heading, axis label, {column: name}
 _PRETRAINING = (
-    ("Loss", "loss", {"loss": "training loss"}, ("chance_loss", "chance")),
-    ("Accuracy", "accuracy, %", {"knn_accuracy": "kNN validation", "rotation_accuracy": "rotation"}, None),
-    ("Spread of the features", "standard deviation", {"feature_std": "feature spread"}, ("healthy_std", "healthy")),
-    ("Rank of the features", "effective rank", {"feature_rank": "feature rank"}, None),
+    ("Loss", "loss", {"loss": "training loss"}),
+    ("Accuracy", "accuracy, %", {"knn_accuracy": "kNN validation", "rotation_accuracy": "rotation"}),
+    ("Spread of the features", "standard deviation", {"feature_std": "feature spread"}),
+    ("Rank of the features", "effective rank", {"feature_rank": "feature rank"}),
 )
 
 
@@ -119,37 +114,37 @@ def pretraining_curves(history, *, title: str, num_classes: int) -> None:
     for column in {name: None for row in history.rows for name in row}:
         rows = [row for row in history.rows if column in row and (column == "loss" or not math.isnan(row[column]))]
         measured[column] = np.array([row["epoch"] for row in rows], float), np.array([row[column] for row in rows], float)
+    levels = {"knn_accuracy": ("guessing", 100 / num_classes), "rotation_accuracy": ("guessing", 100 / 4)}
+    for column, constant, name in (("loss", "chance_loss", "chance"), ("feature_std", "healthy_std", "healthy")):
+        if constant in measured and measured[constant][1].size:
+            levels[column] = name, measured[constant][1][-1]
     panels = [panel for panel in _PRETRAINING if any(column in measured for column in panel[2])]
     across = len(panels) if len(panels) < 4 else 2
     rows = len(panels) // across
     figure, axes = plt.subplots(rows, across, figsize=((5.4, 9.4, 10.8)[across - 1], 3.2 * rows + 0.2), squeeze=False)
     epochs, told = np.asarray(history["epoch"], float), ""
     ends = (epochs[0], epochs[-1])
-    for axis, (name, ylabel, columns, constant) in zip(axes.flat, panels, strict=True):
-        percent = ylabel == "accuracy, %"
-        found, goes = [column for column in columns if column in measured], []
+    for axis, (heads, ylabel, columns) in zip(axes.flat, panels, strict=True):
+        percent, goes = ylabel == "accuracy, %", []
+        found = [column for column in columns if column in measured]
         for i, column in enumerate(found):
             x, values = measured[column]
             goes.append(_line(axis, x, values * (100 if percent else 1), columns[column], i, "epoch", ends))
-        if constant and constant[0] in measured and np.isfinite(measured[constant[0]][1]).any():
-            level = measured[constant[0]][1]
-            level = level[np.isfinite(level)][-1]
-            reference_line(axis, level, f"{constant[1]}, {level:.3g}")
-            goes.append(f"{constant[1]} is {level:.3g}")
-        for column in found if percent else ():
-            guessing = 100 / {"knn_accuracy": num_classes, "rotation_accuracy": 4}[column]
-            reference_line(axis, guessing, f"guessing, {columns[column]}" if len(found) > 1 else "guessing")
-            goes.append(f"guessing for {columns[column]} has {guessing:.3g}")
+        for column in filter(levels.get, found):
+            name, level = levels[column]
+            more = f", {columns[column]}" if len(found) > 1 else "" if percent else f", {level:.3g}"
+            reference_line(axis, level, name + more)
+            goes.append(f"{name} for {columns[column]} is {level:.3g}" if percent else f"{name} is {level:.3g}")
         told += f" {ylabel.capitalize()}: {'; '.join(goes)}."
         margin = 0.03 * (ends[1] - ends[0]) or 0.5  # of all epochs, so that a loss that broke off is seen to
-        axis.set(xlabel="epoch", ylabel=ylabel, xlim=(ends[0] - margin, ends[1] + margin), title=name)
+        axis.set(xlabel="epoch", ylabel=ylabel, xlim=(ends[0] - margin, ends[1] + margin), title=heads)
         _whole_ticks(axis, epochs)
         if percent:
             axis.set_ylim(0, 100)
             axis.legend()
         else:
             low, high = axis.get_ylim()
-            low = low if name == "Loss" else 0
+            low = low if heads == "Loss" else 0
             axis.set_ylim(low, high + 0.1 * (high - low))
     heading(figure, title)
     figure.tight_layout()

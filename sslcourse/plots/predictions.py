@@ -7,9 +7,8 @@ import numpy as np
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from sslcourse.plots.curves import lines
 from sslcourse.plots.style import COLOURS, LINES, MARKERS, show
-
-SEEN = 0.01  # part of the images that a bin of a reliability diagram needs to have a point
 
 
 def probabilities(values: Tensor, class_names: Sequence[str], *, title: str, truth: int) -> None:
@@ -38,7 +37,7 @@ def reliability(calibrations: Mapping, *, title: str) -> None:
     told = []
     for i, (name, found) in enumerate(calibrations.items()):
         share = np.asarray(found.bin_count) / sum(found.bin_count)
-        there = share >= SEEN
+        there = share >= 0.01
         there[share.argmax()] = True
         x, y = 100 * np.asarray(found.bin_confidence)[there], 100 * np.asarray(found.bin_accuracy)[there]
         look, marker = {"color": COLOURS[i % 8], "linestyle": LINES[i % 4]}, MARKERS[i % 8]
@@ -62,25 +61,15 @@ def coverage_and_precision(thresholds, coverage, precision, *, title: str, chose
 
     coverage: part of the images that are at least so sure. precision: part of those that are right, NaN where there are none.
     """
-    at, parts = np.asarray(thresholds, float), {"coverage": np.asarray(coverage, float), "precision": np.asarray(precision, float)}
+    at = np.asarray(thresholds, float)
+    parts = {"coverage": 100 * np.asarray(coverage, float), "precision": 100 * np.asarray(precision, float)}
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
-    told = []
-    for i, (name, values) in enumerate(parts.items()):
-        look = {"color": COLOURS[i], "linestyle": LINES[i], "marker": MARKERS[i], "markevery": max(1, len(at) // 12)}
-        axis.plot(at, 100 * values, label=name, **look)
-        finite = np.isfinite(values)
-        if finite.any():
-            first, last = 100 * values[finite][0], 100 * values[finite][-1]
-            told.append(f"{name} goes from {first:.1f} to {last:.1f} percent" + ("" if finite.all() else f" at {at[finite][-1]:.3g}"))
-        else:
-            told.append(f"{name} is never known")
+    told = lines(at, parts, title="", xlabel="threshold of confidence", ylabel="%", ylim=(0, 103), ax=axis)
     axis.axvline(chosen, color="black", linestyle=":", linewidth=1.2)
     axis.annotate(f"{chosen:g}", (chosen, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9)
-    k = int(np.abs(at - chosen).argmin())
-    there = " and ".join(f"{name} {100 * values[k]:.1f}" for name, values in parts.items())
-    told.append(f"at {at[k]:.3g}, nearest to the chosen {chosen:g}, {there}")
-    axis.set(xlabel="threshold of confidence", ylabel="%", ylim=(0, 103))
     axis.set_title(title, pad=16)
-    axis.legend()
     figure.tight_layout()
-    show(figure, f"{title}. Coverage and precision against the threshold, from {at[0]:.3g} to {at[-1]:.3g}: {'; '.join(told)}.")
+    k = int(np.abs(at - chosen).argmin())
+    there = " and ".join(f"{name} {values[k]:.1f}" for name, values in parts.items())
+    told += f"; at {at[k]:.3g}, nearest to the chosen {chosen:g}, {there} percent"
+    show(figure, f"{title}. Coverage and precision in percent against the threshold, from {at[0]:.3g} to {at[-1]:.3g}: {told}.")

@@ -47,10 +47,10 @@ FIGURES = [  # (function, arguments, options, parts of its text in their order)
      "chance": 0.125, "log_x": True, "ylim": (0, 1)}, "from 1 to 100|ours goes from 0.2 to 0.75 (least 0.2, most 0.9)|is at 0.125"),
     ("lines", [{"a": [2, 4], "b": [2, 8]}, {"a": [1, 2], "b": [1, math.inf]}], {"xlabel": "x", "ylabel": "y"}, "x 2 to 4|not finite from"),
     ("lines", [[1, 2], {"a": [math.nan] * 2}], {"xlabel": "x", "ylabel": "y"}, "a is never finite"),
-    ("training_curves", [history(TRAINED)], {"num_classes": 4}, "2.50 to 1.50|2.25 to 1.75|1.39|25 percent|ends at 50.0"),
+    ("training_curves", [history(TRAINED)], {"num_classes": 4}, "2.5 to 1.5|2.25 to 1.75|percent goes from 25 to 50|1.39|is at 25"),
     ("training_curves", [history([dict.fromkeys(COLUMNS, math.nan)])], {"num_classes": 4}, "training loss is never finite"),
     ("pretraining_curves", [history(PRETRAINED)], {"num_classes": 10}, "4 panels|5.5 to 4.5|chance is 5.54|kNN validation goes from 25 to|"
-     "rotation goes from 50|guessing for kNN validation has 10; guessing for rotation has 25|0.0625 to 0.1|healthy is 0.125|12 to 12"),
+     "rotation goes from 50|guessing for kNN validation is 10; guessing for rotation is 25|0.0625 to 0.1|healthy is 0.125|12 to 12"),
     ("pretraining_curves", [history([{"loss": 2.0}, {"loss": math.inf}])], {"num_classes": 3}, "1 panel|not finite from epoch 2"),
     ("scatter", [{"apart": PAIRS, "mixed": PAIRS[[0, 2, 1, 3]]}, [0, 0, 1, 1], NAMES], {}, "2 maps of 4|100 percent, mixed 0 percent"),
     ("similarity_histogram", [{"a": torch.tensor([0.5, 1.0]), "b": torch.tensor([0.25, math.nan])}], {}, "mean 0.75|and 1 not finite"),
@@ -69,7 +69,7 @@ FIGURES = [  # (function, arguments, options, parts of its text in their order)
     ("rotations", [PICTURES[:2], [0, 3], [0, 1]], {}, "upright, says 0° ✓; turned 90°, says 270° ✗. 1 of 2 answers are right"),
     ("probabilities", [torch.tensor([0.3, 0.6, 0.1]), NAMES], {"truth": 2}, "highest dog with 60 percent; the true class, fish, gets 10"),
     ("reliability", [{"mine": SURE}], {}, "70.0 percent sure and 66.7 percent right, expected calibration error 10.0|with 33"),
-    ("coverage_and_precision", [[0.5, 0.9], [0.9, 0.0], [0.6, math.nan]], {"chosen": 0.94}, "90.0 to 0.0|to 60.0 percent at 0.5|at 0.9"),
+    ("coverage_and_precision", [[0.5, 0.9], [0.9, 0.0], [0.6, math.nan]], {"chosen": 0.94}, "90 to 0 (|60 to 60 (|not finite from|at 0.9"),
 ]  # fmt: skip
 
 
