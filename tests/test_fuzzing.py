@@ -5,25 +5,23 @@ import io
 import random
 import warnings
 import zipfile
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sslcourse import training
 from sslcourse.course import runner
 from sslcourse.course.commands import data as data_command
 from sslcourse.course.commands import pretrain as pretrain_command
 from sslcourse.course.commands.main import main
-from sslcourse.datasets import sources
 from sslcourse.errors import CourseError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HUNDREDS = settings(
     max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
-
 
 WORDS = [
     "run", "data", "pretrain", "evaluate", "notebooks", "results", "--help", "--tier", "smoke", "--dataset", "toybox", "--out", "OUT", "-p",
@@ -40,18 +38,12 @@ def nothing_happens(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "run", lambda *args, **options: [])
     monkeypatch.setattr(runner, "store", lambda *args, **options: None)
-    monkeypatch.setattr("sslcourse.course.notebook_files.clean", lambda path: False)
-    monkeypatch.setattr("sslcourse.course.notebook_files.strip_outputs", lambda path, target: target)
-    monkeypatch.setattr("sslcourse.course.notebook_files.problems", lambda path: [])
+    for name, result in {"clean": False, "strip_outputs": "a copy", "problems": []}.items():
+        monkeypatch.setattr(f"sslcourse.course.notebook_files.{name}", lambda *given, result=result: result)
     monkeypatch.setattr("sslcourse.course.published_tables.update", lambda: [])
-    monkeypatch.setattr(sources, "prepare", nothing_here)
-    monkeypatch.setattr(training, "pretrain", lambda *args, **options: training.History(rows=[{"epoch": 1, "loss": 1.0, "seconds": 1.0}]))
-    monkeypatch.setattr(pretrain_command, "_run", lambda args, device: 0)
-    monkeypatch.setattr("sslcourse.datasets.load", nothing_here)
-
-
-def nothing_here(*args, **options):
-    raise CourseError("There is no data set here.")
+    monkeypatch.setattr(pretrain_command, "_run", lambda *given: 0)
+    for name in ("sources.prepare", "load"):
+        monkeypatch.setattr(f"sslcourse.datasets.{name}", Mock(side_effect=CourseError("There is no data set here.")))
 
 
 GOOD = [["data", "--list"], ["--version"], ["pretrain", "--help"], ["run", "1", "--tier", "smoke"], ["run", "3", "--seeds", "1", "2"]]
@@ -68,8 +60,7 @@ def test_any_command_line_ends_with_a_sentence(nothing_happens, typed):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main([word.replace("\x00", "") for word in typed])
-    assert status == 0 or not good, err.getvalue()
-    assert status in (0, 1, 2)
+    assert status == 0 or not good and status in (1, 2), err.getvalue()
     assert status == 0 or err.getvalue().strip() or out.getvalue().strip()
     assert "Traceback" not in err.getvalue()
 
@@ -79,9 +70,8 @@ def an_archive():
     stream, chance = io.BytesIO(), random.Random(0)
     with zipfile.ZipFile(stream, "w") as archive:
         for name in (f"train/{kind}/{k}.png" for kind in ("cat", "dog") for k in range(3)):
-            image = io.BytesIO()
-            Image.frombytes("RGB", (9, 8), chance.randbytes(216)).save(image, "PNG")
-            archive.writestr(name, image.getvalue())
+            with archive.open(name, "w") as file:
+                Image.frombytes("RGB", (9, 8), chance.randbytes(216)).save(file, "PNG")
     return stream.getvalue()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from sslcourse import models, results
 from sslcourse.course import notebook_files
+from sslcourse.course.exercises import find_exercise, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -23,8 +24,7 @@ def test_stored_notebooks_follow_the_rules_have_the_parts_of_a_lesson_and_were_c
     notebook = notebook_files.load(path)
     outputs = "\n".join(str(o.get("text", "")) for cell in notebook.cells for o in cell.get("outputs", []))
     assert "tier cpu" in outputs and "data set toybox" in outputs
-    parameters = notebook_files.parameters(notebook)
-    assert PARAMETERS.items() <= parameters.items()
+    assert PARAMETERS.items() <= notebook_files.parameters(notebook).items()
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for part in ("Case file", "Break it", "Recap", "Further reading", "prediction"):
         assert part in text, f"{path.name} has no part {part!r}"
@@ -38,9 +38,6 @@ def test_stored_notebooks_follow_the_rules_have_the_parts_of_a_lesson_and_were_c
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_solutions_in_the_notebook_are_right_answers(path):
-    from sslcourse.course.exercises import judge, lesson_exercises
-
-    number = int(path.name[:2])
     names = "import math\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
     for cell in notebook_files.load(path).cells:
         if "solution" in notebook_files.tags(cell):
@@ -48,7 +45,7 @@ def test_solutions_in_the_notebook_are_right_answers(path):
             exec(names + cell.source, space)  # the notebook's own code, as the learner would run it
             (name,) = [n for n in space if n.startswith("solution_")]
             id = ".".join(name.split("_")[1:])
-            assert judge(lesson_exercises(number)[id], space[name])[0] == "done", name
+            assert judge(find_exercise(id), space[name])[0] == "done", name
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +57,15 @@ def headless_run(tmp_path_factory):
     return done, out
 
 
-def test_all_lessons_run_headlessly_at_smoke(headless_run):
+def test_all_lessons_run_headlessly_at_smoke_and_leave_records_that_can_be_read(headless_run):
     done, out = headless_run
     assert done.returncode == 0 and len(NOTEBOOKS) == 7, done.stdout + done.stderr
     assert all((out / path.name).exists() and path.stem in done.stdout for path in NOTEBOOKS)
-
-
-def test_headless_runs_leave_records_that_can_be_read(headless_run):
-    _, out = headless_run
     records = results.read(out / "results")
     assert {record["lesson"] for record in records} == {int(path.name[:2]) for path in NOTEBOOKS}
     for record in records:
-        assert record["tier"] == "smoke" and record["dataset"] == "toybox"
+        assert (record["tier"], record["dataset"]) == ("smoke", "toybox") and record["versions"]["torch"]
         assert 0 <= record["metrics"]["top1"]["value"] <= 1
-        assert record["versions"]["torch"]
     summaries = [json.loads(path.read_text()) for path in (out / "results").glob(f"{results.SUMMARY_PREFIX}*.json")]
     assert all(summary["headline"] and summary["peak_memory"] > 0 for summary in summaries) and len(summaries) == len(NOTEBOOKS)
 

@@ -1,5 +1,7 @@
 """The loaders: every row once a pass, orders that repeat, resuming inside a pass, sharing among processes, devices, and what is refused."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -11,23 +13,14 @@ from sslcourse.loaders import PairedLoader, TensorLoader, loader_for
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 
-def one_pass(loader):
-    return [[part.tolist() for part in batch] for batch in loader]
-
-
 def rows_of(loader):
     return [row for (batch,) in loader for row in batch.tolist()]
 
 
 def taken(loader, n):
     """The next n batches, over as many passes as it takes, and the loader's state while the last one is in work."""
-    found = []
-    while len(found) < n:
-        for batch in loader:
-            found.append([part.tolist() for part in batch])
-            if len(found) == n:
-                return found, loader.state_dict()
-    return found, loader.state_dict()
+    batches = (batch for _ in range(n) for batch in loader)
+    return [[part.tolist() for part in batch] for batch in islice(batches, n)], loader.state_dict()
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,16 +45,12 @@ def test_images_and_labels_stay_together_and_may_come_from_a_mapped_file(tmp_pat
 
 
 def test_orders_differ_between_passes_and_seeds_and_repeat():
+    state = torch.get_rng_state()
     first, again = (TensorLoader(torch.arange(100), batch_size=7, shuffle=True, seed=3) for _ in range(2))
     assert [rows_of(first) for _ in range(3)] == [rows_of(again) for _ in range(3)]
+    assert torch.equal(state, torch.get_rng_state())  # the global generator is left alone
     loaders = [TensorLoader(torch.arange(50), batch_size=50, shuffle=True, seed=seed) for seed in range(8)]
     assert len({tuple(loader.order(epoch).tolist()) for loader in loaders for epoch in range(8)}) == 64
-
-
-def test_the_global_generator_is_left_alone():
-    state = torch.get_rng_state()
-    rows_of(TensorLoader(torch.arange(30), batch_size=4, shuffle=True))
-    assert torch.equal(state, torch.get_rng_state())
 
 
 def single():
@@ -86,8 +75,8 @@ def test_a_pass_that_was_broken_off_goes_on_behind_the_batches_that_were_given(m
 
 def test_the_labelled_images_go_round_as_often_as_a_pass_takes():
     loader = paired()
-    batches = [batch for _ in range(4) for batch in one_pass(loader)]
-    assert len(loader) == 6 and loader.epoch == 4 and len(batches) == 24
+    batches, _ = taken(loader, 24)
+    assert len(loader) == 6
     assert all([-v for v in x] == y and len(x) == 4 and len(u) == 6 for x, y, u in batches)
     for first in range(0, 24, 2):  # two labelled batches make a round
         assert len({v for x, *_ in batches[first : first + 2] for v in x}) == 8
@@ -133,10 +122,10 @@ def test_a_third_of_what_a_gpu_has_free_is_the_limit(monkeypatch):
 
 @on_gpu
 def test_a_gpu_gives_the_same_order_from_wherever_the_rows_lie():
-    on_card, beside = (torch.arange(50, device=device) for device in ("cuda", "cpu"))
-    loaders = [TensorLoader(rows, batch_size=8, shuffle=True, seed=1, device="cuda") for rows in (on_card, beside)]
-    assert rows_of(loaders[0]) == rows_of(loaders[1]) == rows_of(TensorLoader(beside, batch_size=8, shuffle=True, seed=1))
-    assert all(batch.is_cuda for loader in loaders for (batch,) in loader)
+    places = [("cuda", "cuda"), ("cpu", "cuda"), ("cpu", "cpu")]  # of the rows, of the batches
+    loaders = [TensorLoader(torch.arange(50, device=rows), batch_size=8, shuffle=True, seed=1, device=to) for rows, to in places]
+    assert rows_of(loaders[0]) == rows_of(loaders[1]) == rows_of(loaders[2])
+    assert [next(iter(loader))[0].device.type for loader in loaders] == ["cuda", "cuda", "cpu"]
 
 
 @on_gpu

@@ -66,23 +66,6 @@ def test_an_image_changes_only_its_own_row(device):
     assert same == [True] * 4 + [False] + [True] * 4
 
 
-def test_each_parameter_changes_only_its_own_row():
-    transform = augment.Augmentation(20, **EVERYTHING)
-    images = colourful(5, 24, 24)
-    drawn = transform.draw(5, 24, 24)
-    begin = {"flip": 0.0, "grayscale": 0.0, "solarize": 0.0, "sigma": 0.5, "top": 2.0, "left": 2.0, "height": 16.0, "width": 16.0}
-    drawn |= {name: torch.full((5,), value) for name, value in begin.items()} | {"cutout": torch.tensor([8.0, 8, 4]).repeat(5, 1)}
-    before = transform.apply_drawn(images, drawn)
-    other = {"top": 5.0, "left": 5.0, "height": 12.0, "width": 12.0, "flip": 1.0, "grayscale": 1.0, "solarize": 1.0, "sigma": 2.0}
-    other |= {"brightness": 0.5, "contrast": 0.5, "saturation": 0.3, "hue": 0.3, "cutout": 6.0}
-    assert set(other) == set(drawn)
-    for name, value in other.items():
-        changed = {**drawn, name: drawn[name].clone()}
-        changed[name][1] = value
-        same = torch.isclose(before, transform.apply_drawn(images, changed), rtol=0, atol=1e-5).flatten(1).all(1).tolist()
-        assert same == [True, False, True, True, True], name
-
-
 @pytest.mark.parametrize("rows", [12, 13, 40])
 def test_chunks_give_what_one_go_gives(rows, monkeypatch):
     transform, images = augment.Augmentation(16, **EVERYTHING), colourful(rows, 24, 18)
@@ -204,11 +187,7 @@ def test_views_of_the_papers(size, blurs):
         assert (views.first.solarize, views.second.solarize) == (0.0, 0.2)
         assert views.first.jitter == views.second.jitter == (0.4, 0.4, 0.2, 0.1)
         assert not views.state_dict()
-
-
-def test_options_overrule_a_factory():
-    assert augment.simclr(32, blur=0.5).blur == 0.5 and augment.byol_views(96, blur=0.0).first.blur == 0.0
-    assert augment.simclr(32, strength=0.5).jitter == (0.4, 0.4, 0.4, 0.1)
+    assert augment.simclr(size, strength=0.5).jitter == (0.4, 0.4, 0.4, 0.1) and augment.byol_views(size, blur=0.2).first.blur == 0.2
 
 
 def test_every_option_is_part_of_the_description():
@@ -228,8 +207,8 @@ def test_evaluation_resizes_the_whole_image_and_normalises():
 
 
 def test_weak_only_moves_and_flips():
-    images, transform = colourful(30, 16, 16), augment.weak(16)
-    for view, image in zip(transform(images), augment.evaluation(16)(images), strict=True):
+    images = colourful(30, 16, 16)
+    for view, image in zip(augment.weak(16)(images), augment.evaluation(16)(images), strict=True):
         mirrored = [tv.pad(either, [2] * 4, padding_mode="reflect") for either in (image, tv.horizontal_flip(image))]
         candidates = [tv.crop(m, top, left, 16, 16) for m in mirrored for top in range(5) for left in range(5)]
         assert any(torch.allclose(view, c, rtol=0, atol=1e-5) for c in candidates)
@@ -259,11 +238,7 @@ def test_impossible_options_are_refused(name, wrong):
         make(**{"size": 32, name: wrong})
 
 
-@pytest.mark.parametrize(
-    "batch",
-    [torch.zeros(2, 3, 8, 8), *(torch.zeros(shape, dtype=torch.uint8) for shape in [(3, 8, 8), (2, 1, 8, 8), (2, 8, 8, 3)])],
-    ids=["floats", "one image", "one channel", "channels last"],
-)
+@pytest.mark.parametrize("batch", [torch.zeros(2, 3, 8, 8), *(torch.zeros(s).byte() for s in [(3, 8, 8), (2, 1, 8, 8), (2, 8, 8, 3)])])
 def test_other_batches_are_refused(batch):
     with pytest.raises(ValueError, match=r"uint8 images \(N, 3, H, W\); this batch is .*\d"):
         augment.simclr(8)(batch)
@@ -279,15 +254,6 @@ def test_nothing_waits_for_the_gpu(name):
         transform(images)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@CUDA
-def test_both_devices_make_the_same_of_the_same_parameters():
-    transform, images = augment.Augmentation(64, **{**EVERYTHING, "solarize": 0.0}), colourful(16, 48, 48)
-    drawn = transform.draw(16, 48, 48)
-    on_cpu = transform.apply_drawn(images, drawn)
-    on_gpu = transform.to("cuda").apply_drawn(images.cuda(), {name: value.cuda() for name, value in drawn.items()})
-    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
