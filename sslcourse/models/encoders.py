@@ -1,7 +1,7 @@
 """Encoders: normalised images, float (N, 3, H, W), to features (N, feature_dim)."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,17 +24,26 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
+def _mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def _maximum(x: Tensor) -> Tensor:
+    return F.adaptive_max_pool2d(x, 1).flatten(1)
+
+
 class Encoder(nn.Module):
     """Blocks in a row, and the pooling that makes one vector of the last feature map.
 
     recipe: the name of the function below that makes its like, and the arguments, so that stored weights find their network again.
+    pool: (N, channels, h, w) -> (N, feature_dim).
     Raises ValueError for anything but normalised float images (N, 3, H, W) of at least `smallest` pixels a side.
     """
 
-    blocks: nn.Sequential
-    feature_dim: int
-    smallest = 8  # pixels a side
-    recipe: dict
+    def __init__(self, recipe: dict, blocks: Sequence[nn.Module], feature_dim: int, smallest: int = 8, pool: Callable = _mean):
+        super().__init__()
+        self.recipe, self.feature_dim, self.smallest, self.pool = recipe, feature_dim, smallest, pool
+        self.blocks = nn.Sequential(*blocks)
 
     def feature_maps(self, x: Tensor, blocks: int | None = None) -> list[Tensor]:
         """What each of the first `blocks` blocks (None: all) makes of the images: a list of (N, channels, h, w)."""
@@ -44,10 +53,6 @@ class Encoder(nn.Module):
             x = block(x)
             maps.append(x)
         return maps
-
-    def pool(self, x: Tensor) -> Tensor:
-        """(N, channels, h, w) -> (N, channels)."""
-        return x.mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
@@ -60,94 +65,69 @@ class Encoder(nn.Module):
             raise ValueError(f"This encoder needs images of {self.smallest} pixels or more a side, not {tuple(x.shape[2:])}.")
 
 
-class ResNet9(Encoder):
-    """See `resnet9`."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.recipe = {"name": "resnet9", "width": width}
-        self.feature_dim = 8 * width
-        self.blocks = nn.Sequential(
-            conv_block(3, width),  # (N, w, H, W)
-            conv_block(width, 2 * width, pool=True),  # (N, 2w, H/2, W/2)
-            Residual(2 * width),
-            conv_block(2 * width, 4 * width, pool=True),  # (N, 4w, H/4, W/4)
-            conv_block(4 * width, 8 * width, pool=True),  # (N, 8w, H/8, W/8)
-            Residual(8 * width),
-        )
-
-    def pool(self, x: Tensor) -> Tensor:
-        return F.adaptive_max_pool2d(x, 1).flatten(1)  # (N, 8w)
-
-
-def resnet9(width: int = 64) -> ResNet9:
+def resnet9(width: int = 64) -> Encoder:
     """A small residual network: images (N, 3, H, W) of 8 pixels or more -> (N, 8·width). From David Page's DAWNBench entry (2018).
 
     width: channels of the first convolution; 64 has 6.6 million parameters, 16 has 0.4 million.
     """
     if int(width) != width or width < 1:
         raise ValueError(f"width is the number of channels of the first convolution and must be a positive whole number, not {width}.")
-    return ResNet9(int(width))
+    w = int(width)
+    blocks = [
+        conv_block(3, w),  # (N, w, H, W)
+        conv_block(w, 2 * w, pool=True),  # (N, 2w, H/2, W/2)
+        Residual(2 * w),
+        conv_block(2 * w, 4 * w, pool=True),  # (N, 4w, H/4, W/4)
+        conv_block(4 * w, 8 * w, pool=True),  # (N, 8w, H/8, W/8)
+        Residual(8 * w),
+    ]
+    return Encoder({"name": "resnet9", "width": w}, blocks, 8 * w, pool=_maximum)
 
 
-class ResNet(Encoder):
-    """torchvision's residual network of this name without its classifier: a stem and four stages."""
-
-    def __init__(self, name: str, small_images: bool, max_pool: bool | None):
-        super().__init__()
-        from torchvision import models  # here, because the import takes more than a second
-
-        max_pool = not small_images if max_pool is None else max_pool
-        self.recipe = {"name": name, "small_images": bool(small_images), "max_pool": bool(max_pool)}
-        network = getattr(models, name)(weights=None)
-        self.feature_dim = network.fc.in_features
-        if small_images:  # the large stem would shrink 32 pixels to 8 before the first block sees them
-            network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        stem = [network.conv1, network.bn1, network.relu] + ([network.maxpool] if max_pool else [])
-        self.blocks = nn.Sequential(nn.Sequential(*stem), network.layer1, network.layer2, network.layer3, network.layer4)
-
-
-def resnet18(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
+def resnet18(small_images: bool = True, max_pool: bool | None = None) -> Encoder:
     """ResNet-18 (He et al. 2016): images (N, 3, H, W) -> (N, 512), 11.2 million parameters.
 
     small_images: a first convolution of 3×3 with stride 1 in place of 7×7 with stride 2. max_pool: whether a 3×3 max-pool that halves
     the sides follows; None: only after the large one. Small without pooling is for 32 pixels (SimCLR, appendix B.9), with it for 64.
     """
-    return ResNet("resnet18", small_images, max_pool)
+    return _resnet("resnet18", small_images, max_pool)
 
 
-def resnet50(small_images: bool = True, max_pool: bool | None = None) -> ResNet:
+def resnet50(small_images: bool = True, max_pool: bool | None = None) -> Encoder:
     """ResNet-50 (He et al. 2016): images (N, 3, H, W) -> (N, 2048), 23.5 million parameters. Arguments as in `resnet18`."""
-    return ResNet("resnet50", small_images, max_pool)
+    return _resnet("resnet50", small_images, max_pool)
 
 
-class AlexNet(Encoder):
-    """See `alexnet`."""
+def _resnet(name: str, small_images: bool, max_pool: bool | None) -> Encoder:
+    """torchvision's network of this name without its classifier: a stem and four stages."""
+    from torchvision import models  # here, because the import takes more than a second
 
-    def __init__(self, small_images: bool):
-        super().__init__()
-        self.recipe = {"name": "alexnet", "small_images": bool(small_images)}
-        self.feature_dim = 256
-        self.smallest = 8 if small_images else 63
-        first = nn.Conv2d(3, 64, 3, padding=1) if small_images else nn.Conv2d(3, 64, 11, stride=4, padding=2)
-        second = nn.Conv2d(64, 192, 3, padding=1) if small_images else nn.Conv2d(64, 192, 5, padding=2)
-        others = [nn.Conv2d(a, b, 3, padding=1) for a, b in ((192, 384), (384, 256), (256, 256))]
-        self.blocks = nn.Sequential(*(nn.Sequential(layer, nn.ReLU(inplace=True)) for layer in (first, second, *others)))
-        for k in (0, 1, 4):
-            self.blocks[k].append(nn.MaxPool2d(2 if small_images else 3, 2))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # without batch normalisation the default would shrink the signal from layer to layer
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+    max_pool = not small_images if max_pool is None else max_pool
+    network = getattr(models, name)(weights=None)
+    if small_images:  # the large stem would shrink 32 pixels to 8 before the first block sees them
+        network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    stem = [network.conv1, network.bn1, network.relu] + ([network.maxpool] if max_pool else [])
+    blocks = [nn.Sequential(*stem), network.layer1, network.layer2, network.layer3, network.layer4]
+    recipe = {"name": name, "small_images": bool(small_images), "max_pool": bool(max_pool)}
+    return Encoder(recipe, blocks, network.fc.in_features)
 
 
-def alexnet(small_images: bool = True) -> AlexNet:
+def alexnet(small_images: bool = True) -> Encoder:
     """AlexNet's five convolutions (Krizhevsky 2014), without batch normalisation: images (N, 3, H, W) -> (N, 256), 2.3 million weights.
 
     small_images: 3×3 convolutions and 2×2 pools, for 8 pixels and more; otherwise the first is 11×11 with stride 4, for 63 and more.
     """
-    return AlexNet(small_images)
+    small = (3, 1, 1)  # kernel, stride and padding
+    first, second = (small, small) if small_images else ((11, 4, 2), (5, 1, 2))
+    shapes = ((3, 64, *first), (64, 192, *second), (192, 384, *small), (384, 256, *small), (256, 256, *small))
+    blocks = [nn.Sequential(nn.Conv2d(*shape), nn.ReLU(inplace=True)) for shape in shapes]
+    for block in blocks:  # without batch normalisation the default would shrink the signal from layer to layer
+        nn.init.kaiming_normal_(block[0].weight, nonlinearity="relu")
+        nn.init.zeros_(block[0].bias)
+    for k in (0, 1, 4):
+        blocks[k].append(nn.MaxPool2d(2 if small_images else 3, 2))
+    return Encoder({"name": "alexnet", "small_images": bool(small_images)}, blocks, 256, smallest=8 if small_images else 63)
 
 
 def encoder_from_recipe(recipe: Mapping) -> Encoder:

@@ -11,6 +11,14 @@ from sslcourse import augment, losses
 from sslcourse.devices import at_least_float32
 
 
+def small_linear(in_features: int, out_features: int) -> nn.Linear:
+    """A linear layer near zero, so that the first loss is that of guessing, ln(out_features)."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.normal_(layer.weight, std=1e-3)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Classifier(nn.Module):
     """An encoder and one linear layer, with dropout between them: normalised images (N, 3, H, W) -> logits (N, num_classes)."""
 
@@ -20,9 +28,7 @@ class Classifier(nn.Module):
             raise ValueError(f"num_classes must be at least 2, not {num_classes}.")
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(encoder.feature_dim, num_classes)
-        nn.init.normal_(self.head.weight, std=1e-3)  # near zero, so that the first loss is that of guessing, ln(num_classes)
-        nn.init.zeros_(self.head.bias)
+        self.head = small_linear(encoder.feature_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.dropout(self.encoder(x)))
@@ -54,9 +60,12 @@ class Method(nn.Module):
     """What the methods share. forward(images uint8 (N, 3, H, W)) -> scalar loss.
 
     encoder: what is kept. augmentation: a module of `augment`; None takes the method's own at the size of the first images it sees, which
-    default_augmentation(size, **options) makes. chance_loss(batch_size) is the loss when nothing has been learned.
-    metrics: numbers of the last forward beside the loss, as detached scalars on the device.
+    default_augmentation(size, **options) makes. loss_name: what `losses.chance_loss` calls the loss. shown: the options that a checkpoint
+    compares. metrics: numbers of the last forward beside the loss, as detached scalars on the device.
     """
+
+    loss_name: str
+    shown: tuple[str, ...] = ()
 
     def __init__(self, encoder: nn.Module, augmentation: nn.Module | None):
         super().__init__()
@@ -74,6 +83,10 @@ class Method(nn.Module):
         """The augmentation's views of uint8 images, on their device."""
         self.prepare(images.shape[-1])
         return self.augmentation(images)
+
+    def chance_loss(self, batch_size: int) -> float:
+        """The loss when nothing has been learned."""
+        return losses.chance_loss(self.loss_name, batch_size=batch_size)
 
     def encode(self, views: Tensor) -> Tensor:
         """Normalised views (N, 3, H, W) -> features (N, feature_dim)."""
@@ -95,16 +108,11 @@ def four_rotations(x: Tensor) -> tuple[Tensor, Tensor]:
 class Rotation(Method):
     """RotNet (Gidaris et al. 2018): tell by how many quarter turns an image was rotated. N images become 4N. metrics: rotation_accuracy."""
 
-    default_augmentation = staticmethod(augment.weak)
+    loss_name, default_augmentation = "rotation", staticmethod(augment.weak)
 
     def __init__(self, encoder: nn.Module, augmentation: nn.Module | None = None):
         super().__init__(encoder, augmentation)
-        self.head = nn.Linear(self.feature_dim, 4)
-        nn.init.normal_(self.head.weight, std=1e-3)
-        nn.init.zeros_(self.head.bias)
-
-    def chance_loss(self, batch_size: int) -> float:
-        return losses.chance_loss("rotation")
+        self.head = small_linear(self.feature_dim, 4)
 
     def logits(self, views: Tensor) -> Tensor:
         """Normalised views (N, 3, H, W) -> (N, 4), one score for each number of quarter turns."""
@@ -125,9 +133,9 @@ class TwoViewMethod(Method):
         self.projector = ProjectionHead(self.feature_dim, *head, **options)
 
     def extra_repr(self) -> str:
-        """The options, as a checkpoint compares them."""
         widths = [layer.out_features for layer in self.projector if isinstance(layer, nn.Linear)]
-        return f"projector={widths}, last_norm={isinstance(self.projector[-1], nn.BatchNorm1d)}"
+        head = f"projector={widths}, last_norm={isinstance(self.projector[-1], nn.BatchNorm1d)}"
+        return ", ".join([head, *(f"{name}={getattr(self, name)}" for name in self.shown)])
 
     def two_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Two views of every image, each (N, 3, size, size)."""
@@ -149,7 +157,8 @@ class SimCLR(TwoViewMethod):
     metrics: positive_similarity, the mean cosine of the two views' projections.
     """
 
-    default_augmentation = staticmethod(augment.simclr)
+    loss_name, default_augmentation = "simclr", staticmethod(augment.simclr)
+    shown = ("temperature", "views_together")
 
     def __init__(
         self, encoder: nn.Module, augmentation: nn.Module | None = None, *, hidden_dim: int = 256, out_dim: int = 64, layers: int = 2,
@@ -157,12 +166,6 @@ class SimCLR(TwoViewMethod):
     ):  # fmt: skip
         super().__init__(encoder, augmentation, hidden_dim, out_dim, layers, last_norm)
         self.temperature, self.views_together = temperature, views_together
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, temperature={self.temperature}, views_together={self.views_together}"
-
-    def chance_loss(self, batch_size: int) -> float:
-        return losses.chance_loss("simclr", batch_size=batch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         first, second = self.two_views(images)
@@ -187,7 +190,7 @@ class BYOL(TwoViewMethod):
     target_similarity, the mean cosine of prediction and target.
     """
 
-    default_augmentation = staticmethod(augment.byol_views)
+    loss_name, default_augmentation = "byol", staticmethod(augment.byol_views)
 
     def __init__(
         self, encoder: nn.Module, augmentation: nn.Module | None = None, *, hidden_dim: int = 256, out_dim: int = 128, tau0: float = 0.98,
@@ -205,16 +208,12 @@ class BYOL(TwoViewMethod):
         parts |= {"moving_average": self.target is not None, "tau0": self.tau0}
         return ", ".join([super().extra_repr(), *(f"{name}={value}" for name, value in parts.items())])
 
-    def chance_loss(self, batch_size: int) -> float:
-        return losses.chance_loss("byol")
-
     def forward(self, images: Tensor) -> Tensor:
         views = torch.cat(self.two_views(images))  # (2N, 3, size, size)
         z = self.project(views)
         predicted = self.predictor(z)  # (2N, out_dim)
-        if self.target is None:
-            aim = z
-        else:
+        aim = z
+        if self.target is not None:
             with torch.no_grad():
                 aim = self.target(views.contiguous(memory_format=torch.channels_last))
         aim = aim.roll(len(images), dims=0)  # each view predicts the other one
@@ -227,11 +226,9 @@ class BYOL(TwoViewMethod):
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
         """Move the target's weights towards the online ones: target = tau * target + (1 - tau) * online (equation 1)."""
-        if self.target is None:
-            return
-        tau = ema_tau(step, steps, self.tau0)
-        online = [*self.encoder.parameters(), *self.projector.parameters()]
-        torch._foreach_lerp_(list(self.target.parameters()), online, 1 - tau)
+        if self.target is not None:
+            online = [*self.encoder.parameters(), *self.projector.parameters()]
+            torch._foreach_lerp_(list(self.target.parameters()), online, 1 - ema_tau(step, steps, self.tau0))
 
 
 def ema_tau(step: int, steps: int, tau0: float) -> float:
@@ -249,7 +246,8 @@ class BarlowTwins(TwoViewMethod):
     metrics: diagonal, the mean correlation of a dimension with itself in the other view.
     """
 
-    default_augmentation = staticmethod(augment.barlow_views)
+    loss_name, default_augmentation = "barlow_twins", staticmethod(augment.barlow_views)
+    shown = ("lambda_param", "scale")
 
     def __init__(
         self, encoder: nn.Module, augmentation: nn.Module | None = None, *, hidden_dim: int = 256, out_dim: int = 256, layers: int = 2,
@@ -260,11 +258,8 @@ class BarlowTwins(TwoViewMethod):
         super().__init__(encoder, augmentation, hidden_dim, out_dim, layers)
         self.lambda_param, self.scale, self.out_dim = lambda_param, scale, out_dim
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, lambda_param={self.lambda_param}, scale={self.scale}"
-
     def chance_loss(self, batch_size: int) -> float:
-        return self.scale * losses.chance_loss("barlow_twins", batch_size=batch_size, dim=self.out_dim, lambda_param=self.lambda_param)
+        return self.scale * losses.chance_loss(self.loss_name, batch_size=batch_size, dim=self.out_dim, lambda_param=self.lambda_param)
 
     def forward(self, images: Tensor) -> Tensor:
         z0, z1 = self.project(torch.cat(self.two_views(images))).chunk(2)

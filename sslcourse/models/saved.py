@@ -72,22 +72,21 @@ def save_network(path: str | os.PathLike, model: nn.Module, **about) -> Path:
     Raises ValueError for another model, weights that are not finite and values that are not plain; CourseError when it cannot be written,
     or would be written over the network of another experiment.
     """
-    about = {name: list(value) if isinstance(value, tuple) else plain(value) for name, value in about.items()}
     encoder, head = model, None
     if isinstance(model, Classifier):
         encoder, head = model.encoder, {"classes": model.head.out_features, "dropout": model.dropout.p}
     recipe = getattr(encoder, "recipe", None)
     if not recipe:
         raise ValueError(f"Only the encoders of `models` and classifiers over them can be kept: this is a {type(encoder).__name__}.")
+    about = {name: list(value) if isinstance(value, tuple) else plain(value) for name, value in about.items()}
     about = getattr(encoder, "trained_on", {}) | about
     weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     _checked(recipe, head, about, weights)
     description = json.dumps({"recipe": recipe, "head": head, "about": about})
     if os.path.exists(path) and (found := differences(_experiment(load_network(path)), _experiment(Network(model, about)))):
         raise CourseError(f"{path} is the network of another experiment, and was not written over: {found}. Move it away first.")
-    content = as_safetensors({name: _small(value) for name, value in weights.items()}, metadata={DESCRIPTION: description})
     try:
-        return write_atomically(path, content)
+        return write_atomically(path, as_safetensors({name: _small(value) for name, value in weights.items()}, {DESCRIPTION: description}))
     except OSError as error:
         raise CourseError(f"{path} could not be written: {reason(error)}. Make room, or name another folder.") from error
 
@@ -119,15 +118,13 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     except OSError as error:
         raise CourseError(f"{path} cannot be read: {reason(error)}.") from error
     except (SafetensorError, KeyError) as error:
-        told = f"{path} cannot be read as a network of this course ({type(error).__name__})"
-        raise CourseError(f"{told}. Give another file. Delete it, or run the lesson again, if a lesson wrote it.") from error
+        way_out = "Give another file. Delete it, or run the lesson again, if a lesson wrote it."
+        raise CourseError(f"{path} cannot be read as a network of this course ({type(error).__name__}). {way_out}") from error
     try:
         found = json.loads(description)
         model = _checked(found["recipe"], found["head"], found["about"], weights)
-        # copies, for what was read are views of the file itself
-        weights = {name: weights[name].to(value.dtype, copy=True) for name, value in model.state_dict().items()}
-        model.load_state_dict(weights, assign=True)
-        model.requires_grad_(True).eval()  # `assign` has put plain tensors where parameters were empty
+        model.to_empty(device="cpu").load_state_dict(weights)
+        model.eval()
         encoder = model.encoder if found["head"] else model
         encoder.trained_on = {name: found["about"][name] for name in ("identity", "image_size") if name in found["about"]}
     except (AttributeError, KeyError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError) as error:

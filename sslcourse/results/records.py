@@ -7,6 +7,7 @@ A record is a plain dict of the form that schema.json beside this file describes
 
 import copy
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -52,8 +53,7 @@ def record(
     result = {
         "kind": "sslcourse result", "schema": 1, "lesson": lesson, "name": name, "method": method, "source": source, "differs": differs,
         "dataset": dataset, "identity": identity, "image_size": plain(image_size), "network": network, "labels": plain(labels),
-        "seeds": seeds, "tier": tier,
-        "metrics": {str(key): metric(value, runs=len(seeds) or 1) for key, value in metrics.items()},
+        "seeds": seeds, "tier": tier, "metrics": {str(key): metric(value, runs=len(seeds) or 1) for key, value in metrics.items()},
         "device": device_name(device), "seconds": round(float(seconds), 3), "settings": dict(settings or {}), "notes": notes,
         "versions": versions(), "git_commit": commit, "git_clean": clean, "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }  # fmt: skip
@@ -108,22 +108,16 @@ def device_name(device) -> str:
         device = torch.device(device)
     except (RuntimeError, TypeError):
         return str(device)
-    if device.type == "cuda" and torch.cuda.is_available():
-        return torch.cuda.get_device_name(device)
     if device.type != "cpu":
-        return str(device)
+        return torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else str(device)
     cpuinfo = Path("/proc/cpuinfo")
     named = re.search(r"^model name\s*:\s*(\S.*?)\s*$", cpuinfo.read_text(errors="replace") if cpuinfo.exists() else "", re.MULTILINE)
     return named[1] if named else platform.processor() or platform.machine() or "cpu"
 
 
 def versions() -> dict:
-    import torchvision
-
-    import sslcourse
-
-    packages = {"torch": torch, "torchvision": torchvision, "sslcourse": sslcourse}
-    return {"python": platform.python_version()} | {name: package.__version__ for name, package in packages.items()}
+    packages = ("torch", "torchvision", "sslcourse")
+    return {"python": platform.python_version()} | {name: importlib.import_module(name).__version__ for name in packages}
 
 
 @lru_cache(maxsize=1)
@@ -132,21 +126,14 @@ def git_state() -> tuple[str | None, bool | None]:
 
     (None, None) where the package is installed, even inside another checkout, and where git is missing or will not answer.
     """
-    package = Path(__file__).resolve().parents[1]
-    top, _, commit = (_git(package, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")
-    if not commit or Path(top).resolve() != package.parent:
-        return None, None
-    changes = _git(package, "status", "--porcelain")
-    return commit, None if changes is None else not changes
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    """What git prints; None where it is missing, fails, or takes longer than a record may take."""
-    asked = ["git", "--no-optional-locks", "-C", str(folder), *words]
+    checkout = Path(__file__).resolve().parents[2]
+    asked = ["git", "--no-optional-locks", "-C", str(checkout), "status", "--porcelain=v2", "--branch"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout if (checkout / ".git").exists() else ""
     except (OSError, ValueError, subprocess.SubprocessError):
-        return None
+        told = ""
+    commit = re.search(r"^# branch\.oid (\w+)$", told, flags=re.MULTILINE)
+    return (commit[1], all(line.startswith("#") for line in told.splitlines())) if commit else (None, None)
 
 
 def file_name(result: Mapping) -> str:
@@ -237,11 +224,9 @@ def fill(own: Iterable[Mapping], committed: Iterable[Mapping]) -> list[dict]:
     def experiment(found: Mapping) -> tuple:
         return tuple(found[key] for key in ("lesson", "method", "dataset", "labels"))
 
-    own = list(own)
-    done = {experiment(found) for found in own}
-    kept = [(found, "this run") for found in own]
-    kept += [(found, "committed") for found in committed if experiment(found) not in done]
-    return [copy.deepcopy(dict(found)) | {"origin": origin} for found, origin in kept]
+    filled = [copy.deepcopy(dict(found)) | {"origin": "this run"} for found in own]
+    done = {experiment(found) for found in filled}
+    return filled + [copy.deepcopy(dict(found)) | {"origin": "committed"} for found in committed if experiment(found) not in done]
 
 
 def measured_costs(lesson: int) -> dict[str, dict]:

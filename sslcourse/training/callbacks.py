@@ -15,7 +15,7 @@ from sslcourse.devices import random_states_kept, rank, world_size
 from sslcourse.display import progress_bar, request
 from sslcourse.errors import CourseError
 from sslcourse.training.checkpoints import load_checkpoint, previous, save_checkpoint
-from sslcourse.training.distributed import any_rank, mean_over_ranks
+from sslcourse.training.distributed import mean_over_ranks
 from sslcourse.training.loop import Run
 
 
@@ -101,12 +101,11 @@ class Checkpoint(Callback):
             run.totals = {name: torch.as_tensor(value, device=run.options.device) for name, value in totals.items()}
 
     def after_step(self, run: Run) -> None:
-        every = run.options.checkpoint_every
-        if every and run.step % every == 0 and run.may_break_off:
+        if run.options.checkpoint_every and run.step % run.options.checkpoint_every == 0:
             self.save_inside_epoch(run)
 
     def save_inside_epoch(self, run: Run) -> None:
-        if math.isfinite(run.totals["loss"].item()):
+        if run.may_break_off and math.isfinite(run.totals["loss"].item()):
             if run.options.guard is not None:
                 run.options.guard.check_state(run.step, run.model, run.optimizer)
             save_checkpoint(self.path, run.history.settings, run.parts, run.history, run.totals)
@@ -172,7 +171,7 @@ class StopWhenAsked(Callback):
             self._stop(run)
 
     def after_epoch(self, run: Run) -> None:
-        if any_rank(self.asked, run.options.device):
+        if mean_over_ranks({"asked": self.asked}, run.options.device)["asked"] > 0:  # any of the processes
             self._stop(run)
 
     def _stop(self, run: Run) -> None:
@@ -201,7 +200,7 @@ class Interrupts(Callback):
     def after_step(self, run: Run) -> None:
         if self.here is None or Interrupts.interrupted != self.here:
             return
-        if run.checkpoint is not None and run.may_break_off:
+        if run.checkpoint is not None:
             run.checkpoint.save_inside_epoch(run)
         where = f"Interrupted after step {run.step:,} of {run.steps:,}: the network is kept as it is now"
         run.history.stopped = f"{where}, and further trainings of this cell end after one step; run the cell again for whole ones."

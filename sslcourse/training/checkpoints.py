@@ -11,7 +11,7 @@ import torch
 
 from sslcourse.devices import random_states, set_random_states
 from sslcourse.errors import CourseError
-from sslcourse.files import ZIP, differences, out_of_memory, reason, write_atomically, write_json
+from sslcourse.files import ZIP, differences, out_of_memory, reason, write_atomically
 
 WAY_OUT = "Name another file. Delete it only if it was this run's own, which then starts anew."
 
@@ -33,11 +33,6 @@ class History:
     @property
     def final(self) -> dict[str, float]:
         return self.rows[-1] if self.rows else {}
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write it as JSON, which has no NaN: a number that is not finite becomes null."""
-        rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in self.rows]
-        write_json(path, {"rows": rows, "settings": self.settings, "stopped": self.stopped})
 
 
 def previous(path) -> Path:

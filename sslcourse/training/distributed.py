@@ -55,11 +55,6 @@ def first_then_others(make: Callable[[], object]):
     return made if rank() == 0 else make()
 
 
-def any_rank(here: bool, device: torch.device) -> bool:
-    """Whether it is so on any of the processes."""
-    return here if world_size() == 1 else bool(sum_over_ranks(torch.tensor(float(here), device=device)).item())
-
-
 def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
     """Numbers that every process has under the same names, averaged over the processes."""
     numbers = torch.tensor(list(values.values()), dtype=torch.float64, device=device if world_size() > 1 else "cpu")

@@ -18,8 +18,7 @@ def decayed_and_not(module: nn.Module, weight_decay: float, lr_scales: Mapping[s
     scales = dict(lr_scales or {})
     if scales and not min(scales.values()) >= 0:
         raise ValueError(f"lr_scales are factors on the learning rate and must not be negative: {scales}.")
-    groups: dict[tuple[float, bool], list] = {}
-    met = set()
+    groups, met = {}, set()  # groups: (scale, whether it is decayed) -> parameters
     for name, p in module.named_parameters():
         if p.requires_grad:
             parts = [part for part in scales if name == part or name.startswith(part + ".")]
@@ -59,11 +58,7 @@ class LARS(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3):
-        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
-        for name, value in options.items():
-            if not value >= 0:
-                raise ValueError(f"{name} must not be negative, and is {value}.")
-        super().__init__(params, options)
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
     @torch.no_grad()
     def step(self) -> None:

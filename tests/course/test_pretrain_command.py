@@ -145,7 +145,7 @@ def test_a_compiled_encoder_is_kept_like_any_other(data, tmp_path, monkeypatch, 
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     assert main(arguments(data, tmp_path / "run", "--compile")) == 0
-    assert compiled == ["ResNet9"] and models.load_network(tmp_path / "run" / "encoder.safetensors").method == "SimCLR"
+    assert compiled == ["Encoder"] and models.load_network(tmp_path / "run" / "encoder.safetensors").method == "SimCLR"
 
     def no_compiler(self, images):
         raise torch._dynamo.exc.TorchDynamoException("no C++ compiler")

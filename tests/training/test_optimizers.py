@@ -101,9 +101,3 @@ def test_lars_on_zeros_is_finite():
     optimizers.LARS([still, blank, idle], lr=0.1).step()
     assert still.tolist() == [[3.0, 4.0]] and idle.tolist() == [[1.0, 1.0], [1.0, 1.0]]
     torch.testing.assert_close(blank.data, torch.tensor([[-0.1, -0.2]]))  # a ratio of 0 would keep it there for ever
-
-
-@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "trust"])
-def test_lars_refuses_negative_numbers(name):
-    with pytest.raises(ValueError, match=name):
-        optimizers.LARS([nn.Parameter(torch.ones(1))], **{"lr": 0.1, name: -1})

@@ -38,6 +38,7 @@ TRAINING = {
     "byol": {"batch_size": 256, "lr": 1.5e-3, "lr_scales": {"predictor": 20.0}},
     "barlow_twins": {"batch_size": 256, "lr": 2e-3, "weight_decay": 0.2},
 }
+GIVEN = ("batch_size", "lr", "weight_decay", "optimizer", "warmup", "clip_norm", "look_every", "precision", "seed", "checkpoint_every")
 OPTIONS = {
     "byol": {"hidden_dim": 1024, "out_dim": 256, "tau0": 0.99},
     "barlow_twins": {"hidden_dim": 2048, "out_dim": 2048, "lambda_param": 5e-3},
@@ -64,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=whole, metavar="PIXELS", help="height and width of the images (default: as stored)")
     add("--view", type=whole, metavar="PIXELS", help="height and width of the views (default: those of the images)")
     add("--unlabeled", type=whole, metavar="N", help="only so many of the unlabelled images")
-    networks = ("resnet9", "resnet18", "resnet50", "alexnet")
-    add("--network", choices=networks, help="(default: resnet18 on a GPU; on a CPU, which takes many times as long, resnet9 of width 16)")
+    suits = "(default: resnet18 on a GPU; on a CPU, which takes many times as long, resnet9 of width 16)"
+    add("--network", choices=("resnet9", "resnet18", "resnet50", "alexnet"), help=suits)
     add("--width", type=whole, help="channels of a ResNet-9's first convolution (default: 64)")
     add("--option", nargs=2, help="an option of the method's class, such as temperature 0.5; may be repeated", **repeated)
     add("--augment", nargs="+", help="an option of its views (sslcourse.augment), such as crop 0.2 1; may be repeated", **repeated)
@@ -100,10 +101,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
-    given = {name: getattr(args, name) for name in ("batch_size", "lr", "weight_decay")}
-    settings = TRAINING[args.method] | {name: value for name, value in given.items() if value is not None}
-    same = ("optimizer", "warmup", "clip_norm", "look_every", "precision", "seed", "checkpoint_every")
-    settings |= {name: getattr(args, name) for name in same} | {"name": args.method, "progress": not args.quiet}
+    given = {name: value for name in GIVEN if (value := getattr(args, name)) is not None}
+    settings = TRAINING[args.method] | given | {"name": args.method, "progress": not args.quiet}
     with RunFolder(out, resume=args.resume, writes=rank() == 0) as folder:
         data_dir = folder_of(args.data_dir, "--data-dir", "data")
         images = distributed.first_then_others(lambda: datasets.load(args.dataset, data_dir, size=args.size))
@@ -119,7 +118,7 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         method, network = _method(args, images.size)
         parts = [name for name, part in method.named_children() if any(p.requires_grad for p in part.parameters())]
         usual = {name: scale for name, scale in settings.get("lr_scales", {}).items() if name in parts}
-        settings["lr_scales"] = usual | dict(_number_of("--lr-scale", words, parts) for words in args.lr_scale)
+        settings["lr_scales"] = usual | _numbers("--lr-scale", args.lr_scale, parts)
         method.to(device)
         if args.compile:
             method.encoder.compile()
@@ -127,19 +126,17 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         what = f"{TITLES[args.method]} on {images.name}, {len(images.unlabeled):,} images of {images.size} pixels, {network}"
         folder.say(f"{what}, {args.epochs} epochs, batches of {settings['batch_size']}{shared}, {device}")
         with _signals_stop() as stop:
+            settings["guard"] = diagnostics.NonFiniteGuard(folder.path) if args.guard else None
+            settings["callbacks"] = [training.FasterThreads(folder.say), _Report(folder), stop]
             try:
-                guard = diagnostics.NonFiniteGuard(folder.path) if args.guard else None
-                callbacks = [training.FasterThreads(folder.say), _Report(folder), stop]
-                around = {"guard": guard, "device": device, "checkpoint": folder.checkpoint, "callbacks": callbacks}
-                history = training.pretrain(method, images, args.epochs, **settings, **around)
+                history = training.pretrain(method, images, args.epochs, device=device, checkpoint=folder.checkpoint, **settings)
             except training.Stopped as stopped:
                 folder.say(f"{stopped} Add --resume.")
                 return 128 + stop.number
         folder.write_metrics(history.rows)
         if history.stopped:
             folder.say(history.stopped)
-            return 1
-        if rank() == 0:
+        elif rank() == 0:
             about = {"method": TITLES[args.method], "lesson": LESSONS[args.method], "dataset": images.name, "network": network}
             about |= {"size": args.view or images.size, "seed": args.seed, "epochs": args.epochs, "pretraining": history.settings}
             about |= {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
@@ -147,7 +144,7 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
             models.save_network(folder.encoder, method.encoder, **about)
             way_on = f"python -m sslcourse evaluate {shlex.quote(str(folder.path))} --dataset {args.dataset}"
             folder.say(f"Kept: {folder.encoder}. Evaluate it: {way_on}")
-        return 0
+        return int(bool(history.stopped))
 
 
 def _method(args: argparse.Namespace, size: int) -> tuple[torch.nn.Module, str]:
@@ -158,15 +155,11 @@ def _method(args: argparse.Namespace, size: int) -> tuple[torch.nn.Module, str]:
         raise CourseError(f"--view {args.view}: the networks need views of at least 8 pixels.")
     view, width, kind = args.view or size, args.width or 64, METHODS[args.method]
     torch.manual_seed(args.seed)
-    if args.network == "resnet9":
-        encoder, network = models.resnet9(width), f"ResNet-9, width {width}"
-    elif args.network == "alexnet":
-        encoder, network = models.alexnet(), "AlexNet"
-    else:
-        made = models.resnet18 if args.network == "resnet18" else models.resnet50
-        encoder, network = made(small_images=view < 96, max_pool=view >= 64), args.network.replace("resnet", "ResNet-")
+    makes = {"resnet9": {"width": width}, "alexnet": {}}.get(args.network, {"small_images": view < 96, "max_pool": view >= 64})
+    encoder = getattr(models, args.network)(**makes)
+    network = args.network.replace("resnet", "ResNet-").replace("alexnet", "AlexNet") + f", width {width}" * ("width" in makes)
     known = [name for name in inspect.signature(kind).parameters if name not in ("encoder", "augmentation")]
-    options = OPTIONS.get(args.method, {}) | dict(_number_of("--option", words, known) for words in args.option)
+    options = OPTIONS.get(args.method, {}) | _numbers("--option", args.option, known)
     try:
         method = kind(encoder, **options)
     except (TypeError, RuntimeError) as error:
@@ -174,21 +167,23 @@ def _method(args: argparse.Namespace, size: int) -> tuple[torch.nn.Module, str]:
     if args.view is not None or args.augment:
         known = [name for name in inspect.signature(augment.Augmentation).parameters if name != "size"]
         known += ["strength"] if args.method == "simclr" else []
-        method.augmentation = method.default_augmentation(view, **dict(_number_of("--augment", words, known) for words in args.augment))
+        method.augmentation = method.default_augmentation(view, **_numbers("--augment", args.augment, known))
     return method, network
 
 
-def _number_of(option: str, words: list[str], known: list[str]) -> tuple[str, float | tuple]:
-    """The name and the number, or the numbers, that stand behind an option of the command line."""
-    name, *texts = words
-    if name not in known:
-        raise CourseError(f"{option} {name}: there is no such option; there are {', '.join(known)}.")
-    wanted, values = NUMBERS.get(name, 1), ()
-    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-        values = tuple(ast.literal_eval(text) for text in texts)
-    if len(values) != wanted or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-        raise CourseError(f"{option} {' '.join(words)}: {name} takes {wanted} number{'s' * (wanted > 1)}, or True or False.")
-    return name, values[0] if wanted == 1 else values
+def _numbers(option: str, given: list[list[str]], known: list[str]) -> dict[str, float | tuple]:
+    """The number, or the numbers, that stand behind each name, where an option of the command line was repeated."""
+    found = {}
+    for name, *texts in given:
+        if name not in known:
+            raise CourseError(f"{option} {name}: there is no such option; there are {', '.join(known)}.")
+        wanted, values = NUMBERS.get(name, 1), ()
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            values = tuple(ast.literal_eval(text) for text in texts)
+        if len(values) != wanted or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            raise CourseError(f"{option} {' '.join([name, *texts])}: {name} takes {wanted} number{'s' * (wanted > 1)}, or True or False.")
+        found[name] = values[0] if wanted == 1 else values
+    return found
 
 
 class _Report(training.Callback):
@@ -198,8 +193,7 @@ class _Report(training.Callback):
         self.folder, self.begun, self.estimated = folder, None, False
 
     def after_step(self, run) -> None:
-        if self.begun is None:  # counted from here, for the first step is slower than all others
-            self.begun = run.step, time.perf_counter()
+        self.begun = self.begun or (run.step, time.perf_counter())  # counted from here, for the first step is slower than all others
         steps, seconds = run.step - self.begun[0], time.perf_counter() - self.begun[1]
         if not self.estimated and steps and (steps >= 20 or seconds > 15 or run.loader.batch == len(run.loader)):
             run.loss.item()  # what is queued on a GPU is done then
@@ -224,9 +218,10 @@ def _signals_stop() -> Iterator[training.StopWhenAsked]:
             raise KeyboardInterrupt
         stop.asked, stop.number = True, number
 
+    numbers = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
     before = {}
     with suppress(ValueError):  # not in the main thread, where Python takes no signals
-        for number in [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]:
+        for number in numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell that runs this behind itself, wants it ignored
                 before[number] = signal.signal(number, ask)
     try:
