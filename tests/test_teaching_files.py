@@ -2,6 +2,7 @@
 
 import functools
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import nbformat
@@ -27,16 +28,11 @@ def prose(number: int) -> str:
     return "\n".join(cell.source for cell in cells(number) if cell.cell_type == "markdown")
 
 
-def headings(number: int) -> list[str]:
-    return re.findall(r"^##+ (.+)$", prose(number), flags=re.MULTILINE)
-
-
 def everything_shown(number: int) -> str:
     """Prose and outputs of a stored lesson, without Markdown's stars; of a figure, its alt text."""
     parts = [prose(number)]
     for output in (output for cell in cells(number) for output in cell.get("outputs", [])):
-        data = output.get("data", {})
-        parts += [output.get("text", ""), data.get("text/markdown", ""), data.get("text/plain", "")]
+        parts += [output.get("text", ""), *(output.get("data", {}).get(f"text/{kind}", "") for kind in ("markdown", "plain"))]
     return "\n".join(parts).replace("*", "").replace("\\", "")
 
 
@@ -48,34 +44,18 @@ def chapters() -> dict[int, str]:
 
 def table(text: str, header: str) -> list[list[str]]:
     """The rows of the Markdown table with this header line."""
-    rows = text.split(f"{header}\n", 1)[1].splitlines()[1:]
-    end = next((i for i, line in enumerate(rows) if not line.startswith("|")), len(rows))
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[:end]]
-
-
-def plan(number: int) -> list[list[str]]:
-    return table(chapters()[number], "| minutes | what happens | sections | who |")
-
-
-def without_code(text: str) -> str:
-    return re.sub(r"`[^`]*`", "", text)
+    rows = takewhile(lambda line: line.startswith("|"), text.split(f"{header}\n", 1)[1].splitlines()[1:])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
 @each_lesson
-def test_a_plan_fills_ninety_minutes(number):
-    assert sum(int(row[0]) for row in plan(number)) == 90
-
-
-def is_section(title: str, number: int) -> bool:
-    """Whether a lesson has this section; an exercise may be named by its number alone."""
-    return any(title == heading or (title.startswith("Exercise ") and heading.startswith(f"{title}:")) for heading in headings(number))
-
-
-@each_lesson
-def test_sections_of_a_plan_are_in_the_lesson(number):
-    named = [title for row in plan(number) if row[2] != "–" for title in row[2].split(" · ")]
-    assert len(named) > 5
-    assert [title for title in named if not is_section(title, number)] == []
+def test_a_plan_fills_ninety_minutes_with_sections_that_are_in_the_lesson(number):
+    plan = table(chapters()[number], "| minutes | what happens | sections | who |")
+    assert sum(int(row[0]) for row in plan) == 90
+    named = [title for row in plan if row[2] != "–" for title in row[2].split(" · ")]
+    titles = re.findall(r"^##+ (.+)$", prose(number), flags=re.MULTILINE)
+    titles += [title.partition(":")[0] for title in titles if title.startswith("Exercise ")]  # which may be named by its number alone
+    assert len(named) > 5 and [title for title in named if title not in titles] == []
 
 
 @each_lesson
@@ -87,10 +67,8 @@ def test_a_chapter_lists_the_exercises_as_they_are(number):
 
 @each_lesson
 def test_cells_that_a_chapter_names_are_in_the_lesson(number):
-    named = re.findall(r"begins `([^`]+)`", chapters()[number])
-    assert named
-    for start in named:
-        assert any(cell.cell_type == "code" and cell.source.startswith(start) for cell in cells(number)), start
+    named, sources = re.findall(r"begins `([^`]+)`", chapters()[number]), [c.source for c in cells(number) if c.cell_type == "code"]
+    assert named and [start for start in named if not any(source.startswith(start) for source in sources)] == []
 
 
 # a decimal, a number with thousands, a share: 57.1, 5.3e+08, 1,290, 82 %
@@ -99,7 +77,7 @@ NUMBER = re.compile(r"(?<![\d.,])(?:\d+\.\d+(?:e[+-]\d+)?|\d{1,3}(?:,\d{3})+|\d+
 
 @each_lesson
 def test_numbers_of_a_chapter_are_shown_by_the_lesson(number):
-    named = [n for n in NUMBER.findall(without_code(chapters()[number])) if n not in lesson_exercises(number)]
+    named = [n for n in NUMBER.findall(re.sub(r"`[^`]*`", "", chapters()[number])) if n not in lesson_exercises(number)]
     shown = everything_shown(number).replace(" percent", " %")
     missing = [n for n in named if not re.search(rf"(?<![\d.,]){re.escape(n)}(?!\d|[.,]\d)", shown)]
     assert len(named) > 5 and missing == [], "numbers in TEACHING.md that the stored lesson does not show"
@@ -151,36 +129,27 @@ ENTRY = re.compile(r'^((?:<a id="[^"]+"></a>)+)\*\*(.+?)\*\*(.*) \[Lesson (\d)\]
 SAID_AS = {"Label efficiency": "worth in labels", "Leak": "leaks", "Frozen features": "frozen", "Rotation prediction": "rotations"}
 
 
-def entries() -> dict[str, tuple[list[str], str, int]]:
-    """term -> (ids, the text behind the term, the lesson)."""
-    found = {}
-    for ids, term, text, number, _ in ENTRY.findall(GLOSSARY.read_text(encoding="utf-8")):
-        assert term not in found, term
-        found[term.rstrip(".")] = (re.findall(r'id="([^"]+)"', ids), text.strip(), int(number))
-    return found
-
-
-def names(term: str) -> list[str]:
-    """A term and its other names, in brackets behind it."""
-    ids, text, _ = entries()[term]
-    brackets = re.match(r"\(([^)]*\)?[^)]*?)\)\.", text)
-    return [term, *term.split(" and "), *(brackets[1].split(", ") if brackets else []), *(i.replace("-", " ") for i in ids)]
+def entries() -> list[tuple[list[str], str, str, int, str]]:
+    """(ids, term, the text behind the term, the number of its lesson, the link) of each entry."""
+    found = ENTRY.findall(GLOSSARY.read_text(encoding="utf-8"))
+    return [(re.findall(r'id="([^"]+)"', ids), term.rstrip("."), text.strip(), int(n), link) for ids, term, text, n, link in found]
 
 
 def test_glossary_has_its_entries_in_alphabetical_order_with_an_anchor_each():
-    terms = [*entries()]
+    terms = [term for _, term, *_ in entries()]
     assert len(terms) == len(re.findall(r'^<a id="', GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)), "anchor without entry"
-    assert terms == sorted(terms, key=lambda term: re.sub(r"[^a-z ]", "", term.lower()))
-    ids = [i for found, _, _ in entries().values() for i in found]
+    assert terms == sorted(set(terms), key=lambda term: re.sub(r"[^a-z ]", "", term.lower()))
+    ids = [i for own, *_ in entries() for i in own]
     assert len(ids) == len(set(ids))
-    for term, (own, _, _) in entries().items():
+    for own, term, *_ in entries():
         assert re.sub(r"[^a-z -]", "", term.lower()).replace(" ", "-") in own, f"{term}: no anchor of that name"
 
 
 def test_glossary_terms_are_used_by_the_lesson_that_they_name():
-    for _, term, _, number, link in ENTRY.findall(GLOSSARY.read_text(encoding="utf-8")):
-        term, text = term.rstrip("."), re.sub(r"[^a-z0-9 ]", " ", prose(int(number)).lower())
-        assert link == LESSONS[int(number)].name, term
-        said = [SAID_AS.get(term, term), *names(term)]
+    for ids, term, text, number, link in entries():
+        assert link == LESSONS[number].name, term
+        other_names = re.match(r"\(([^)]*\)?[^)]*?)\)\.|", text)[1]  # in brackets
+        said = [SAID_AS.get(term, term), term, *term.split(" and "), *(other_names or "").split(", "), *ids]
         forms = [re.sub(r"[^a-z0-9 ]", " ", name.lower()).strip() for name in said]
-        assert any(form and re.search(rf"\b{re.escape(form)}", text) for form in forms), f"lesson {number} does not speak of {term}"
+        lesson = re.sub(r"[^a-z0-9 ]", " ", prose(number).lower())
+        assert any(form and re.search(rf"\b{re.escape(form)}", lesson) for form in forms), f"lesson {number} does not speak of {term}"
