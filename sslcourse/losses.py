@@ -3,10 +3,9 @@
 Rows come in as a network makes them, (N, D), row i of both tensors from image i; a scalar goes out that does not grow with N. With
 gather_distributed the rows of all processes (`training.distributed`) are one batch; each must bring the same N.
 
-All but the loss on pseudo-labels are computed in float64 on a CPU, inside autocast too, and in float32 on a GPU, many of which are thirty
-times slower in float64. The two agree to 1e-4 of the loss, for a temperature from 0.01 on. The scalar is float32, or float64 for float64
-rows, which stay so. NaN or inf among the rows makes it NaN; wrong input raises TypeError or ValueError. A row of zeros has no direction:
-where one is needed that is a ValueError on the CPU, and NaN on a GPU, so that nobody waits.
+All but the loss on pseudo-labels are computed in float64 on a CPU and in float32 on a GPU, inside autocast too; the two agree to 1e-4,
+for a temperature from 0.01 on. The scalar is float32, or float64 for float64 rows. NaN or inf among the rows makes it NaN; wrong input
+raises TypeError or ValueError. So does a row of zeros where a direction is needed; on a GPU, where nobody shall wait, it gives NaN.
 """
 
 import math
@@ -75,8 +74,15 @@ def cross_correlation(z0: Tensor, z1: Tensor, gather_distributed: bool = False) 
     n = len(z0) * world
     if n < 2:
         raise ValueError("A correlation needs a batch of at least 2 images: use a larger batch_size, and drop_last.")
-    z0, z1 = _standardised(z0, world), _standardised(z1, world)
-    return _sum_over(world, _product(z0.T, z1)) / n
+    total = sum_over_ranks if world > 1 else lambda x: x
+
+    def standardised(z: Tensor, eps: float = 1e-5) -> Tensor:
+        """Columns less their mean, divided by their standard deviation, over the rows of all processes."""
+        z = wide_float(z)
+        z = z - total(z.mean(0)) / world
+        return z / (total(z.square().mean(0)) / world + eps).sqrt()
+
+    return total(_product(standardised(z0).T, standardised(z1))) / n
 
 
 def distance_from_identity(c: Tensor, lambda_param: float = 5e-3) -> Tensor:
@@ -91,10 +97,10 @@ def distance_from_identity(c: Tensor, lambda_param: float = 5e-3) -> Tensor:
 def pseudo_label_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float = 0.95) -> Tensor:
     """FixMatch's loss on unlabelled images: what the weak view is sure to show, the strong view shall say too.
 
-    weak_logits, strong_logits: (N, C), at least 2 classes. Where the weak view's largest probability reaches `threshold` (0 to 1), its
-    class is the pseudo-label of the strong view's cross-entropy; no gradient reaches the weak view. Both may be the same tensor, which with
-    threshold=0 is plain pseudo-labelling (Lee 2013). Returns the mean over all N rows, 0 for those that do not pass, in float32 or the
-    rows' float64. Sohn et al. 2020 (arXiv 2001.07685), equation 4.
+    weak_logits, strong_logits: (N, C), at least 2 classes; one tensor for both, with threshold=0, is plain pseudo-labelling (Lee 2013).
+    Where the weak view's largest probability reaches `threshold` (0 to 1), its class is the pseudo-label of the strong view's
+    cross-entropy; no gradient reaches the weak view. Returns the mean over all N rows, 0 for those that do not pass.
+    Sohn et al. 2020 (arXiv 2001.07685), equation 4.
     """
     _check_pair(weak_logits=weak_logits, strong_logits=strong_logits)
     if weak_logits.shape[1] < 2:
@@ -188,16 +194,5 @@ def _normalised(z: Tensor) -> Tensor:
     return z / torch.linalg.vector_norm(z, dim=1, keepdim=True)  # no epsilon: 0/0 is NaN, which is seen; 0 would be silently wrong
 
 
-def _standardised(z: Tensor, world: int = 1, eps: float = 1e-5) -> Tensor:
-    """Columns (N, D) less their mean, divided by their standard deviation over N, in a wide float; over the rows of all processes."""
-    z = wide_float(z)
-    z = z - _sum_over(world, z.mean(0)) / world
-    return z / (_sum_over(world, z.square().mean(0)) / world + eps).sqrt()
-
-
 def _result_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-
-
-def _sum_over(world: int, x: Tensor) -> Tensor:
-    return sum_over_ranks(x) if world > 1 else x

@@ -45,8 +45,7 @@ def describe(
     """A finding about a tensor; where an operation made it, also about the inputs of that operation."""
     values, inputs = plain(tensor), [plain(given) for given in inputs]
     good, nan = values.isfinite(), int(values.isnan().sum())
-    known = [given[given.isfinite()] for given in inputs if given.is_floating_point()]
-    known = [given for given in known if given.numel()]
+    known = [numbers for given in inputs if given.is_floating_point() and (numbers := given[given.isfinite()]).numel()]
     found = Finding(
         kind=kind, name=name, module=type(module).__name__ if module is not None else "", shape=tuple(values.shape), dtype=tensor.dtype,
         nan=nan, inf=int((~good).sum()) - nan, total=values.numel(), largest=values[good].abs().max().item() if good.any() else math.nan,
@@ -85,12 +84,10 @@ STANDING = {  # by the kind of a finding, where no operation is known
     "parameter": "An earlier step wrote it: a gradient of inf, clipped (inf·0) or divided by Adam (inf/inf), becomes NaN weights, "
     "so go back to the last good weights and look at that batch.",
     "buffer": "A tensor that the model keeps between steps got it from an earlier batch or when it was made.",
-    "statistics": "A batch that was not finite stays in the running statistics for good: training, which uses those of the batch, goes on, "
-    "and evaluation is NaN; call reset_running_stats() and find that batch.",
+    "statistics": "One bad batch stays in them for good: training goes on, evaluation is NaN; reset_running_stats(), and find that batch.",
     "stored gradient": "An earlier backward pass left it in .grad: call zero_grad() before an optimizer meets it, and look at that batch.",
     "optimizer state": "An earlier gradient, infinite or with a square too large, is still in it: start it anew, or from a checkpoint.",
-    "parameter after the step": "The gradients are finite, so the update made it: a learning rate too high for these weights, or a "
-    "division by something that is 0 (Adam's eps in float16, the norms of LARS).",
+    "parameter after the step": "Gradients are finite, so the update made it: a learning rate too high, or a division by 0 (LARS).",
 }
 
 BACKWARD = {  # by the name of a backward node, without "Backward" and the version
@@ -108,11 +105,9 @@ FORWARD = {  # by words in the name of an aten operation; the first that fits
     "batch_norm layer_norm group_norm": "The variance overflowed, or was 0 with too small an eps: look at eps and at what comes in.",
     "log": "The logarithm of 0 is -inf, of a negative number NaN: use log_softmax or logsumexp, or clamp before the logarithm.",
     "exp": "exp overflows above 88.7 in float32 and 11.0 in float16: subtract the largest value first, as logsumexp and log_softmax do.",
-    "sqrt": "The root of a negative number is NaN, and 1/sqrt(0) is inf: a variance as E[x²] − E[x]² falls below 0 by rounding, "
-    "so use var(), and put eps inside the root.",
+    "sqrt": "A negative number has no root, 1/sqrt(0) is inf: E[x²] − E[x]² falls below 0 by rounding. Use var(), eps inside the root.",
     "std var": "A deviation or variance over N − 1 needs at least two rows: use drop_last, or correction=0.",
-    "div reciprocal": "A division by 0, or 0/0 (a constant dimension has std 0, a row of zeros has norm 0): put eps in the denominator, "
-    "/(var + eps).sqrt(), or use F.normalize or batch_norm.",
+    "div reciprocal": "A division by 0 (std of a constant dimension, norm of zeros): use /(var + eps).sqrt(), F.normalize or batch_norm.",
     "pow": "A negative number to a broken power is NaN, 0 to a negative one is inf, and large numbers overflow: look at its inputs.",
     "mean": "The mean of nothing is 0/0: an empty selection, so multiply by the mask and take the mean over all rows.",
     "acos asin atanh": "Arc functions need numbers between −1 and 1: clamp before them, since cosines pass 1 by rounding.",

@@ -85,9 +85,9 @@ class NonFiniteGuard:
     def check_state(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Call it before writing a checkpoint. Raises NonFiniteError where weights, statistics or the optimizer's state are not finite."""
         state = [value for entries in optimizer.state.values() for value in entries.values()]
-        if not finite(*model.parameters(), *model.buffers(), *state):
-            if finding := find_nonfinite(model, optimizer=optimizer):  # None for a buffer that is a mask of -inf
-                self._stop(step, "after the optimizer's step", finding)
+        healthy = finite(*model.parameters(), *model.buffers(), *state)
+        if not healthy and (finding := find_nonfinite(model, optimizer=optimizer)):  # None for a buffer that is a mask of -inf
+            self._stop(step, "after the optimizer's step", finding)
 
     def _stop(self, step: int, when: str, finding: Finding | None, evidence: dict | None = None) -> None:
         if finding is not None and finding.kind == "parameter" and self._stepped:

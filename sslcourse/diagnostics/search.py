@@ -51,10 +51,9 @@ def _stored(model: nn.Module, batch, optimizer: Optimizer | None) -> Iterator[tu
     """Kind, name, module and tensor of whatever is there before the passes."""
     for path, leaf in tree_flatten_with_path(batch)[0]:
         yield "input", "batch" + keystr(path), None, leaf
-    for name, parameter in model.named_parameters():
-        yield "parameter", name, _owner(model, name), parameter
-    for name, buffer in model.named_buffers():
-        yield "buffer", name, _owner(model, name), buffer
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in named:
+            yield kind, name, _owner(model, name), tensor
     names = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, entries in optimizer.state.items() if optimizer is not None else ():
         for key, value in entries.items():

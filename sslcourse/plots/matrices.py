@@ -145,7 +145,7 @@ def _class_grid(cells: np.ndarray, classes: Sequence[str], title: str, more: tup
 def confusions_over_time(matrices: Sequence, titles: Sequence[str], class_names: Sequence[str], *, title: str) -> None:
     """Small confusion matrices, in percent of each row, under their accuracy averaged over classes. matrices: counts (C, C), rows true."""
     panels = [_row_percent(counts) for counts in matrices]
-    shown = _most_telling(sum(map(_beside, panels)))
+    shown = _most_telling(sum(panels))
     k, names = len(shown), [class_names[c] for c in shown]
     rows = -(-len(panels) // 4)
     across = -(-len(panels) // rows)
@@ -156,8 +156,7 @@ def confusions_over_time(matrices: Sequence, titles: Sequence[str], class_names:
         axis.axis("off")
     for i, (axis, percent) in enumerate(zip(axes.flat, panels, strict=False)):
         drawn = axis.imshow(percent[np.ix_(shown, shown)], cmap="Blues", vmin=0, vmax=100)
-        there = percent.any(1)  # a class without images has no row to speak of
-        right = float(np.diag(percent)[there].mean()) if there.any() else float("nan")
+        right = np.diag(percent)[percent.any(1)].mean()  # a class without images has no row to speak of
         axis.set_title(f"{titles[i]}\n{right:.0f} % right", fontsize=9.5, fontweight="normal")
         axis.grid(False)
         axis.set_xticks(range(k), names if i + across >= len(panels) else [""] * k, rotation=90, fontsize=8)
