@@ -158,7 +158,7 @@ def test_a_damaged_toybox_is_drawn_again_and_a_folder_that_cannot_be_written_is_
     ("option", "value"), [("trian", 5), ("train", 5), ("seed", -1), ("test", 2.0), ("size", 7), ("size", 513), ("size", 32.0)]
 )
 def test_wrong_toybox_options(tmp_path, option, value):
-    with pytest.raises((ValueError, TypeError), match=option):
+    with pytest.raises(ValueError, match=option):
         datasets.load("toybox", tmp_path, **{option: value})
 
 
@@ -268,20 +268,12 @@ def test_damage_is_named_with_the_way_out(tmp_path, match, damage):
         datasets.load("mine", tmp_path)
 
 
-def test_nothing_is_written_over_a_folder_of_somebody_else(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "photo.jpg").write_bytes(b"precious")
-    with pytest.raises(CourseError, match="is not a prepared data set"):
-        write(tmp_path / "mine")
-    with pytest.raises(CourseError, match="--from"):
-        datasets.load("mine", tmp_path)
-    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "photo.jpg"]
-
-
 def test_names(tmp_path):
     write(tmp_path / "mine")
+    (tmp_path / "photos").mkdir()
     for name, match in {
         "STL10": "'stl10' is not prepared.*python data_setup.py stl10 .*!python -m sslcourse data stl10",
+        "photos": "is not a prepared data set.*--from",
         "cifar100": "Did you mean 'cifar10'",
         **dict.fromkeys(("", "../x", "a/b", ".hidden", None, "x" * 100), "cannot name a data set"),
     }.items():
