@@ -105,24 +105,19 @@ def write_atomically(path: str | os.PathLike, content: bytes | Callable, keep: s
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)  # mkstemp's files are the owner's alone
-        if keep is not None and path.exists():
-            _second_name(path, Path(keep))
+        if keep is not None and path.exists():  # the old file gets a second name first, so that there always is one
+            between = Path(keep).with_name(f".{Path(keep).name}.part")
+            between.unlink(missing_ok=True)
+            try:
+                os.link(path, between)
+            except OSError:  # a file system without links
+                shutil.copy2(path, between)
+            os.replace(between, keep)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
-
-
-def _second_name(path: Path, keep: Path) -> None:
-    """Give the file another name as well, which may have been another file's; it never has none."""
-    between = keep.with_name(f".{keep.name}.part")
-    between.unlink(missing_ok=True)
-    try:
-        os.link(path, between)
-    except OSError:  # a file system without links
-        shutil.copy2(path, between)
-    os.replace(between, keep)
 
 
 def sweep(folder: str | os.PathLike) -> None:
@@ -133,8 +128,7 @@ def sweep(folder: str | os.PathLike) -> None:
 
 def write_json(path: str | os.PathLike, content) -> Path:
     """Write JSON, keys sorted, atomically. Raises ValueError for numbers that are not finite."""
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-    return write_atomically(path, text.encode())
+    return write_atomically(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
 def slug(text: str) -> str:

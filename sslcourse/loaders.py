@@ -82,10 +82,10 @@ class TensorLoader:
 
 
 class PairedLoader:
-    """Labelled and unlabelled images side by side: yields (x, y, u), where u comes from `unlabeled` and x, y from `labeled`.
+    """Yields (x, y, u): x, y from `labeled`, a TensorLoader of two tensors, u from `unlabeled`, one of one tensor, both with drop_last.
 
     A pass is one over the unlabelled images; the labelled ones go round as often as that takes, in a new order every round that depends on
-    the seeds and the number of the step alone. labeled: a TensorLoader of two tensors, unlabeled: of one, both with drop_last.
+    the seeds and the number of the step alone.
     """
 
     def __init__(self, labeled: TensorLoader, unlabeled: TensorLoader):

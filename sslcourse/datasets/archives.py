@@ -7,12 +7,11 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -50,18 +49,18 @@ class Piece:
         return np.memmap(self.file, np.uint8, "r", self.start, None if self.size < 0 else self.size)
 
 
-# A folder: from the names in it to further folders and files, None for a link. Bytes that are not UTF-8 are surrogates in a name.
-Tree = dict[str, "Tree | Piece | None"]
+# Files by their paths. None is a link, or a folder, whose path ends with "/". Bytes that are not UTF-8 are surrogates in a path.
+Files = dict[str, Piece | None]
 
 
-def spool(archive: Path, file: Path) -> Tree:
+def spool(archive: Path, file: Path) -> Files:
     """Unpack `archive` into the single new file `file`: much faster than making and deleting tens of thousands of small ones.
 
     CourseError that names the archive, and the entry where there is one, for: an entry that would land outside (absolute, "..", a drive
     letter), a link or device, more than MAX_ENTRIES entries or MAX_BYTES bytes or MAX_RATIO times the archive's size (from 100 MB on), a
     password or a compression that is not read here. Broken for a damaged or shortened archive. OSError where the disk refuses.
     """
-    tree, total, most = {}, 0, min(MAX_BYTES, max(RATIO_FLOOR, MAX_RATIO * archive.stat().st_size))
+    found, total, most = {}, 0, min(MAX_BYTES, max(RATIO_FLOOR, MAX_RATIO * archive.stat().st_size))
     with archive.open("rb") as stream:
         head = stream.read(512).lstrip().lower()
     try:
@@ -81,17 +80,14 @@ def spool(archive: Path, file: Path) -> Tree:
                     raise RuntimeError(f"it has an entry {entry!r} that would land outside its folder")
                 if not is_plain:
                     raise RuntimeError(f"it has an entry {entry!r} that is a link or device")
-                folder = tree
-                for part in path.parts[:-1] if opened else path.parts:
-                    folder = folder.setdefault(part, {})
-                    if not isinstance(folder, dict):
-                        raise ValueError(f"{entry} lies in a file")
-                if opened:
-                    start = out.tell()
-                    with opened() as source:
-                        shutil.copyfileobj(source, out)
-                    folder[path.name] = Piece(file, start, out.tell() - start)
-                    bar.update(out.tell() - start)
+                if opened is None:
+                    found["".join(f"{part}/" for part in path.parts)] = None
+                    continue
+                start = out.tell()
+                with opened() as source:
+                    shutil.copyfileobj(source, out)
+                found["/".join(path.parts)] = Piece(file, start, out.tell() - start)
+                bar.update(out.tell() - start)
     except (RuntimeError, UnicodeDecodeError) as error:  # of zipfile: an encrypted entry, or a compression that it lacks, such as Deflate64
         told = "its names are not the UTF-8 that they claim to be" if isinstance(error, UnicodeDecodeError) else error
         raise CourseError(f"{archive.name} was not unpacked: {told}. Unpack it yourself, if you trust it, and give the folder.") from None
@@ -101,14 +97,11 @@ def spool(archive: Path, file: Path) -> Tree:
         if "multiple disks" in str(error):
             raise CourseError(f"{archive.name} is one part of several. Unpack them yourself and give the folder.") from None
         raise Broken(f"{archive.name} is broken or incomplete ({str(error) or type(error).__name__}). Get it again.") from None
-    return tree
+    return found
 
 
-# An entry's name, its size, whether it is a regular file or a folder, and what opens it (None for a folder).
-Entries = Iterator[tuple[str, int, bool, Callable[[], IO[bytes]] | None]]
-
-
-def _zip_entries(archive: Path, folder: Path) -> Entries:
+def _zip_entries(archive: Path, folder: Path) -> Iterator[tuple]:
+    # Yields an entry's name, its size, whether it is a regular file or a folder, and what opens it (None for a folder).
     with zipfile.ZipFile(archive) as file:
         prepared.require_free(folder, min(MAX_BYTES, sum(info.file_size for info in file.infolist())), f"Unpacking {archive.name}")
         for info in file.infolist():
@@ -120,7 +113,7 @@ def _zip_entries(archive: Path, folder: Path) -> Entries:
             yield name, info.file_size, is_plain, None if name.endswith(("/", "\\")) else partial(file.open, info)
 
 
-def _tar_entries(archive: Path, folder: Path) -> Entries:
+def _tar_entries(archive: Path, folder: Path) -> Iterator[tuple]:
     with tarfile.open(archive, encoding="utf-8") as file:
         for count, info in enumerate(iter(file.next, None)):
             if count % 1000 == 0 or info.size > 1_000_000:

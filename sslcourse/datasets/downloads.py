@@ -13,7 +13,6 @@ from tqdm import tqdm
 from sslcourse.datasets import prepared
 from sslcourse.errors import CourseError
 
-CHUNK = 1 << 18
 TIMEOUT = 30  # seconds without any byte that count as a cut
 
 
@@ -30,7 +29,8 @@ def fetch(url: str, path: Path, checksum: str | None = None) -> Path:
     try:
         _receive(url, part)
     except urllib.error.HTTPError as error:
-        raise CourseError(f"The server answered {error.code} {error.reason} for {url}. Try later, or use --from.") from None
+        if error.code != 416 or not _length(part):  # nothing follows what we have: whether that is right is for the checksum to say
+            raise CourseError(f"The server answered {error.code} {error.reason} for {url}. Try later, or use --from.") from None
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -49,13 +49,7 @@ def fetch(url: str, path: Path, checksum: str | None = None) -> Path:
 def _receive(url: str, part: Path) -> None:
     have = _length(part)
     headers = {"User-Agent": "sslcourse", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:
-            return  # there is nothing after what we have: whether it is right is for the checksum to say
-        raise
-    with response:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
         if response.headers.get_content_type() == "text/html":
             raise CourseError(f"{url} gave a web page in place of the file. Does this network ask you to log in? Or use --from.")
         if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
@@ -64,7 +58,7 @@ def _receive(url: str, part: Path) -> None:
         total = have + int(length) if length else None
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1000, desc=part.stem)
         with bar, open(part, "ab" if have else "wb") as file:
-            while data := response.read(CHUNK):
+            while data := response.read(1 << 18):
                 file.write(data)
                 bar.update(len(data))
     if total and _length(part) < total:

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sslcourse.datasets import image_files, prepared
-from sslcourse.datasets.archives import Piece, Tree
+from sslcourse.datasets.archives import Files, Piece
 from sslcourse.errors import CourseError
 
 SPLIT_NAMES = {
@@ -54,17 +54,20 @@ def listed(names: Sequence[str]) -> str:
     return "; ".join(names[:NAMED]) + (f"; and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
 
 
-def _told(what: str, names: Sequence[str]) -> list[str]:
-    return [f"{what}: {listed(names)}."] if names else []
+def _told(what: str, paths: Sequence[str]) -> list[str]:
+    return [f"{what}: {listed([*map(spelled, paths)])}."] if paths else []
 
 
-def spelled(name: str) -> str:
-    """A file's name as people read it: composed (NFC); bytes that are not UTF-8 as the old code pages of DOS or Windows have them."""
-    raw = name.encode("utf-8", "surrogateescape")
-    with suppress(UnicodeDecodeError):
-        return unicodedata.normalize("NFC", raw.decode())
-    dos = all(byte < 0x80 or 0x80 <= byte <= 0xA5 for byte in raw)  # where DOS has its letters, Windows has signs
-    return raw.decode("cp437" if dos else "cp1252", errors="backslashreplace")
+def spelled(path: str) -> str:
+    """A path as people read it: composed (NFC); names that are not UTF-8 as the old code pages of DOS or Windows have them."""
+    names = []
+    for raw in path.encode("utf-8", "surrogateescape").split(b"/"):
+        try:
+            names.append(unicodedata.normalize("NFC", raw.decode()))
+        except UnicodeDecodeError:
+            dos = all(byte < 0x80 or 0x80 <= byte <= 0xA5 for byte in raw)  # where DOS has its letters, Windows has signs
+            names.append(raw.decode("cp437" if dos else "cp1252", errors="backslashreplace"))
+    return "/".join(names)
 
 
 def is_hidden(name: str) -> bool:
@@ -72,21 +75,21 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in IGNORED
 
 
-def tree(folder: Path) -> Tree:
-    """A folder on disk as `read` takes it. Links and devices are None in it: each folder is read where it is, and none outside."""
+def tree(folder: Path, within: str = "") -> Files:
+    """The files in a folder on disk, as `read` takes them. Links are not followed: each folder is read where it is, and none outside."""
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            name = os.fsencode(entry.name).decode("utf-8", "surrogateescape")
+            path = within + os.fsencode(entry.name).decode("utf-8", "surrogateescape")
             if entry.is_dir(follow_symlinks=False):
-                found[name] = tree(Path(entry.path))
+                found |= {f"{path}/": None} | ({} if is_hidden(entry.name) else tree(Path(entry.path), f"{path}/"))
             else:
-                found[name] = Piece(Path(entry.path)) if entry.is_file(follow_symlinks=False) else None
+                found[path] = Piece(Path(entry.path)) if entry.is_file(follow_symlinks=False) else None
     return found
 
 
-def read(tree: Tree, work: Path, size: int | None = None, *, label: str, strict=False, limit: int | None = None) -> FolderImages:
-    """Read image files by folders, from the `tree` of a folder or of `archives.spool`; the images are memory-mapped in the folder `work`.
+def read(found: Files, work: Path, size: int | None = None, *, label: str, strict=False, limit: int | None = None) -> FolderImages:
+    """Read image files by folders, as `tree` or `archives.spool` found them; the images are memory-mapped in the folder `work`.
 
     Layouts: train/<class>/..., test/<class>/..., if you like validation/<class>/... and unlabeled/...; or only <class>/... Without a test
     folder a stratified 20 % of train becomes the test set (`prepared.set_aside`, seed 0). Wrapping folders are looked through; hidden files
@@ -97,12 +100,18 @@ def read(tree: Tree, work: Path, size: int | None = None, *, label: str, strict=
     the folder. strict: refuse files that cannot be read instead of skipping them. limit: at most that many files a class and split.
     CourseError for a layout without images or without classes, a single class, an empty class, or a class in test that train lacks.
     """
-    hidden, links = set(), []
-    tree = _clean("", tree, hidden, links)
+    hidden, links, kept = set(), [], {}
+    for path in sorted(found, key=lambda path: path.split("/")):
+        if marks := [name for name in path.split("/") if is_hidden(name)]:
+            hidden.add(marks[0])
+        elif found[path] is None and not path.endswith("/"):
+            links.append(path)
+        else:
+            kept[path] = found[path]
     followed = "Links were not followed, lest an image be read twice or from elsewhere (cp -rL copies what they lead to)"
     rules = _told("Hidden files and those of desktops and network drives were left out", sorted(hidden)) + _told(followed, links)
     try:
-        layout = _layout(tree, label, rules)
+        layout = _layout(kept, label, rules)
     except CourseError as error:
         raise CourseError(" ".join([str(error), *_told(followed, links)])) from None
     class_names = sorted(layout["train"])
@@ -135,29 +144,14 @@ def read(tree: Tree, work: Path, size: int | None = None, *, label: str, strict=
     return found
 
 
-def _clean(path: str, tree: Tree, hidden: set[str], links: list[str]) -> Tree:
-    # The same tree, sorted, without what is hidden, and without links.
-    kept = {}
-    for name, inner in sorted(tree.items(), key=lambda item: item[0]):
-        if is_hidden(name):
-            hidden.add(spelled(name))
-        elif inner is None:
-            links.append(path + spelled(name))
-        else:
-            kept[name] = _clean(f"{path}{spelled(name)}/", inner, hidden, links) if isinstance(inner, dict) else inner
-    return kept
-
-
-def _folders(tree: Tree) -> dict[str, Tree]:
-    return {name: inner for name, inner in tree.items() if isinstance(inner, dict)}
-
-
-def _files(path: str, tree: Tree) -> list[tuple[str, Piece]]:
-    # All files below, with their paths, in a fixed order.
-    files = []
-    for name, inner in tree.items():
-        files += _files(f"{path}{spelled(name)}/", inner) if isinstance(inner, dict) else [(path + spelled(name), inner)]
-    return files
+def _folders(files: Files) -> dict[str, Files]:
+    # The folders at the top, and what is in each.
+    folders = {}
+    for path, file in files.items():
+        name, slash, rest = path.partition("/")
+        if slash:
+            folders.setdefault(name, {}).update({rest: file} if rest else {})
+    return folders
 
 
 def _split_of(name: str, longer: bool = False) -> str | None:
@@ -168,7 +162,7 @@ def _split_of(name: str, longer: bool = False) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
 
 
-def _splits(folders: dict[str, Tree], longer: bool) -> dict[str, list[str]]:
+def _splits(folders: dict[str, Files], longer: bool) -> dict[str, list[str]]:
     # {split: names of its folders}. A class may well be called "train": then its images lie in it directly.
     splits = {}
     for name, inner in folders.items():
@@ -178,14 +172,13 @@ def _splits(folders: dict[str, Tree], longer: bool) -> dict[str, list[str]]:
     return splits
 
 
-def _layout(tree: Tree, label: str, rules: list[str]) -> dict[str, dict[str, list[tuple[str, Piece]]]]:
-    # {"train": {class: files}, ..., "unlabeled": {"": files}}
-    path, wrapped = "", _folders(tree)
-    while len(wrapped) == 1 and not _split_of(*wrapped) and _folders(*wrapped.values()):
-        ((name, tree),) = wrapped.items()
-        path, wrapped = f"{path}{spelled(name)}/", _folders(tree)
-    folders = wrapped
-    rules += [f"The images were looked for in {path}, the only folder there is."] if path else []
+def _layout(files: Files, label: str, rules: list[str]) -> dict[str, dict[str, list[tuple[str, Piece]]]]:
+    # {"train": {class: [(path, file)]}, ..., "unlabeled": {"": [(path, file)]}}
+    path, folders = "", _folders(files)
+    while len(folders) == 1 and not _split_of(*folders) and (inside := _folders(*folders.values())):  # a wrapping
+        ((name, files),) = folders.items()
+        path, folders = f"{path}{name}/", inside
+    rules += [f"The images were looked for in {spelled(path)}, the only folder there is."] if path else []
     splits, longer = _splits(folders, longer=False), _splits(folders, longer=True)
     if "train" not in splits and "train" in longer and longer.keys() & {"validation", "test"}:
         splits = longer
@@ -194,16 +187,16 @@ def _layout(tree: Tree, label: str, rules: list[str]) -> dict[str, dict[str, lis
             raise CourseError(f"{label} has both {names[0]!r} and {names[1]!r} for {split}. Keep one of them.")
     splits = {split: name for split, (name,) in splits.items()}
     others = {name: inner for name, inner in folders.items() if name not in splits.values()}
-    classes = {split: (f"{path}{spelled(name)}/", folders[name]) for split, name in splits.items()}  # split -> (path, its folder)
-    loose = [spelled(name) for name in tree if name not in folders]
+    classes = {split: (f"{path}{name}/", folders[name]) for split, name in splits.items()}  # split -> (path, what is in it)
+    loose = [name for name in files if "/" not in name]
     if "train" in splits:
         for split, (within, inside) in classes.items():
             while len(again := _folders(inside)) == 1 and _split_of(*again, longer=True) == split:  # train/train/<class>
                 ((name, inside),) = again.items()
-                within += f"{spelled(name)}/"
+                within += f"{name}/"
             classes[split] = (within, inside)
-            rules += [f"The folder {within} was taken for {split}."] if within != f"{split}/" else []
-        rules += _told("Folders beside train without class folders in them, or with other names, were not read", [*map(spelled, others)])
+            rules += [f"The folder {spelled(within)} was taken for {split}."] if within != f"{split}/" else []
+        rules += _told("Folders beside train without class folders in them, or with other names, were not read", [*others])
     elif splits.keys() - {"unlabeled"}:
         raise CourseError(f"{label} has a test or validation folder but no train/<class>/ with images. Add one.")
     else:
@@ -217,19 +210,21 @@ def _layout(tree: Tree, label: str, rules: list[str]) -> dict[str, dict[str, lis
         if others and all(_folders(inner) and all(map(_split_of, _folders(inner))) for inner in others.values()):
             raise CourseError(f"{label} has the splits inside of the classes. Turn them round: train/<class>/ and test/<class>/.")
         rules += [f"The folder {name!r} was taken for a class, because images lie in it directly." for name in flat]
-        classes["train"] = (path, others)
+        classes["train"] = (path, {inside: file for inside, file in files.items() if inside.partition("/")[0] in others})
     layout, forms, nested = {}, {}, []
     for split in (split for split in SPLIT_NAMES if split in classes):
         within, inside = classes[split]
         if split == "unlabeled":
-            layout |= {split: {"": pictures}} if (pictures := _files(within, inside)) else {}
+            pictures = [(spelled(within + path), file) for path, file in inside.items() if file]
+            layout |= {split: {"": pictures}} if pictures else {}
             continue
         layout[split] = {}
-        loose += [within + spelled(name) for name, inner in inside.items() if not isinstance(inner, dict)]
+        loose += [within + name for name in inside if "/" not in name]
         for name, inner in _folders(inside).items():
             forms.setdefault(spelled(name), set()).add(name)
-            layout[split].setdefault(spelled(name), []).extend(_files(f"{within}{spelled(name)}/", inner))
-            nested += [f"{within}{spelled(name)}/{spelled(deeper)}" for deeper in _folders(inner)]
+            pictures = layout[split].setdefault(spelled(name), [])
+            pictures += [(spelled(f"{within}{name}/{path}"), file) for path, file in inner.items() if file]
+            nested += [f"{within}{name}/{deeper}" for deeper in _folders(inner)]
     if not any(layout["train"].values()):
         raise CourseError(f"{label} has no images in class folders. It needs train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg.")
     if len(layout["train"]) == 1:

@@ -13,6 +13,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -154,19 +155,15 @@ def work_folder(folder: Path, what: str) -> Iterator[Path]:
 
 def statistics(parts: Parts) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel, in 0..1, of the training images and of at most 10,000 evenly spaced unlabelled ones."""
-    total, squares, pixels = np.zeros(3), np.zeros(3), 0
-    sample = [parts["train_images"]]
-    if "unlabeled" in parts:
-        count = len(parts["unlabeled"])
-        sample.append(Rows(parts["unlabeled"], np.linspace(0, count - 1, min(count, 10_000)).astype(np.int64)))
-    for piece in (piece for view in sample for piece in chunks(view)):
+    total, squares, pixels, unlabeled = np.zeros(3), np.zeros(3), 0, parts.get("unlabeled", ())
+    rows = np.linspace(0, len(unlabeled) - 1, min(len(unlabeled), 10_000)).astype(np.int64)
+    for piece in chain(chunks(parts["train_images"]), chunks(Rows(unlabeled, rows)) if len(rows) else ()):
         values = piece.astype(np.float32) / 255
         total += values.sum(axis=(0, 2, 3), dtype=np.float64)
         squares += np.square(values).sum(axis=(0, 2, 3), dtype=np.float64)
         pixels += values.size // 3
     mean = total / pixels
-    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
-    return np.round(mean, 6).tolist(), np.round(std, 6).tolist()
+    return np.round(mean, 6).tolist(), np.round(np.sqrt(np.maximum(squares / pixels - mean**2, 0)), 6).tolist()
 
 
 def identity(class_names: Sequence[str], parts: Parts) -> str:

@@ -108,10 +108,9 @@ def _fingerprint(source: Path) -> str:
         with source.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     digest = hashlib.sha256()
-    for place, folders, names in os.walk(source):
-        folders[:] = sorted(name for name in folders if not image_folders.is_hidden(name))
-        for path in (Path(place, name) for name in sorted(names) if not image_folders.is_hidden(name)):
-            digest.update(os.fsencode(path.relative_to(source)) + f" {path.lstat().st_size}\n".encode())
+    for path, file in sorted(image_folders.tree(source).items()):
+        if not any(map(image_folders.is_hidden, path.split("/"))):
+            digest.update(f"{path} {file and file.file.stat().st_size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -157,10 +156,8 @@ def _report(folder: Path, made: bool, skipped: Sequence[tuple[str, str]] = (), r
 
 
 def _from_source(folder: Path, source: Path | None, asked: dict, keep_archive: bool) -> Report:
-    if source is not None and folder in (source, *source.parents):
-        raise CourseError(f"{source} lies where the prepared data set is to go ({folder}). Choose another --name or --data-dir.")
-    if source is not None and source in folder.parents:
-        raise CourseError(f"{folder} would lie inside {source}, among the images. Choose a --data-dir outside it.")
+    if source is not None and (source.is_relative_to(folder) or folder.is_relative_to(source)):
+        raise CourseError(f"The prepared data set would go to {folder}, where {source} lies. Choose another --name or --data-dir.")
     archive, origin = _download(folder) if source is None else (source, source.name)
     with prepared.work_folder(folder, "unpacked") as work:
         try:
@@ -208,17 +205,17 @@ def _download(folder: Path) -> tuple[Path, str]:
 
 def _read(source: Path, work: Path, size, strict, limit) -> tuple[image_folders.FolderImages, bool]:
     # What is there, and whether it is an original: nearly all the published files, not only something with the name of one.
-    tree = image_folders.tree(source) if source.is_dir() else archives.spool(source, work / "spool")
-    folders = [tree]
-    for inside in folders:  # grows while we walk along it
+    found, folders = image_folders.tree(source) if source.is_dir() else archives.spool(source, work / "spool"), {}
+    for path, file in found.items():
+        folders.setdefault(path.rpartition("/")[0], {})[path.rpartition("/")[2]] = file
+    for inside in folders.values():
         for data, read in ((STL10, read_stl10), (CIFAR10, read_cifar10)):
             names = [name for name, _ in (*data.train_list, *data.test_list)]
-            if 2 * sum(isinstance(inside.get(name), archives.Piece) for name in names) > len(names):
+            if 2 * sum(inside.get(name) is not None for name in names) > len(names):
                 class_names, parts = read(inside)
                 parts = parts if limit is None else _limited(parts, len(class_names), limit)
                 return image_folders.FolderImages(class_names, parts), True
-        folders += [inner for inner in inside.values() if isinstance(inner, dict)]
-    return image_folders.read(tree, work, size, label=str(source), strict=strict, limit=limit), False
+    return image_folders.read(found, work, size, label=str(source), strict=strict, limit=limit), False
 
 
 def _limited(parts: prepared.Parts, classes: int, limit: int) -> prepared.Parts:
@@ -230,15 +227,15 @@ def _limited(parts: prepared.Parts, classes: int, limit: int) -> prepared.Parts:
     return limited
 
 
-def _check_files(inside: archives.Tree, published: list) -> None:
+def _check_files(inside: archives.Files, published: list) -> None:
     for name, md5 in published:
-        with contextlib.suppress(KeyError, OSError, ValueError):  # missing, or empty
+        with contextlib.suppress(KeyError, AttributeError, OSError, ValueError):  # missing, a link, or empty
             if md5 == hashlib.md5(inside[name].mapped()).hexdigest():
                 continue
         raise CourseError(f"{name} is missing, damaged or changed. Get the archive again.")
 
 
-def read_stl10(inside: archives.Tree) -> tuple[list[str], dict[str, np.ndarray]]:
+def read_stl10(inside: archives.Files) -> tuple[list[str], dict[str, np.ndarray]]:
     """The files of stl10_binary -> (class names, parts), images memory-mapped (torchvision's reader takes all 2.6 GB into memory).
 
     Images are uint8 (N, 3, 96, 96) with each channel stored column by column, so the last two axes are swapped here. Labels are 1..10 on
@@ -256,7 +253,7 @@ def read_stl10(inside: archives.Tree) -> tuple[list[str], dict[str, np.ndarray]]
     return [name.decode(errors="replace") for name in names], parts
 
 
-def read_cifar10(inside: archives.Tree) -> tuple[list[str], dict[str, np.ndarray]]:
+def read_cifar10(inside: archives.Files) -> tuple[list[str], dict[str, np.ndarray]]:
     """The files of cifar-10-batches-py -> (class names, parts): images uint8 (N, 3, 32, 32), labels int64 in 0..9.
 
     Unpickling can run a program, so only files with the published MD5 sums are read. CourseError names the one that is not so.
