@@ -313,7 +313,8 @@ def execute(source: Path, target: Path, parameters: Mapping, environment: Mappin
         except Exception as error:  # the kernel died, or a cell took longer than the timeout
             if isinstance(error, OSError) and error.errno:
                 raise
-            line = _last_started(target)
+            started = [cell for cell in read_json(target).get("cells", []) if cell["metadata"].get("papermill", {}).get("start_time")]
+            line = first_line("".join(started[-1]["source"])) if started else ""
             return f"{f'the cell {line!r}' if line else 'the notebook'} stopped with {_said(error)}"
     return None
 
@@ -329,15 +330,6 @@ class _Echo(io.TextIOWrapper):
         for line in filter(str.strip, text.splitlines()):
             tqdm.write(f"    {line}", file=sys.stderr)
         return super().write(text)
-
-
-def _last_started(path: Path) -> str:
-    """The first line of the cell that was running when the notebook was written for the last time."""
-    with contextlib.suppress(CourseError):
-        for cell in reversed(notebook_files.load(path).cells):
-            if cell.metadata.get("papermill", {}).get("start_time"):
-                return first_line(cell.source)
-    return ""
 
 
 def _kernel(environment: Mapping[str, str]) -> type:

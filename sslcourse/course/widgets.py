@@ -109,12 +109,9 @@ class Game:
             raise ValueError(f"A guessing game needs a truth and the rival's answer for each picture, as indices of choices, not {told}.")
         self.answers: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self.truths)
-
     @property
     def over(self) -> bool:
-        return len(self.answers) == len(self)
+        return len(self.answers) == len(self.truths)
 
     @property
     def scores(self) -> tuple[int, int]:
@@ -137,7 +134,7 @@ class Game:
         """The final score, and a sentence on whether chance could have made the difference (a sign test over the pictures)."""
         from scipy.stats import binomtest
 
-        n, (mine, its) = len(self), self.scores
+        n, (mine, its) = len(self.truths), self.scores
         score = f"The end: of {n} pictures you had {mine} right and {self.rival_name} {its}."
         if mine == its:
             return f"{score} Nobody won."
@@ -155,21 +152,22 @@ def guessing_game(pictures, truths, choices, rival, rival_name: str = "the netwo
     pictures: uint8 (n, 3, H, W). truths and rival: n indices into choices, which are texts. show(picture, text) draws a picture otherwise
     than enlarged; the text says which of how many it is. Without a live front end the first picture is drawn out of sight.
     """
-    game, show = Game(truths, choices, rival, rival_name), show or _enlarged
-    if "uint8" not in str(pictures.dtype) or pictures.ndim != 4 or pictures.shape[:2] != (len(game), 3):
+    game, n = Game(truths, choices, rival, rival_name), len(truths)
+    show = show or (lambda picture, text: plots.images(picture[None], [text], zoom=2.2))
+    if "uint8" not in str(pictures.dtype) or pictures.ndim != 4 or pictures.shape[:2] != (n, 3):
         told = f"not {pictures.dtype} {tuple(pictures.shape)}"
-        raise ValueError(f"The pictures of this guessing game have to be uint8 of shape ({len(game)}, 3, height, width), {told}.")
+        raise ValueError(f"The pictures of this guessing game have to be uint8 of shape ({n}, 3, height, width), {told}.")
 
     def draw():
         if game.over:
             return print("No pictures are left.")
-        show(pictures[len(game.answers)], f"Picture {len(game.answers) + 1} of {len(game)}")
+        show(pictures[len(game.answers)], f"Picture {len(game.answers) + 1} of {n}")
 
-    works = f"This guessing game ({len(game)} pictures, {len(choices)} choices) works in JupyterLab and Colab once this cell is run"
+    works = f"This guessing game ({n} pictures, {len(choices)} choices) works in JupyterLab and Colab once this cell is run"
     drawn = _rehearse(draw)
     if headless():
         right = sum(a == b for a, b in zip(game.rival, game.truths, strict=True))
-        return print(f"{works}; {rival_name} has {right} of {len(game)} right.")
+        return print(f"{works}; {rival_name} has {right} of {n} right.")
     import ipywidgets
 
     wide = {"layout": ipywidgets.Layout(width="auto", align_self="flex-start")}  # as wide as its text, and not as the page
@@ -198,14 +196,6 @@ def guessing_game(pictures, truths, choices, rival, rival_name: str = "the netwo
     row = ipywidgets.Box(buttons, layout=ipywidgets.Layout(display="flex", flex_flow="row wrap"))
     _show(ipywidgets.VBox([output, row, said, again]), f"{works}.", drawn.outputs)
     restarted(again)
-
-
-def _enlarged(picture, text: str) -> None:
-    figure, axis = plt.subplots(figsize=(2.2, 2.2))
-    axis.imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-    axis.axis("off")
-    axis.set_title(text)
-    plots.show(figure, f"{text}, to be named by one of the buttons.")
 
 
 def _guarded(draw: Callable, /, *args, **settings) -> None:

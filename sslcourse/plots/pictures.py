@@ -36,7 +36,7 @@ def images(
     figure.tight_layout(pad=0.3)
     told = "; ".join(t.replace("\n", ", ") for t in titles if t) or "without titles"
     start, end = f"{title}. " if title else "", f" {also}" if also else ""
-    show(figure, f"{start}{n} images in {rows} row{'s' if rows > 1 else ''} of {columns}: {told}.{end}")
+    show(figure, f"{start}{n} image{'s' if n > 1 else ''} in {rows} row{'s' if rows > 1 else ''} of {columns}: {told}.{end}")
 
 
 def unnormalise(views: Tensor) -> Tensor:

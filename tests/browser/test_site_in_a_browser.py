@@ -92,5 +92,3 @@ def test_solutions_and_hints_are_folded_and_open(folder, reader):
         assert not content.is_visible()
         folded.locator("summary").click()
         assert content.is_visible()
-
-

@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from jupyter_client import AsyncKernelManager
@@ -15,20 +14,13 @@ _FAILED = "This setting cannot be shown"  # what sslcourse.course.widgets prints
 _CELL_SECONDS = 300
 
 
-@dataclass
-class Session:
-    """What became of a lesson: problems as sentences, and how many controls were moved."""
-
-    problems: list[str] = field(default_factory=list)
-    controls: int = 0
-
-
-async def run(notebook, python: Path, folder: Path, environment: dict[str, str], specs: Path) -> Session:
+async def run(notebook, python: Path, folder: Path, environment: dict[str, str], specs: Path) -> tuple[list[str], int]:
     """Run all cells in place and move every control that a cell shows; a cell that fails ends the lesson.
 
     python, folder, environment: the kernel's interpreter, working directory and variables. specs: an empty folder for its description.
+    -> problems as sentences, and how many controls were moved.
     """
-    session = Session()
+    problems, controls = [], 0
     (specs / "colab").mkdir(parents=True)
     command = [str(python), "-m", "colab_kernel_launcher", "-f", "{connection_file}"]
     (specs / "colab" / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "Colab", "language": "python"}))
@@ -44,13 +36,13 @@ async def run(notebook, python: Path, folder: Path, environment: dict[str, str],
                 if any(state["_model_name"] == "OutputModel" for state in made.values()):
                     first = next(iter(cell.source.strip().splitlines()), "")[:60]
                     found, moved = await _play(client, made)
-                    session.problems += [f"cell {index} ({first}): {problem}" for problem in found]
-                    session.controls += moved
+                    problems += [f"cell {index} ({first}): {problem}" for problem in found]
+                    controls += moved
     except CellExecutionError as error:
-        session.problems.append(f"it stopped with {error.ename}: {error.evalue}")
+        problems.append(f"it stopped with {error.ename}: {error.evalue}")
     except Exception as error:  # the kernel died, or a cell took too long
-        session.problems.append(f"it stopped with {type(error).__name__}: {str(error).strip()[:300]}")
-    return session
+        problems.append(f"it stopped with {type(error).__name__}: {str(error).strip()[:300]}")
+    return problems, controls
 
 
 async def _play(client: NotebookClient, models: dict[str, dict]) -> tuple[list[str], int]:
@@ -98,9 +90,4 @@ async def _say(client: NotebookClient, model: str, data: dict) -> list:
             if "msg_id" in state:
                 listening = state["msg_id"] == own
         elif kind == "error" or (kind in _OUTPUTS and listening):
-            shown.append(_essence(content))
-
-
-def _essence(output: dict):
-    """What a reader sees of an output."""
-    return output.get("data") or output.get("text") or f"{output.get('ename')}: {output.get('evalue')}"
+            shown.append(content.get("data") or content.get("text") or f"{content.get('ename')}: {content.get('evalue')}")

@@ -27,18 +27,18 @@ ROOT = Path(__file__).resolve().parents[2]
 _NOT_PASSED_ON = ("SSLCOURSE_", "JUPYTER", "IPYTHON", "PYTHON", "GIT_", "MPL", "VIRTUAL_ENV", "CONDA", "PYTEST")
 
 
-def lesson_in_colab(path: Path, python: Path, content: Path, variables: dict[str, str]) -> front_end.Session:
-    """Run one notebook in the folder `content`, which stands for Colab's /content; -> what became of it."""
+def lesson_in_colab(path: Path, python: Path, content: Path, variables: dict[str, str]) -> tuple[list[str], int]:
+    """Run one notebook in the folder `content`, which stands for Colab's /content; -> problems, and how many controls were moved."""
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as specs:
-        session = asyncio.run(front_end.run(notebook, python, content, variables, Path(specs)))
-    session.problems += missing_files(notebook, path.parent)
+        problems, controls = asyncio.run(front_end.run(notebook, python, content, variables, Path(specs)))
+    problems += missing_files(notebook, path.parent)
     left = sorted(path.name for path in content.iterdir())
     if left != ["data", "results"]:
-        session.problems.append(f"it left {left} in the working directory, and not data and results")
+        problems.append(f"it left {left} in the working directory, and not data and results")
     if not any("· Colab" in output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])):
-        session.problems.append("it did not notice that it ran in Colab")
-    return session
+        problems.append("it did not notice that it ran in Colab")
+    return problems, controls
 
 
 def missing_files(notebook, folder: Path) -> list[str]:
@@ -73,15 +73,15 @@ def run_all(base: Path, chosen: list[str], place: Path) -> bool:
             python = colab_environment.layer(base, runtime)
         before = colab_environment.installed(colab_environment.site_packages(runtime))
         here = variables | {"PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])}
-        session = lesson_in_colab(path, python, content, here)
+        problems, controls = lesson_in_colab(path, python, content, here)
         now = colab_environment.installed(colab_environment.site_packages(runtime))
         added = sorted(set(now) - set(before))
-        session.problems += [f"{name}, which Colab has, was installed as {now[name]}" for name in added if name in colab]
+        problems += [f"{name}, which Colab has, was installed as {now[name]}" for name in added if name in colab]
         if ("sslcourse" in added) == (index == 1):
-            session.problems.append("the set-up cell had to install the package just where it was not there, and did otherwise")
-        print(f"{path.stem}: {'ok' if not session.problems else 'FAILED'}, {session.controls} controls, added {', '.join(added) or '-'}")
-        print("".join(f"  {problem}\n" for problem in session.problems), end="", flush=True)
-        all_well &= not session.problems
+            problems.append("the set-up cell had to install the package just where it was not there, and did otherwise")
+        print(f"{path.stem}: {'FAILED' if problems else 'ok'}, {controls} controls, added {', '.join(added) or '-'}")
+        print("".join(f"  {problem}\n" for problem in problems), end="", flush=True)
+        all_well &= not problems
     return all_well
 
 

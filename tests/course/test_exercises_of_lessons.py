@@ -104,5 +104,3 @@ def test_references_give_known_values():
     images = torch.arange(4 * 27).reshape(4, 3, 3, 3).byte()
     assert reference("7.4", images, images[2:3]).tolist() == [False, False, True, False]
     assert reference("7.4", images, images[:0]).tolist() == [False] * 4
-
-

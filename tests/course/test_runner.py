@@ -205,10 +205,11 @@ def test_lessons_are_chosen_by_number_range_name_and_file(write_notebook, tmp_pa
     assert chosen("SimCLR") == [3] and chosen("notebooks/04_byol.ipynb", "04_byol") == [4] and chosen("02") == [2]
 
 
-def test_notebooks_and_folders_that_cannot_be_used_are_named(go, write_notebook):
+def test_notebooks_and_folders_that_cannot_be_used_are_named(go, write_notebook, tmp_path):
     path = write_notebook("01_first.ipynb")
+    (tmp_path / "file").write_text("")
     with pytest.raises(CourseError, match="Nothing can be written .* --out"):
-        go(out=path / "below")
+        go(out=tmp_path / "file" / "below")
     write_notebook("01_first.ipynb", parameters="import os\nSEED = 0")
     with pytest.raises(CourseError, match="01_first.ipynb .* import os"):
         go()

@@ -196,7 +196,7 @@ def test_guessing_game_live(live, capsys):
 def test_the_picture_of_a_guessing_game_does_not_tell_what_it_is(live):
     widgets.guessing_game(PICTURES, TRUTHS, CHOICES, RIVAL)
     assert len(live) == 3 and plt.get_fignums() == []
-    assert {figure["text/plain"] for figure in live[1:]} == {"[figure: Picture 1 of 3, to be named by one of the buttons.]"}
+    assert {figure["text/plain"] for figure in live[1:]} == {"[figure: 1 image in 1 row of 1: Picture 1 of 3.]"}
 
 
 def test_headless_follows_the_environment_and_the_kernel(monkeypatch):
