@@ -66,14 +66,6 @@ def steps(clear_first=False, clear="before", step=True, backward=True, guard=Tru
     return train
 
 
-def sum_of_losses(model, batches, loss_fn, lr):
-    total = 0
-    for x, y in batches:
-        total = total + loss_fn(model(x), y)
-        total.backward()
-    return []
-
-
 RIGHT = {
     "2.1": [one_by_one],
     "2.2": [steps_without_dot_grad, steps(clear_first=True, clear="after")],
@@ -110,7 +102,6 @@ WRONG = {
         "frozen or unused": steps(guard=False),
         "must not be recorded": steps(recorded=True),
         "no graph to go back": torch.no_grad()(train_steps),
-        "earlier batch": sum_of_losses,
         "Only one loss": lambda *a: train_steps(*a)[-1],
         "inside the loop": lambda model, batches, *a: train_steps(model, batches[:1], *a),
         "Go through the batches once": lambda *a: 2 * train_steps(*a),

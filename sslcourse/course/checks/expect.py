@@ -6,7 +6,7 @@ from numbers import Real
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslcourse.course.exercises import Wrong, describe
 
@@ -22,15 +22,6 @@ def two_views(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
     scales = 0.5 + torch.rand(2, n, 1, generator=generator) + 2 * torch.rand(2, 1, d, generator=generator)
     shift = torch.randn(2, d, generator=generator)
     return z0 * scales[0] + shift[0] / 2, z1 * scales[1] + shift[1]
-
-
-def with_weights(model: nn.Module, seed: int) -> nn.Module:
-    """The model, its parameters drawn anew from a seed of their own."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator))
-    return model
 
 
 def reject_if(wrong: bool | Tensor, hint: str) -> None:
@@ -132,12 +123,8 @@ def agree(
 
     part: takes out of a result the number or tensor that is compared.
     """
-
-    def run(function: Callable):
-        return part(function(*inputs))
-
-    reject_mistakes(answer, reference, mistakes or {}, run, rtol, atol)
-    close(run(answer), run(reference), hint, rtol, atol, what)
+    reject_mistakes(answer, reference, mistakes or {}, lambda function: part(function(*inputs)), rtol, atol)
+    close(part(answer(*inputs)), part(reference(*inputs)), hint, rtol, atol, what)
 
 
 def gradients(
@@ -164,7 +151,7 @@ def gradients(
     reject_if(stopped, f"The value is right, but no gradient reaches {' and '.join(stopped)}, which has to learn: is it detached?")
     wanted = torch.autograd.grad(reference(*inputs, *rest), [inputs[at] for at in learns])
     for at, slope in zip(learns, wanted, strict=True):
-        hint = f"The value is right, but its gradient is not: a part of the graph is cut off. {cut}".strip()
+        hint = f"The value is right, but its gradient is not: is a part of the graph cut off? {cut}".strip()
         close(got[at], slope, hint, rtol, atol, "the gradient")
 
 

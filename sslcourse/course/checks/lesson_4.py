@@ -104,7 +104,13 @@ def check_ema(answer) -> None:
         reject_if(changed, "The online network changed, its parameters or its running statistics. Only the target moves.")
         frozen = not all(p.requires_grad for p in online.parameters())
         reject_if(frozen, "The online network can no longer be trained: leave its requires_grad alone.")
-        check_form([*target.parameters()], tensors, {id(p) for p in online.parameters()})
+        now = [*target.parameters()]
+        shared = {*map(id, now)} & {*map(id, online.parameters())}
+        reject_if(shared, "The target holds the online network's own tensors now. Copy values, not references.")
+        renewed = [*map(id, now)] != [*map(id, tensors)]
+        reject_if(renewed, "The target got new parameter tensors. Change the old ones in place: t.mul_(...).add_(...) or t.copy_(...).")
+        reject_if(any(p.grad_fn for p in now), "The update was recorded for backward(). Do it inside `with torch.no_grad():`.")
+        reject_if(any(p.requires_grad for p in now), "The target's parameters require gradients now. Leave requires_grad as it was.")
         got, got_statistics = state(target)
         elsewhere = isinstance(returned, nn.Module) and returned is not target and torch.equal(got, old)
         reject_if(elsewhere, "The function returns a new network, and the target that it was given is as it was. Change it in place.")
@@ -122,15 +128,6 @@ def check_ema(answer) -> None:
                 o.add_(1.0)
         shared = "The target shares memory with the online network: when that is trained, the target moves along. Copy the numbers."
         reject_if(not near(state(target)[0], wanted), shared)
-
-
-def check_form(now: list, before: list, others: set) -> None:
-    """The target's parameters now and before, and the ids of the online network's."""
-    reject_if(any(id(p) in others for p in now), "The target holds the online network's own tensors now. Copy values, not references.")
-    renewed = [*map(id, now)] != [*map(id, before)]
-    reject_if(renewed, "The target got new parameter tensors. Change the old ones in place, with t.mul_(...).add_(...) or t.copy_(...).")
-    reject_if(any(p.grad_fn is not None for p in now), "The update was recorded for backward(). Do it inside `with torch.no_grad():`.")
-    reject_if(any(p.requires_grad for p in now), "The target's parameters require gradients now. Leave requires_grad as it was.")
 
 
 def spread_and_rank(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """The exercises of lesson 7: McNemar's test, an interval over paired seeds, an honest epoch, and test images among the unlabelled."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,11 +26,6 @@ def exact(b: int, c: int) -> float:
     return min(1.0, 2 * stats.binom.cdf(b, b + c, 0.5))
 
 
-def of_two_proportions(a, b):
-    p, q, n = a.double().mean().item(), b.double().mean().item(), len(a)
-    return 2 * stats.norm.sf(abs(p - q) / math.sqrt(p * (1 - p) / n + q * (1 - q) / n))
-
-
 MCNEMAR_MISTAKES = {
     "One-sided: only one of the two directions is counted. Double it.": of_split(lambda b, c: exact(b, c) / 2),
     "The coin is tossed for all images. Only the disputed ones take part, that one has right and the other wrong.":
@@ -40,7 +34,6 @@ MCNEMAR_MISTAKES = {
         of_split(exact, lambda first, second: (first, second)),
     "This is the chi-square approximation. Add the binomial probabilities themselves: math.comb(n, i) / 2**n.":
         [of_split(lambda b, c, less=less: stats.chi2.sf((c - b - less) ** 2 / (b + c), 1)) for less in (0, 1)],
-    "This compares two accuracies as if they came from different images. Look at the images in dispute instead.": of_two_proportions,
     "The observed count itself is left out of the tail: range(k + 1) includes k.": of_split(lambda b, c: exact(b - 1, c + 1)),
 }
 
@@ -177,11 +170,6 @@ def alike(look=lambda x: x, pixels=torch.all):
     return lambda unlabelled, test: pixels(look(unlabelled).flatten(1)[:, None] == look(test).flatten(1), 2).any(1)
 
 
-def nearly(unlabelled, test):
-    a, b = unlabelled.flatten(1).float(), test.flatten(1).float()
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").amin(1) <= 1.5
-
-
 COPY_MISTAKES = {
     "Only the first channel is compared. An image in other colours is no copy.": alike(lambda x: x[:, :1]),
     "Sums or means are compared. Compare pixel by pixel.": alike(lambda x: x.double().sum((1, 2, 3))[:, None]),
@@ -189,7 +177,6 @@ COPY_MISTAKES = {
     "Image i is compared with image i only. A copy may stand anywhere: each with all.":
         lambda u, t: torch.cat([(u[: len(t)] == t).flatten(1).all(1), torch.zeros(len(u) - len(t), dtype=torch.bool)]),
     "Only the last test image is looked for: does a loop overwrite its result?": lambda u, t: copies_of_test_images(u, t[-1:]),
-    "A near copy is marked too. Exact copies only: every pixel the same. (Near copies matter, and are another search.)": nearly,
 }
 
 
