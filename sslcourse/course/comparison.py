@@ -25,10 +25,10 @@ def taking_part(folder: Path | str, *, dataset: str, tier: str, device="cpu") ->
     """
     own, committed = models.read_networks(folder, device), models.reference_networks(device)
     found = filled(own, committed, tier=tier, dataset=dataset)
-    if not any(is_pretrained(network) for network in found.values()):
-        elsewhere = filled(own, committed, tier=tier)
-        found = {name: n for name, n in elsewhere.items() if is_pretrained(n) and name not in found} | found
-    return found
+    if any(map(is_pretrained, found.values())):
+        return found
+    elsewhere = filled(own, committed, tier=tier).items()
+    return {name: network for name, network in elsewhere if is_pretrained(network) and name not in found} | found
 
 
 def filled(own: Mapping, committed: Mapping, *, tier: str, dataset: str | None = None) -> dict[str, models.Network]:
@@ -151,34 +151,28 @@ def _protocol(method: str) -> str:
 
 def _our_rows(records: Iterable[Mapping], dataset: str, task: Mapping) -> list[Mapping]:
     """For each method of a task our best record of the lessons and of longer runs: most labels up to the task's, most runs, newest."""
-    fits = [r for r in records if JPEG.get(r["dataset"], r["dataset"]) == dataset and "top1" in r["metrics"]]
-    fits = [r for r in fits if r["labels"] is not None and r["labels"] <= task["labels"] and not r["tier"].startswith(ONE_NETWORK)]
-    rows = []
-    for method in task["ours"]:
-        for long in (False, True):
-            found = [r for r in fits if _protocol(r["method"]) == _protocol(method) and (r["tier"] == LONG) == long]
-            rows += [max(found, key=lambda r: (r["labels"], len(r["seeds"]), r.get("date") or ""))] if found else []
-    return rows
+    fits = [r for r in records if JPEG.get(r["dataset"], r["dataset"]) == dataset and "top1" in r["metrics"] and r["labels"] is not None]
+    fits = [r for r in fits if r["labels"] <= task["labels"] and not r["tier"].startswith(ONE_NETWORK)]
+    fits = sorted(reversed(fits), key=lambda r: (r["labels"], len(r["seeds"]), r.get("date") or ""))
+    best = {(_protocol(r["method"]), r["tier"] == LONG): r for r in fits}  # the last one stays
+    return [best[key] for method in task["ours"] for long in (False, True) if (key := (_protocol(method), long)) in best]
 
 
-def _cells(record: Mapping, gain: str, differs: str) -> list[str]:
-    return [record["method"], _top1(record), f"{record['labels']:,}", record.get("network") or "–", gain, differs]
-
-
-def _from_elsewhere(row: Mapping) -> list[str]:
-    top1 = "–" if row["top1"] is None else results.percent(row["top1"])
-    return [row["method"], top1, f"{row['labels']:,}", row["network"], "", row["differs"]]
+def _row(source: str, found: Mapping, gain: str, differs: str) -> list[str]:
+    """A row of the final table, of a record of ours or an entry of TASKS."""
+    reported = found.get("top1")
+    top1 = _top1(found) if "metrics" in found else "–" if reported is None else results.percent(reported)
+    return [source, found["method"], top1, f"{found['labels']:,}", found.get("network") or "–", gain, differs]
 
 
 def _differs(record: Mapping) -> str:
-    about = ["as JPEG"] if record["dataset"] in JPEG else []
-    about.append(f"{record['image_size']} px")
-    epochs = record["settings"].get("epochs")
-    if record["tier"] == LONG and epochs:  # one network, whose labels were drawn anew
-        about += [f"one pretraining of {epochs} epochs", f"{len(record['seeds'])} draws of labels"]
+    epochs, long, runs = record["settings"].get("epochs"), record["tier"] == LONG, len(record["seeds"])
+    if long and epochs:  # one network, whose labels were drawn anew
+        ran = [f"one pretraining of {epochs} epochs", f"{runs} draws of labels"]
     else:
-        about += [f"{len(record['seeds'])} seeds", LONG if record["tier"] == LONG else f"tier {record['tier']}"]
-    return ", ".join([*about, *filter(None, [record.get("origin")])])
+        ran = [f"{runs} seeds", LONG if long else f"tier {record['tier']}"]
+    told = ["as JPEG" if record["dataset"] in JPEG else None, f"{record['image_size']} px", *ran, record.get("origin")]
+    return ", ".join(filter(None, told))
 
 
 def final_table(records: Iterable[Mapping]) -> results.Table:
@@ -189,15 +183,14 @@ def final_table(records: Iterable[Mapping]) -> results.Table:
     """
     records, rows = list(records), []
     for task in TASKS:
-        of_task = [["original project", *_from_elsewhere(row)] for row in task["reported"]]
-        found = _our_rows(records, task["dataset"], task)
-        of_task += [["ours", *_cells(record, _gain(record, task), _differs(record))] for record in found]
+        found, stand_in = _our_rows(records, task["dataset"], task), STAND_INS.get(task["dataset"])
+        of_task = [_row("original project", row, "", row["differs"]) for row in task["reported"]]
+        of_task += [_row("ours", record, _gain(record, task), _differs(record)) for record in found]
         if not found:
-            stand_in = STAND_INS.get(task["dataset"])
-            for record in (r for r in _our_rows(records, stand_in, task) if r["labels"] == task["labels"]):
-                of_task.append(["stand-in", *_cells(record, "", f"{stand_in} in its place, {_differs(record)}")])
+            instead = [r for r in _our_rows(records, stand_in, task) if r["labels"] == task["labels"]]
+            of_task += [_row("stand-in", record, "", f"{stand_in} in its place, {_differs(record)}") for record in instead]
             of_task.append(["ours", "–", "–", "–", "–", "", "open: not run yet"])
-        of_task += [["published", *_from_elsewhere(row)] for row in task["published"]]
+        of_task += [_row("published", row, "", row["differs"]) for row in task["published"]]
         rows += [[task["name"] if k == 0 else "", *row] for k, row in enumerate(of_task)]
     return results.Table(["task", "source", "method", "top-1", "labels", "network", "gain", "what differs"], rows)
 

@@ -63,7 +63,7 @@ WRONG = {
     },
     "3.2": {
         "value of the uniformity is off": geometry(spread=lambda d: (-3 * d.square()).exp().mean().log()),
-        "Right for 7 rows": geometry(lambda a, b: (a - b).pow(2).sum() / 7),
+        "is a number written into": geometry(lambda a, b: (a - b).pow(2).sum() / 7),
     },
     "3.3": {
         "positions in the bank": lambda bank, labels, queries, k, t: (F.normalize(queries) @ F.normalize(bank).T).argmax(1),

@@ -126,6 +126,6 @@ WRONG = {
         "value of the spread is off": meters(lambda z: deviation(z) + 0.1),
         "value of the effective rank is off": meters(rank=lambda v: entropy(v) / math.log(2)),
         "0·ln 0": meters(rank=lambda v: (-(v / v.sum() * (v / v.sum()).log()).sum()).exp()),
-        "a number written in": meters(rank=lambda v: entropy(v[:5]).exp()),
+        "is a number written into": meters(rank=lambda v: entropy(v[:5]).exp()),
     },
 }

@@ -97,7 +97,7 @@ WRONG = {
     "6.2": {
         "divides by 0": lambda step, start, end, final: final * min(1.0, max(0.0, (step - start) / (end - start))),
         "With start == end": lambda step, start, *a: 0.0 if step <= start else pseudo_label_weight(step, start, *a),
-        "is a number written in": lambda step, start, end, final: final if step >= end else final * max(0, step - start) / 40,
+        "is a number written into": lambda step, start, end, final: final if step >= end else final * max(0, step - start) / 40,
         "the weight at step": lambda *a: 0.9 * pseudo_label_weight(*a),
     },
     "6.3": {
@@ -109,10 +109,10 @@ WRONG = {
         ">= and not >": rates(sureness=lambda z, y: z.double().softmax(1).amax(1) - 1e-9),
         "Neither 0 nor 1": lambda *a: [0.0 if math.isnan(rate) else rate for rate in coverage_and_precision(*a)],
         "it is divided by 0": rates_divide_by_nobody,
-        "20 rows": rates(lambda sure, right: sure.sum() / 20),
+        "is a number written into": rates(lambda sure, right: sure.sum() / 20),
     },
     "6.4": {
-        "not for 7": lambda c, right, bins: expected_calibration_error(c, right, 5 if len(right) > 4 else bins),
+        "is a number written into": lambda c, right, bins: expected_calibration_error(c, right, 5 if len(right) > 4 else bins),
         "NaN spreads": ece_nan_for_empty,
         "without rows divides by 0": ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / len(c) * len(c) / n),
         "exactly 1": ece_without_the_end,

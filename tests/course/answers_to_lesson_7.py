@@ -66,7 +66,7 @@ WRONG = {
     "7.2": {
         "Return three numbers": lambda *a: paired_interval(*a)[1:],
         "other order": lambda *a: [paired_interval(*a)[i] for i in (0, 2, 1)],
-        "written into the function": interval(lambda runs: 3.182446),
+        "is a number written into": interval(lambda runs: 3.182446),
         "the ends are off": interval(lambda runs: stats.t.ppf(0.995, runs - 1)),
         "mean of first": interval(differ=lambda a, b: 100 * (a / b - 1)),
     },
@@ -75,7 +75,7 @@ WRONG = {
         "one dimension too many": lambda validation, test: test.gather(-1, validation.argmax(-1, keepdim=True)),
         "every chosen epoch for every run": lambda validation, test: test[:, validation.argmax(1)],
         "curves (E,) of a single run": lambda validation, test: test[torch.arange(len(test)), validation.argmax(1)],
-        "is a number written in": lambda validation, test: honest_accuracy(validation, test) if len(test) == 5 else test[..., 0],
+        "is a number written into": lambda validation, test: honest_accuracy(validation, test) if len(test) == 5 else test[..., 0],
         "For each run, find": epoch_smoothed,
     },
     "7.4": {

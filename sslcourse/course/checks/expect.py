@@ -11,6 +11,7 @@ from torch import Tensor
 from sslcourse.course.exercises import Wrong, describe
 
 _NUMBERS = (Tensor, np.ndarray, np.generic, int, float)
+WRITTEN_IN = "Right for one example, but not for another of other sizes: is a number written into the function?"
 NO_GRADIENT = "The value is right, but no gradient comes back. Leave out .item(), torch.no_grad(), and .detach() of what has to learn."
 
 
@@ -117,14 +118,15 @@ def reject_mistakes(
 
 def agree(
     answer: Callable, reference: Callable, inputs: Sequence, hint: str, mistakes: Mapping | None = None,
-    what: str = "the result", part: Callable = lambda result: result, rtol: float = 1e-4, atol: float = 1e-6,
+    what: str = "the result", part: Callable = lambda result: result, more: Sequence[Sequence] = (), rtol: float = 1e-4, atol: float = 1e-6,
 ) -> None:  # fmt: skip
     """Reject an answer that gives another result on these inputs than the reference: a known mistake with its own hint, others with this.
 
-    part: takes out of a result the number or tensor that is compared.
+    part: takes out of a result the number or tensor that is compared. more: inputs of other sizes, which have to be right as well.
     """
     reject_mistakes(answer, reference, mistakes or {}, lambda function: part(function(*inputs)), rtol, atol)
-    close(part(answer(*inputs)), part(reference(*inputs)), hint, rtol, atol, what)
+    for given, told in ((inputs, hint), *((other, WRITTEN_IN) for other in more)):
+        close(part(answer(*given)), part(reference(*given)), told, rtol, atol, what)
 
 
 def gradients(

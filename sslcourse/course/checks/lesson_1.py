@@ -43,25 +43,15 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
-def smoothed_with(target):
-    """A wrong loss, whose targets are target(one-hot label, smoothing, number of classes)."""
-
-    def loss(logits, labels, smoothing):
-        classes = logits.shape[1]
-        return F.cross_entropy(logits, target(F.one_hot(labels, classes).float(), smoothing, classes))
-
-    return loss
-
-
 SMOOTHING_MISTAKES = {
     "This is the sum over the batch. Take the mean, so that the loss does not depend on the batch size.":
         lambda logits, labels, s: len(logits) * smoothed_cross_entropy(logits, labels, s),
     "The sign is turned round: the loss is minus the logarithm of a probability.": lambda *a: -smoothed_cross_entropy(*a),
     "Smoothing is ignored: this is the plain cross-entropy.": lambda logits, labels, s: F.cross_entropy(logits, labels),
     "Here only the other classes share `smoothing`. All do, the label too: it gets 1 − s + s/C.":
-        smoothed_with(lambda label, s, classes: label * (1 - s) + (1 - label) * s / (classes - 1)),
+        lambda logits, labels, s: smoothed_cross_entropy(logits, labels, s * logits.shape[1] / (logits.shape[1] - 1)),
     "The label gets 1 and every class another s/C on top: the sum is 1 + s. Scale the label's part by 1 − s.":
-        smoothed_with(lambda label, s, classes: label + s / classes),
+        lambda logits, labels, s: F.cross_entropy(logits, labels) + s * smoothed_cross_entropy(logits, labels, 1.0),
 }
 
 

@@ -103,8 +103,6 @@ STEP_MISTAKES = {
         steps_by(clear=False),
     "The steps go uphill and the loss rises. Subtract the gradient: p -= lr * p.grad.": steps_by(maximize=True),
     "The learning rate is ignored. Multiply the gradient by it: p -= lr * p.grad.": lambda m, b, f, lr: train_steps(m, b, f, 1.0),
-    "The step is divided by the number of batches. Each batch takes a step of its own: p -= lr * p.grad.":
-        lambda m, b, f, lr: train_steps(m, b, f, lr / len(b)),
     "This is not plain SGD: momentum lets old gradients act on, and Adam rescales them. Use p -= lr * p.grad.":
         [steps_by(momentum=0.9), steps_by(torch.optim.Adam), steps_by(torch.optim.AdamW)],
 }

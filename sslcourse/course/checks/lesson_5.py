@@ -145,16 +145,12 @@ def safe_standardise(z: Tensor, eps: float) -> Tensor:
     return z / (z.square().mean(0) + eps).sqrt()
 
 
-def divided_by(denominator):
-    """A wrong standardisation: denominator(variance, eps), of columns without their mean."""
-    return lambda z, eps: (z - z.mean(0)) / denominator(z.var(0, correction=0), eps)
-
-
 SAFE_MISTAKES = {
-    "eps is added outside the root. Inside, the slope stays finite where the variance is 0.": divided_by(lambda var, eps: var.sqrt() + eps),
-    "eps is ignored.": divided_by(lambda var, eps: var.sqrt()),
+    "eps is added outside the root. Inside, the slope stays finite where the variance is 0.":
+        lambda z, eps: (z - z.mean(0)) / (z.std(0, correction=0) + eps),
+    "eps is ignored.": lambda z, eps: (z - z.mean(0)) / z.std(0, correction=0),
     "The variance divides by N − 1. Divide by N: correction=0.": lambda z, eps: (z - z.mean(0)) / (z.var(0) + eps).sqrt(),
-    "Divided by the variance. The deviation is its root.": divided_by(lambda var, eps: var + eps),
+    "Divided by the variance. The deviation is its root.": lambda z, eps: (z - z.mean(0)) / (z.var(0, correction=0) + eps),
     "The mean is not taken off.": lambda z, eps: z / (z.var(0, correction=0) + eps).sqrt(),
     "Standardised over each row. Take each column, over the batch: dim=0.": lambda z, eps: safe_standardise(z.T, eps).T,
 }

@@ -105,9 +105,7 @@ def check_interval(answer) -> None:
     runs, fewer = ([66.1, 61.9, 70.2, 64.0], [60.5, 58.8, 68.7, 64.6]), ([71.0, 68.5, 74.9], [55.0, 57.5, 61.0])
     expect.close(three_numbers(answer(*runs))[0], paired_interval(*runs)[0], "The first number is the mean of first − second.")
     hint = f"For four runs the ends are off: mean ∓ t · deviation / √R, where t is {stats.t.ppf(0.975, 3):.3f}."
-    expect.agree(answer, paired_interval, runs, hint, INTERVAL_MISTAKES, part=three_numbers, rtol=1e-3)
-    hint = "Right for four runs, but not for three: is a number of runs written into the function?"
-    expect.agree(answer, paired_interval, fewer, hint, part=three_numbers, rtol=1e-3)
+    expect.agree(answer, paired_interval, runs, hint, INTERVAL_MISTAKES, part=three_numbers, more=[fewer], rtol=1e-3)
 
 
 def honest_accuracy(validation: Tensor, test: Tensor) -> Tensor:
@@ -151,9 +149,7 @@ def check_epoch(answer) -> None:
     reject_if(got.shape == (5, 5), "test[:, chosen] picks every chosen epoch for every run. Pair them: test.gather(-1, ...).")
     expect.shape(got, (5,), "the accuracies")
     hint = "For each run, find the best epoch on validation, then look test up there."
-    expect.agree(answer, honest_accuracy, (validation, test), hint, EPOCH_MISTAKES)
-    hint = "Right for 5 runs of 20 epochs, but not for 3 of 11: is a number written in?"
-    expect.agree(answer, honest_accuracy, curves(3, 11, 5), hint)
+    expect.agree(answer, honest_accuracy, (validation, test), hint, EPOCH_MISTAKES, more=[curves(3, 11, 5)])
     hint = "Right for (R, E), but not for the curves (E,) of a single run: count dimensions from the end, dim=-1."
     with expect.hint_for_errors(hint):
         expect.agree(answer, honest_accuracy, (validation[1], test[1]), hint)
