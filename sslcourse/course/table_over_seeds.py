@@ -35,9 +35,8 @@ class Collected:
         return results.table(rows, [*_EXPERIMENT, *differs, "seeds", "runs", *shown])
 
     def text(self, markdown: bool = False) -> str:
-        if markdown:
-            return "\n\n".join([self.table()._repr_markdown_(), *self.left_out])
-        return "\n".join([str(self.table()), *self.left_out])
+        table, end = (self.table()._repr_markdown_(), "\n\n") if markdown else (str(self.table()), "\n")
+        return end.join([table, *self.left_out])
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -72,8 +71,7 @@ def collect(folders: Iterable[Path]) -> Collected:
             same.append(row["method"])
             continue
         values = {m: [one[m]["value"] for _, one in found.values() if m in one and one[m]["unit"] == "fraction"] for m in METRICS}
-        if any(values.values()):
-            metrics = {m: results.over_runs(of) for m, of in values.items() if of}
+        if metrics := {m: results.over_runs(of) for m, of in values.items() if of}:
             made.append(row | {"seeds": list(found), "runs": len(found), "metrics": metrics})
     if same:
         left_out.append(f"Left out: {'; '.join(same)}: each measured on one network that comes with the package, the same in every run.")

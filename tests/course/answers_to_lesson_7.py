@@ -61,7 +61,7 @@ WRONG = {
         ],
         "0.5**1500 is 0": of_split(lambda b, c: stats.binomtest(b, b + c).pvalue if 0 < b + c < 1500 else 1.0),
         "to be a float or Tensor": lambda *a: (mcnemar_p(*a), 0.05),
-        "only the second has, p is": of_split(lambda b, c: stats.binomtest(b, b + c).pvalue * (0.9 if b == 2 else 1)),
+        "only the second, p is": of_split(lambda b, c: stats.binomtest(b, b + c).pvalue * (0.9 if b == 2 else 1)),
     },
     "7.2": {
         "Return three numbers": lambda *a: paired_interval(*a)[1:],

@@ -98,10 +98,9 @@ def pair(got, wanted: Sequence, first: str, second: str) -> None:
 def reject_mistakes(
     answer: Callable, reference: Callable, mistakes: Mapping, run: Callable[[Callable], object], rtol: float = 1e-4, atol: float = 1e-6
 ) -> None:
-    """Raise the hint of the first known mistake that gives what the answer gives, unless the reference gives it too.
+    """Raise the hint of the first known mistake that gives what the answer gives, unless that is right on these inputs.
 
-    mistakes: hint -> a wrong function, or a list of them. run(function) calls a function on the check's inputs and returns the number or
-    tensor to compare. Call this before `close`, so that the hint that fits comes first.
+    mistakes: hint -> a wrong function, or a list of them. run(function) -> the number or tensor that is compared.
     """
     got, right = run(answer), run(reference)
     if not isinstance(got, _NUMBERS):

@@ -96,11 +96,7 @@ def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temp
     return evaluation.knn_scores(bank, bank_labels, queries, int(bank_labels.max()) + 1, k, temperature).argmax(dim=1)
 
 
-def cosine(bank, queries):
-    return F.normalize(queries) @ F.normalize(bank).T
-
-
-def vote(similar=cosine, weigh=lambda s, t: (s / t).exp(), largest=True):
+def vote(similar=lambda bank, queries: F.normalize(queries) @ F.normalize(bank).T, weigh=lambda s, t: (s / t).exp(), largest=True):
     """A wrong vote: another similarity, another weight, or the least similar rows."""
 
     def predict(bank, bank_labels, queries, k, temperature):

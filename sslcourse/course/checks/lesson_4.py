@@ -156,21 +156,14 @@ METER_MISTAKES = {
 }
 
 
-def uneven_rows(n: int, d: int, seed: int) -> Tensor:
-    """Directions about a common one, using some dimensions more than others, with rows of different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(n, d, generator=generator) * torch.linspace(0.2, 1.5, d) + torch.linspace(1.0, 0.0, d)
-    return z * (0.5 + 2 * torch.rand(n, 1, generator=generator))
-
-
 def check_meters(answer) -> None:
-    z = [uneven_rows(9, 5, 4)]
+    z = two_views(9, 5, 4)[:1]
     expect.pair(answer(*z), spread_and_rank(*z), "spread", "rank")
     flat = torch.ones(8, 4) * torch.arange(1.0, 9.0).unsqueeze(1)  # a collapsed batch, and singular values of exactly 0
     flat[:, 2:] = 0
     hand = "By hand: the rows (1, 0), (−1, 0), (0, 1), (0, −1) have a spread of exactly 1 and rank 2; equal rows have 0 and 1."
     for at, name in enumerate(("the spread", "the effective rank")):
-        hint, more = f"The value of {name} is off. {hand}", [[uneven_rows(40, 12, 5)], [uneven_rows(6, 16, 6)]]
+        hint, more = f"The value of {name} is off. {hand}", [two_views(40, 12, 5)[:1], two_views(6, 16, 6)[:1]]
         expect.agree(answer, spread_and_rank, z, hint, METER_MISTAKES, name, itemgetter(at), more, rtol=1e-3)
         hint = "Right for healthy rows, but not for a collapsed batch: 0·ln 0 is NaN. torch.special.entr makes it 0, or clamp the shares."
         expect.close(answer(flat)[at], float(at), hint, atol=1e-2, what=name)

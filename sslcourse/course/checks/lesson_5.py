@@ -92,30 +92,25 @@ def make(value: float) -> nn.Module:
 
 def ill_models():
     """Models, the right name of each, and hints for wrong ones."""
-
-    def linear():
-        return nn.Linear(3, 3)
-
-    nested = nn.Sequential(linear(), nn.Sequential(make(math.nan), linear()), linear())
+    nested = nn.Sequential(nn.Linear(3, 3), nn.Sequential(make(math.nan), nn.Linear(3, 3)), nn.Linear(3, 3))
     nested[0].register_forward_hook(lambda *a: None)
     nested[2].eval()
-    whole = "This is {}. A child of it was done before: take the hook that fires first, not the first name."
+    whole = "A child of this module was done before: take the hook that fires first, not the first name."
     yield nested, "1.0", {
         None: "There is a NaN in this model, and the function returned None. Is every module looked at, the nested ones too?",
-        "1": whole.format("the container"),
-        "": whole.format("the whole model"),
+        "1": whole, "": whole,
         "0": "The child's own name is not enough. Use the full path, as named_modules() has it: 1.0.",
         "2": "This is the last module with a bad output. The first one is the culprit.",
     }  # fmt: skip
-    infinite = nn.Sequential(linear(), make(math.inf), Backwards(lambda x: x - x), linear())
+    infinite = nn.Sequential(nn.Linear(3, 3), make(math.inf), Backwards(lambda x: x - x), nn.Linear(3, 3))
     yield infinite, "1", {"2": "Infinity is overlooked: it became NaN one module later. isfinite() finds both."}
-    vanishing = nn.Sequential(linear(), make(-math.inf), Backwards(torch.exp), linear())
+    vanishing = nn.Sequential(nn.Linear(3, 3), make(-math.inf), Backwards(torch.exp), nn.Linear(3, 3))
     gone = "An infinity that disappears later is overlooked: exp(−inf) is 0. Look at every output, not at the last one."
     yield vanishing, "1", {None: gone}
     order = "These are the first in the order in which they were registered. Take the order in which the forward pass calls them."
-    yield Backwards(nn.Identity(), linear(), make(math.nan), linear()), "1", {"0": order}
+    yield Backwards(nn.Identity(), nn.Linear(3, 3), make(math.nan), nn.Linear(3, 3)), "1", {"0": order}
     itself = "The model itself can be the culprit, and its name is the empty text, which counts as False: ask `is not None`."
-    yield Backwards(lambda x: x / 0, linear()), "", {None: itself}
+    yield Backwards(lambda x: x / 0, nn.Linear(3, 3)), "", {None: itself}
 
 
 def hooks_and_modes(model: nn.Module) -> tuple[int, list[bool]]:

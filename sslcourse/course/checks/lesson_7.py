@@ -52,8 +52,7 @@ def check_mcnemar(answer) -> None:
 
     for counts in ((20, 9, 3, 8), (5, 2, 11, 30), (0, 1, 7, 0)):
         images = right_or_wrong(*counts)
-        told = f"{counts[1]} images that only the first has right and {counts[2]} that only the second has"
-        hint = f"With {told}, p is {mcnemar_p(*images):.4f}."
+        hint = f"With {counts[1]} images that only the first has right and {counts[2]} only the second, p is {mcnemar_p(*images):.4f}."
         expect.agree(answer, mcnemar_p, images, hint, MCNEMAR_MISTAKES, part=lambda p: expect.number(p, "the p-value"), rtol=1e-6)
     even = p_value(4, 5, 5, 4)
     reject_if(even > 1 + 1e-9, f"Five images against five give p = {even:.3f}. A probability stops at 1: min(1.0, ...).")
@@ -114,18 +113,13 @@ def honest_accuracy(validation: Tensor, test: Tensor) -> Tensor:
     return test.gather(-1, chosen).squeeze(-1)
 
 
-def at_epoch(choose):
-    """A wrong choice: test accuracy at the epochs choose(validation), one for each run or one for all."""
-    return lambda validation, test: test[torch.arange(len(test)), choose(validation)]
-
-
 EPOCH_MISTAKES = {
     "This is the best epoch on TEST: the very leak that the exercise is about. Let validation choose the epoch.": lambda v, t: t.amax(1),
     "This is the validation accuracy of the best epoch, which was chosen for being high: report test.": lambda v, t: v.amax(1),
     "Of equal epochs test decides, which is a look. Take the first.": lambda v, t: t.where(v == v.amax(1, keepdim=True), -1.0).amax(1),
-    "Of equal epochs this takes the last. Take the first.": at_epoch(lambda v: v.shape[1] - 1 - v.flip(1).argmax(1)),
-    "This is the last epoch. Early stopping asks validation for the epoch.": at_epoch(lambda v: -1),
-    "All runs are measured at one epoch, the best of the mean curve. Each run chooses its own.": at_epoch(lambda v: v.mean(0).argmax()),
+    "Of equal epochs this takes the last. Take the first.": lambda v, t: honest_accuracy(v.flip(1), t.flip(1)),
+    "This is the last epoch. Early stopping asks validation for the epoch.": lambda v, t: t[:, -1],
+    "All runs are measured at one epoch, the best of the mean curve. Each run chooses its own.": lambda v, t: t[:, v.mean(0).argmax()],
 }
 
 
