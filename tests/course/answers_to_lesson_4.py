@@ -49,10 +49,8 @@ def ema_recorded(target, online, tau):
 
 def ema_new_parameters(target, online, tau):
     for t, o in zip(target, online, strict=True):
-        for name in ("weight", "bias"):
-            if hasattr(t, name):
-                mixed = tau * getattr(t, name) + (1 - tau) * getattr(o, name)
-                setattr(t, name, nn.Parameter(mixed.detach(), requires_grad=False))
+        for name, old in [*t.named_parameters()]:
+            setattr(t, name, nn.Parameter(tau * old + (1 - tau) * getattr(o, name).detach(), requires_grad=False))
 
 
 def ema_by_reference(target, online, tau):

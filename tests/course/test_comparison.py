@@ -31,19 +31,8 @@ def keep(folder, model, **about):
     return models.save_network(folder / network_file_name(**about), model, **about)
 
 
-@pytest.fixture
-def nothing_committed(monkeypatch):
+def test_networks_of_the_data_set_take_part_in_the_order_of_lessons(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "reference_networks", lambda device="cpu": {})
-
-
-@pytest.fixture
-def alts(monkeypatch):
-    told = []
-    monkeypatch.setattr(plots, "show", lambda figure, alt: (told.append((figure, alt)), plt.close(figure)))
-    return told
-
-
-def test_networks_of_the_data_set_take_part_in_the_order_of_lessons(tmp_path, nothing_committed):
     keep(tmp_path, encoder(), method="SimCLR", lesson=3)
     keep(tmp_path, encoder(), method="rotation", lesson=2, block=3)
     keep(tmp_path, new_model(), method="supervised", lesson=1, labels=30)
@@ -168,7 +157,9 @@ def test_what_was_reported_is_what_the_package_says_elsewhere():
     assert told - known == {("stl10", 5000, 0.886)} and known <= told  # the row with ImageNet's weights stands in lesson 7 alone
 
 
-def test_strips_and_curves_tell_every_group(alts):
+def test_strips_and_curves_tell_every_group(monkeypatch):
+    alts = []
+    monkeypatch.setattr(plots, "show", lambda figure, alt: (alts.append((figure, alt)), plt.close(figure)))
     comparison.strips({"honest": [1.0, 2.0, 3.0], "leaky": [4.0]}, title="Two", xlabel="points", mark=2.5, mark_name="reported")
     alt = alts[0][1]
     assert alt.startswith("Two. points: honest: 3 numbers from 1.0 to 3.0, mean 2.0, deviation 1.0; leaky: 1 numbers from 4.0 to 4.0")
