@@ -17,12 +17,8 @@ def each(operation, x, *parameters):
     return torch.stack([operation(image, *(p[i].item() for p in parameters)) for i, image in enumerate(x)])
 
 
-def grey_where_asked(image, amount):
-    return tv.rgb_to_grayscale(image, num_output_channels=3) if amount else image
-
-
-def solarized_where_asked(image, amount):
-    return tv.solarize(image, 0.5) if amount else image
+def where_asked(operation, *parameters):
+    return lambda image, amount: operation(image, *parameters) if amount else image
 
 
 OPERATIONS = [
@@ -30,8 +26,8 @@ OPERATIONS = [
     (operations.adjust_contrast, tv.adjust_contrast, [0.0, 0.2, 1.0, 1.3, 1.8]),
     (operations.adjust_saturation, tv.adjust_saturation, [0.0, 0.2, 1.0, 1.3, 1.8]),
     (operations.adjust_hue, tv.adjust_hue, [-0.5, -0.2, 0.0, 0.17, 0.5]),
-    (operations.grayscale, grey_where_asked, [0.0, 1.0, 0.0, 1.0, 0.0]),
-    (operations.solarize, solarized_where_asked, [0.0, 1.0, 0.0, 1.0, 0.0]),
+    (operations.grayscale, where_asked(tv.rgb_to_grayscale, 3), [0.0, 1.0, 0.0, 1.0, 0.0]),
+    (operations.solarize, where_asked(tv.solarize, 0.5), [0.0, 1.0, 0.0, 1.0, 0.0]),
 ]
 
 

@@ -47,16 +47,13 @@ def lesson(request, chromium, toybox, tmp_path_factory):
         context = chromium.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
         lab = LabPage(context.new_page(), server, request.param.name)
         lab.open()
-        stored = sum("".join(html).count("<img") for cell in lab.cells() for html in _html(cell))
+        outputs = [output for cell in lab.cells() for output in cell["outputs"]]
+        stored = sum("".join(output.get("data", {}).get("text/html", "")).count("<img") for output in outputs)
         drawn = "() => [...document.querySelectorAll('.jp-OutputArea-output img')].filter(img => img.naturalWidth).length"
         assert lab.page.evaluate(drawn) >= stored, "some stored figures are not to be seen in a notebook that was only opened"
         lab.run_all(PATIENCE)
         yield OpenLesson(lab, lab.cells())
         context.close()
-
-
-def _html(cell: dict) -> list:
-    return [output["data"]["text/html"] for output in cell["outputs"] if "text/html" in output.get("data", {})]
 
 
 def test_runs_from_top_to_bottom_without_an_error(lesson):

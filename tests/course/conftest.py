@@ -1,7 +1,6 @@
 """Shared by the tests of the course's machinery."""
 
-import sys
-import types
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,21 +16,10 @@ def clean_environment(monkeypatch):
 
 
 @pytest.fixture
-def style_calls(monkeypatch):
-    """Stands in for the figures' style, and counts how often it was asked for."""
-    import sslcourse
-
-    calls = []
-    stand_in = types.SimpleNamespace(use_style=lambda: calls.append(1))
-    monkeypatch.setitem(sys.modules, "sslcourse.plots", stand_in)
-    monkeypatch.setattr(sslcourse, "plots", stand_in, raising=False)
-    return calls
-
-
-@pytest.fixture
-def begin(style_calls, monkeypatch, tmp_path):
-    """lesson.start in an empty folder."""
+def begin(monkeypatch, tmp_path):
+    """lesson.start in an empty folder, which leaves the figures' style to others."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sslcourse.plots.use_style", Mock())
     return lessons.start
 
 

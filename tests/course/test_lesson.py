@@ -10,7 +10,7 @@ import pytest
 import torch
 from jupyter_client.manager import start_new_kernel
 
-from sslcourse import evaluation, models, results
+from sslcourse import evaluation, models, plots, results
 from sslcourse.course import lesson as lessons
 from sslcourse.datasets import prepared
 from sslcourse.errors import CourseError
@@ -29,13 +29,13 @@ def test_start_reports_and_registers(begin, capsys, tmp_path, monkeypatch):
     assert "· Colab" in capsys.readouterr().out
 
 
-def test_start_seeds_everything_and_sets_the_style(begin, style_calls):
+def test_start_seeds_everything_and_sets_the_style(begin):
     def draw():
         begin(1, tier="smoke", seed=7)
         return random.random(), numpy.random.rand(), torch.rand(1).item()
 
     first = draw()
-    assert draw() == first and len(style_calls) == 2
+    assert draw() == first and plots.use_style.call_count == 2
     begin(1, tier="smoke", seed=8)
     assert random.random() != first[0]
 
