@@ -63,8 +63,7 @@ def test_the_default_folder_is_that_of_the_lessons_and_what_is_printed_works(cal
 
 def test_own_photos(call, tmp_path, photos):
     status, out, _ = call("--from", photos, "--name", "my-photos", "--size", 16, "--data-dir", tmp_path / "d")
-    assert status == 0 and "my-photos is ready: 2 classes, 16×16" in out and "datasets.load('my-photos'" in out
-    assert datasets.load("my-photos", tmp_path / "d").size == 16
+    assert status == 0 and "my-photos is ready: 2 classes, 16×16" in out and datasets.load("my-photos", tmp_path / "d").size == 16
     (photos / "cat" / "x.jpg").write_bytes(b"no image")
     status, out, _ = call("my-photos", "--from", photos, "--data-dir", tmp_path / "d", "--force")
     assert status == 0 and "1 file skipped: cat/x.jpg (not an image)." in out
@@ -72,26 +71,18 @@ def test_own_photos(call, tmp_path, photos):
     assert status == 1 and "cat/x.jpg" in err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        ("mnist", "'mnist'"),
-        ("--from nowhere.zip --name x", "nowhere.zip"),
-        ("--from nowhere.zip", "--name"),
-        ("--name x", "--from"),
-        ("a --from nowhere.zip --name b", "Two names"),
-        ("--from photos --name toybox", "'toybox' is taken"),
-        ("--data-dir file", "--data-dir"),
-        ("--data-dir=", "--data-dir"),
-        ("--data-dir s3://bucket/data", "an address"),
-        ("--from= --name x", "--from is ''"),
-        ("--from https://example.invalid/x.zip --name x", "an address"),
-    ],
-)
-def test_what_a_person_can_put_right_gets_one_sentence(call, tmp_path, photos, arguments, word):
+WRONG = {
+    "mnist": "'mnist'", "--from nowhere.zip --name x": "nowhere.zip", "--from nowhere.zip": "--name", "--name x": "--from",
+    "a --from nowhere.zip --name b": "Two names", "--from photos --name toybox": "'toybox' is taken", "--data-dir file": "--data-dir",
+    "--from= --name x": "--from is ''", "--from https://example.invalid/x.zip --name x": "an address",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_what_a_person_can_put_right_gets_one_sentence(call, tmp_path, photos, arguments):
     (tmp_path / "file").write_text("x")
     status, out, err = call(*arguments.split())
-    assert status == 1 and out == "" and word in err and len(err.strip().splitlines()) == 1
+    assert status == 1 and out == "" and WRONG[arguments] in err and len(err.strip().splitlines()) == 1
 
 
 def test_an_interruption_ends_with_130_and_a_sentence(call, monkeypatch):

@@ -27,10 +27,6 @@ RATIO_FLOOR = 100_000_000  # bytes below which no ratio is suspicious
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OSError)
 
 
-class Broken(CourseError):
-    """The archive is damaged: it has to be got again."""
-
-
 @dataclass(frozen=True)
 class Piece:
     """A file, or a part of a larger one: `size` bytes from `start` on, -1 for all that follow."""
@@ -58,7 +54,7 @@ def spool(archive: Path, file: Path) -> Files:
 
     CourseError that names the archive, and the entry where there is one, for: an entry that would land outside (absolute, "..", a drive
     letter), a link or device, more than MAX_ENTRIES entries or MAX_BYTES bytes or MAX_RATIO times the archive's size (from 100 MB on), a
-    password or a compression that is not read here. Broken for a damaged or shortened archive. OSError where the disk refuses.
+    password or a compression that is not read here. `prepared.Damaged` for a damaged or shortened archive. OSError where the disk refuses.
     """
     found, total, most = {}, 0, min(MAX_BYTES, max(RATIO_FLOOR, MAX_RATIO * archive.stat().st_size))
     with archive.open("rb") as stream:
@@ -96,7 +92,7 @@ def spool(archive: Path, file: Path) -> Files:
             raise
         if "multiple disks" in str(error):
             raise CourseError(f"{archive.name} is one part of several. Unpack them yourself and give the folder.") from None
-        raise Broken(f"{archive.name} is broken or incomplete ({str(error) or type(error).__name__}). Get it again.") from None
+        raise prepared.Damaged(f"{archive.name} is broken or incomplete ({str(error) or type(error).__name__}). Get it again.") from None
     return found
 
 

@@ -57,7 +57,7 @@ Parts = Mapping[str, np.ndarray | Rows]
 
 
 class Damaged(CourseError):
-    """A prepared data set is not whole: it has to be prepared again."""
+    """A prepared data set, or an archive, is not whole: it has to be prepared, or got, again."""
 
 
 def chunks(view) -> Iterator[np.ndarray]:

@@ -162,7 +162,7 @@ def _from_source(folder: Path, source: Path | None, asked: dict, keep_archive: b
     with prepared.work_folder(folder, "unpacked") as work:
         try:
             found, original = _read(archive, work, asked["size"], asked["strict"], asked["limit"])
-        except archives.Broken as error:
+        except prepared.Damaged as error:
             if source is not None:
                 raise
             _remove(archive)

@@ -103,19 +103,12 @@ def test_stl10_from_the_download_to_the_image_set_once_unless_forced(tmp_path, s
     assert (tmp_path / "data" / "downloads" / "stl10_binary.tar.gz").exists()
 
 
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("train_X.bin", b"x" * 1000),
-        ("test_y.bin", b"\1" * 20),
-        ("unlabeled_X.bin", None),
-        ("class_names.txt", b"cat dog"),
-        ("class_names.txt", None),
-    ],
-)
-def test_damaged_stl10_files_are_named(tmp_path, stl10, file, content):
-    path = stl10[0] / file
-    path.unlink() if content is None else path.write_bytes(content)
+STL10_FILES = {"train_X.bin": b"x" * 1000, "test_y.bin": b"\1" * 20, "unlabeled_X.bin": None, "class_names.txt": b"cat dog"}
+
+
+@pytest.mark.parametrize("file", STL10_FILES)
+def test_damaged_stl10_files_are_named(tmp_path, stl10, file):
+    (stl10[0] / file).write_bytes(STL10_FILES[file]) if STL10_FILES[file] else (stl10[0] / file).unlink()
     with pytest.raises(CourseError, match=file):
         sources.prepare("stl10", tmp_path / "data", source=stl10[0])
     assert list((tmp_path / "data").iterdir()) == []
@@ -294,12 +287,13 @@ def test_names_limits_and_sizes_that_are_refused(tmp_path):
 
 
 def test_photos_are_never_overwritten(tmp_path):
-    shutil.unpack_archive(photos_zip(tmp_path / "p.zip"), tmp_path / "data" / "pets")
-    before = sorted((tmp_path / "data" / "pets").rglob("*"))
-    for name, source in (("pets", tmp_path / "data" / "pets"), ("pets", tmp_path / "p.zip"), ("x", tmp_path / "data")):
+    data, archive = tmp_path / "data", photos_zip(tmp_path / "p.zip")
+    shutil.unpack_archive(archive, data / "pets")
+    before = sorted(data.rglob("*"))
+    for name, source in (("pets", data / "pets"), ("pets", archive), ("x", data)):
         with pytest.raises(CourseError, match="Choose"):
-            sources.prepare(name, tmp_path / "data", source=source, force=True)
-    assert sorted((tmp_path / "data" / "pets").rglob("*")) == before
+            sources.prepare(name, data, source=source, force=True)
+    assert sorted(data.rglob("*")) == before
 
 
 @pytest.mark.real_images
