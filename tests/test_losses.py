@@ -1,6 +1,7 @@
-"""The losses against loops, invariances, chance levels and lightly; hostile rows, memory, and what is refused."""
+"""The losses against loops, invariances and chance levels; hostile rows, memory, and what is refused."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,127 +13,35 @@ from sslcourse.losses import barlow_twins_loss, byol_loss, chance_loss, cross_co
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-EPS64, EPS32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
-TEMPERATURES = [0.005, 0.05, 0.5, 10.0]
+EPS32 = torch.finfo(torch.float32).eps
 
 
-def views(n, d, seed=0, dtype=torch.float64, noise=None):
-    """Two views (n, d): independent rows, or with `noise` the second is the first and a little."""
-    generator = torch.Generator().manual_seed(seed)
-    z0, z1 = torch.randn(2, n, d, generator=generator, dtype=torch.float64) * 3
-    return z0.to(dtype), (z1 if noise is None else z0 + noise * z1).to(dtype)
-
-
-def by_loops(z0, z1, temperature):
-    """The paper's equation 1 word for word, in float64 with math.exp and math.log, and its gradient worked out by hand.
-
-    Anchor i with partner p has the loss −s_ip/τ + ln Σ_j exp(s_ij/τ), so its derivative by s_ij is (q_ij − [j = p])/τ, with q_ij the
-    softmax; and by z, what is left of the derivative by the direction u = z/|z| across u, divided by |z|.
-    """
-    n = len(z0)
-    rows = [row for z in (z0, z1) for row in z.detach().double().numpy()]
-    lengths = [math.sqrt(math.fsum(float(x) ** 2 for x in row)) for row in rows]
-    u = [row / length for row, length in zip(rows, lengths, strict=True)]
-    toward, losses = [np.zeros_like(row) for row in rows], []
-    for i in range(2 * n):
-        partner = i + n if i < n else i - n
-        exps = {j: math.exp(math.fsum(u[i] * u[j]) / temperature) for j in range(2 * n) if j != i}
-        total = math.fsum(exps.values())
-        losses.append(-math.log(exps[partner] / total))
-        for j, e in exps.items():
-            slope = (e / total if j != partner else -math.fsum(exps[k] for k in exps if k != partner) / total) / (2 * n * temperature)
-            toward[i] += slope * u[j]
-            toward[j] += slope * u[i]
-    gradient = [(g - (g @ x) * x) / length for g, x, length in zip(toward, u, lengths, strict=True)]
-    return math.fsum(losses) / (2 * n), np.stack(gradient)
-
-
-def value_and_gradient(loss, z0, z1, temperature):
-    """Loss, and gradients (2N, D) of both views one above the other, in float64."""
-    z0, z1 = z0.clone().requires_grad_(), z1.clone().requires_grad_()
-    value = loss(z0, z1, temperature)
-    (value * 1024).backward()  # as a gradient scaler does, so that none is lost below what float16 can hold; an exact factor
-    return value.item(), torch.cat([z0.grad, z1.grad]).double().cpu().numpy() / 1024
-
-
-def errors(got, expected):
-    """Relative error of the value, and of the gradient as a vector."""
-    difference = np.linalg.norm(got[1] - expected[1])
-    return abs(got[0] - expected[0]) / expected[0], difference / np.linalg.norm(expected[1])
-
-
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize(("n", "d"), [(2, 2), (2, 7), (3, 2), (3, 16), (5, 1000), (8, 3), (16, 8), (33, 20)])
-def test_nt_xent_in_float64_against_loops(n, d, temperature):
-    z0, z1 = views(n, d, seed=n)
-    value, gradient = errors(value_and_gradient(nt_xent, z0, z1, temperature), by_loops(z0, z1, temperature))
-    assert value < 16 * EPS64  # 3.6e-15; measured 3 eps
-    assert gradient < 128 * EPS64  # 2.8e-14; measured 23 eps
-
-
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize(("n", "d"), [(2, 5), (16, 64), (40, 16)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_nt_xent_of_less_precise_rows_is_rounded_only_once(dtype, n, d, temperature):
-    z0, z1 = views(n, d, seed=n, dtype=dtype)  # the loops get the same rounded rows
-    loss = nt_xent(z0, z1, temperature)
-    assert loss.dtype == torch.float32 and loss.shape == ()
-    with torch.autocast("cpu", dtype=torch.float16 if dtype == torch.float16 else torch.bfloat16):
-        assert torch.equal(nt_xent(z0, z1, temperature), loss)
-    value, gradient = errors(value_and_gradient(nt_xent, z0, z1, temperature), by_loops(z0, z1, temperature))
-    assert value < 0.501 * EPS32  # 6e-8: the value is rounded to float32, the gradient to the precision of the rows, and nothing else is
-    assert gradient < 0.501 * torch.finfo(dtype).eps
-
-
-@pytest.mark.parametrize(("temperature", "below"), [(0.05, 1e-3), (0.1, 0.1), (0.5, 4)])
-def test_nt_xent_near_its_minimum_where_float32_has_few_digits_left(temperature, below):
-    z0, z1 = views(48, 64, dtype=torch.float32, noise=0.3)
-    expected = by_loops(z0, z1, temperature)
-    assert expected[0] < below
-    value, gradient = errors(value_and_gradient(nt_xent, z0, z1, temperature), expected)
-    assert value < 0.501 * EPS32 and gradient < 0.501 * EPS32
-
-
-@pytest.mark.parametrize(
-    ("dtype", "scale"),
-    [
-        *[(torch.float64, 1e-200), (torch.float64, 1e200), (torch.float32, 1e-30), (torch.float32, 1e30)],
-        *[(torch.float16, 2e-5), (torch.float16, 1e4), (torch.bfloat16, 1e30)],
-    ],
-)
-def test_rows_whose_squares_the_precision_cannot_hold(dtype, scale):
-    z0, z1 = ((z.clamp(-6, 6) * scale).to(dtype) for z in views(8, 16))
-    assert torch.isin(z0.square().sum(1).double(), torch.tensor([0, math.inf]).double()).any()
-    # the loops would lose float64 squares too, so they get the rows at a length that suits them
-    expected, _ = by_loops(z0.double() / scale, z1.double() / scale, 0.1)
-    assert nt_xent(z0, z1, 0.1).item() == pytest.approx(expected, rel=EPS32)
-
-
-@pytest.mark.parametrize(("n", "d"), [(32, 8), (128, 64), (16, 1000)])
-def test_nt_xent_needs_memory_for_the_pairs_not_for_pairs_times_dimensions(n, d):
-    z0, z1 = (z.requires_grad_() for z in views(n, d, dtype=torch.float32))
-    with LargestTensor() as largest:
-        nt_xent(z0, z1).backward()
-    assert largest.bytes == 8 * max((2 * n) ** 2, 2 * n * d)  # float64
-
-
-SHAPES = [(2, 5), (3, 3), (7, 4), (16, 8)]
-ROWS, COLUMNS = [3, 1, 0, 5, 4, 2], [3, 1, 2, 0]
+def views(n, d, seed=0, dtype=torch.float64, alike=0.0, away=0.0):
+    """Two views (n, d): independent rows, or `alike` times the first is in the second too; both moved `away` from the origin."""
+    z0, z1 = 2 * torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (z0 + away).to(dtype), (z1 + alike * z0 - 2 * away).to(dtype)
 
 
 def pair(n, d, dtype=torch.float64):
-    """Two views (n, d) that have something in common, away from the origin."""
-    z0, z1 = torch.randn(2, n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return (2 * z0 + 1).to(dtype), (z1 + 0.5 * z0 - 3).to(dtype)
+    return views(n, d, dtype=dtype, alike=0.5, away=1)
+
+
+def cosine(a, b):
+    dot, length_a, length_b = (math.fsum(x * y for x, y in zip(*both, strict=True)) for both in ((a, b), (a, a), (b, b)))
+    return dot / math.sqrt(length_a) / math.sqrt(length_b)
+
+
+def nt_xent_by_loops(z0, z1, temperature=0.5):
+    """The paper's equation 1 word for word."""
+    n, rows, losses = len(z0), torch.cat([z0, z1]).double().tolist(), []
+    for i, anchor in enumerate(rows):
+        exps = {j: math.exp(cosine(anchor, row) / temperature) for j, row in enumerate(rows) if j != i}
+        losses.append(-math.log(exps[(i + n) % (2 * n)] / math.fsum(exps.values())))
+    return math.fsum(losses) / (2 * n)
 
 
 def byol_by_loops(p, z):
-    total = []
-    for a, b in zip(p.double().tolist(), z.double().tolist(), strict=True):
-        dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
-        total.append(2 - 2 * dot / math.sqrt(math.fsum(x * x for x in a)) / math.sqrt(math.fsum(y * y for y in b)))
-    return math.fsum(total) / len(total)
+    return math.fsum(2 - 2 * cosine(a, b) for a, b in zip(p.double().tolist(), z.double().tolist(), strict=True)) / len(p)
 
 
 def barlow_by_loops(z0, z1, lambda_param=5e-3, eps=1e-5):
@@ -150,36 +59,82 @@ def barlow_by_loops(z0, z1, lambda_param=5e-3, eps=1e-5):
     return on + lambda_param * off
 
 
-OTHERS = pytest.mark.parametrize(("loss", "by_hand"), [(byol_loss, byol_by_loops), (barlow_twins_loss, barlow_by_loops)])
+def pseudo_label_by_loops(weak, strong, threshold=0.95):
+    total = []
+    for w, s in zip(weak.double().tolist(), strong.double().tolist(), strict=True):
+        label = max(range(len(w)), key=w.__getitem__)
+        passes = 1 / math.fsum(math.exp(v - w[label]) for v in w) >= threshold
+        total.append(passes * math.log(math.fsum(math.exp(v - s[label]) for v in s)))
+    return math.fsum(total) / len(total)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_byol_loss_equals_loops(shape):
-    p, z = (x.requires_grad_() for x in pair(*shape))
-    assert byol_loss(p, z).item() == pytest.approx(byol_by_loops(p, z), rel=1e-12)
-    assert torch.autograd.gradcheck(lambda p: byol_loss(p, z), p) and torch.autograd.gradcheck(lambda z: byol_loss(p, z, False), z)
-    assert torch.autograd.grad(byol_loss(p, z), [p, z], allow_unused=True)[1] is None  # nothing flows into the target
+CASES = [
+    *[(nt_xent, nt_xent_by_loops, temperature) for temperature in (0.005, 0.05, 0.5, 10.0)],
+    (byol_loss, byol_by_loops, None),
+    *[(barlow_twins_loss, barlow_by_loops, lambda_param) for lambda_param in (0.0, 5e-3, 1.0)],
+    *[(pseudo_label_loss, pseudo_label_by_loops, threshold) for threshold in (0.0, 0.5, 0.8, 0.95, 1.0)],
+]
+EACH = pytest.mark.parametrize(("loss", "by_loops", "option"), [(loss, loops, () if o is None else (o,)) for loss, loops, o in CASES])
+SELF_SUPERVISED = pytest.mark.parametrize("loss", [nt_xent, byol_loss, barlow_twins_loss])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("lambda_param", [0.0, 5e-3, 1.0])
-def test_barlow_twins_loss_equals_loops(shape, lambda_param):
+@EACH
+@pytest.mark.parametrize("shape", [(2, 2), (2, 7), (3, 16), (5, 200), (16, 8), (33, 20)])
+def test_each_loss_in_float64_equals_loops(loss, by_loops, option, shape):
     z0, z1 = (z.requires_grad_() for z in pair(*shape))
-    assert barlow_twins_loss(z0, z1, lambda_param).item() == pytest.approx(barlow_by_loops(z0, z1, lambda_param), rel=1e-11)
+    assert loss(z0, z1, *option).item() == pytest.approx(by_loops(z0, z1, *option), rel=1e-11, abs=1e-15)
     if z0.numel() < 100:
-        assert torch.autograd.gradcheck(lambda z0, z1: barlow_twins_loss(z0, z1, lambda_param), (z0, z1), rtol=1e-4)
+        learning = {byol_loss: 0, pseudo_label_loss: 1}.get(loss)  # the other one is a target
+        given = (lambda z: loss(z, z1, *option), z0) if learning == 0 else (lambda *z: loss(*z, *option), (z0, z1))
+        assert torch.autograd.gradcheck(*given, rtol=1e-4)
+        gradients = torch.autograd.grad(loss(z0, z1, *option), [z0, z1], allow_unused=True)
+        assert [k for k in (0, 1) if gradients[k] is not None] == ([0, 1] if learning is None else [learning])
 
 
+@EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@OTHERS
-def test_lower_precision_and_autocast_equal_the_float64_computation_on_the_same_rows(loss, by_hand, dtype):
-    z0, z1 = pair(32, 16, dtype)
-    with torch.autocast("cpu", torch.bfloat16):
-        value = loss(z0, z1)
-    assert value.dtype == torch.float32 and torch.equal(value, loss(z0, z1))
-    assert value.item() == pytest.approx(by_hand(z0, z1), rel=1e-6)
-    z0[1, 1] = math.nan
-    assert loss(z0, z1).isnan()
+def test_less_precise_rows_are_rounded_only_once_and_autocast_changes_nothing(loss, by_loops, option, dtype):
+    z0, z1 = (z.requires_grad_() for z in pair(16, 12, dtype))
+    value = loss(z0, z1, *option)
+    with torch.autocast("cpu", dtype=torch.float16 if dtype == torch.float16 else torch.bfloat16):
+        assert torch.equal(loss(z0, z1, *option), value)
+    assert value.dtype == torch.float32 and value.shape == ()
+    wide = [z.detach().double().requires_grad_() for z in (z0, z1)]
+    wanted, learning = loss(*wide, *option), [k for k in (0, 1) if (loss, k) not in ((byol_loss, 1), (pseudo_label_loss, 0))]
+    # a float32 number is off by at most half its eps; pseudo-labels are computed in float32
+    value_bound, gradient_bound = (1e-6, 1e-5) if loss is pseudo_label_loss else (0.501 * EPS32, 0)
+    assert value.item() == pytest.approx(wanted.item(), rel=value_bound, abs=1e-15)
+    (value * 1024).backward()  # as a gradient scaler does, so that none is lost below what float16 can hold; an exact factor
+    (wanted * 1024).backward()
+    got, expected = torch.cat([(z0, z1)[k].grad.double() for k in learning]), torch.cat([wide[k].grad for k in learning])
+    assert (got - expected).norm() <= max(0.501 * torch.finfo(dtype).eps, gradient_bound) * expected.norm()
+
+
+@pytest.mark.parametrize(("temperature", "below"), [(0.05, 1e-3), (0.1, 0.1), (0.5, 4)])
+def test_nt_xent_near_its_minimum_where_float32_has_few_digits_left(temperature, below):
+    z0, z1 = views(48, 64, dtype=torch.float32, alike=1 / 0.3)
+    expected = nt_xent_by_loops(z0, z1, temperature)
+    assert expected < below and nt_xent(z0, z1, temperature).item() == pytest.approx(expected, rel=0.501 * EPS32)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [
+    *[(torch.float64, 1e-200), (torch.float64, 1e200), (torch.float32, 1e-30), (torch.float32, 1e30)],
+    *[(torch.float16, 2e-5), (torch.float16, 1e4), (torch.bfloat16, 1e30)],
+])  # fmt: skip
+def test_rows_whose_squares_the_precision_cannot_hold(dtype, scale):
+    z0, z1 = ((z.clamp(-6, 6) * scale).to(dtype) for z in views(8, 16))
+    assert torch.isin(z0.square().sum(1).double(), torch.tensor([0, math.inf]).double()).any()
+    # the loops would lose float64 squares too, so they get the rows at a length that suits them
+    assert nt_xent(z0, z1, 0.1).item() == pytest.approx(nt_xent_by_loops(z0.double() / scale, z1.double() / scale, 0.1), rel=EPS32)
+    assert byol_loss(z0, z1).item() == pytest.approx(byol_by_loops(z0.double() / scale, z1.double() / scale), rel=EPS32)
+
+
+@pytest.mark.parametrize(("n", "d"), [(32, 8), (128, 64), (16, 1000)])
+def test_nt_xent_needs_memory_for_the_pairs_not_for_pairs_times_dimensions(n, d):
+    z0, z1 = (z.requires_grad_() for z in views(n, d, dtype=torch.float32))
+    with LargestTensor() as largest:
+        nt_xent(z0, z1).backward()
+    assert largest.bytes == 8 * max((2 * n) ** 2, 2 * n * d)  # float64
 
 
 def test_a_constant_dimension_counts_as_uncorrelated():
@@ -201,7 +156,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", HOSTILE)
-@pytest.mark.parametrize("loss", [nt_xent, byol_loss, barlow_twins_loss])
+@SELF_SUPERVISED
 def test_hostile_rows_give_finite_losses_and_gradients(loss, kind, dtype):
     z0, z1 = (HOSTILE[kind](z).to(dtype).requires_grad_() for z in pair(16, 6))
     value = loss(z0, z1)
@@ -209,6 +164,7 @@ def test_hostile_rows_give_finite_losses_and_gradients(loss, kind, dtype):
     assert value.isfinite() and z0.grad.isfinite().all() and (loss is byol_loss or z1.grad.isfinite().all())
 
 
+ROWS, COLUMNS = [3, 1, 0, 5, 4, 2], [3, 1, 2, 0]
 ROTATION = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64))[0]
 LENGTHS, SCALE = torch.logspace(-3, 4, 6, dtype=torch.float64)[:, None], torch.tensor([0.5, 2, 10, 100], dtype=torch.float64)
 CHANGES = {
@@ -222,7 +178,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("loss", [nt_xent, byol_loss, barlow_twins_loss])
+@SELF_SUPERVISED
 @pytest.mark.parametrize("kind", CHANGES)
 def test_each_loss_ignores_what_it_should_and_nothing_else(kind, loss):
     change, ignored_by = CHANGES[kind]
@@ -265,62 +221,73 @@ def test_barlow_twins_with_independent_columns(n, d, lambda_param):
     assert abs(rule_of_thumb - mean) > 3.5 * error  # which is why it is not what is returned
 
 
-@pytest.mark.parametrize("method, arguments, named", [
-    ("moco", {}, "moco"), ("supervised", {}, "num_classes"), ("supervised", {"num_classes": 1}, "num_classes"),
-    ("simclr", {"batch_size": 64.5}, "batch_size"), ("barlow_twins", {"batch_size": 64}, "dim"),
-])  # fmt: skip
-def test_a_chance_level_says_what_it_needs(method, arguments, named):
-    with pytest.raises(ValueError, match=named):
-        chance_loss(method, **arguments)
-
-
 ONES, BATCH_OF_ONE = torch.ones(4, 3), torch.ones(1, 3)
 
 
 @pytest.mark.parametrize("loss", [nt_xent, byol_loss, barlow_twins_loss, pseudo_label_loss])
-@pytest.mark.parametrize(
-    ("first", "second", "error", "named"),
-    [
-        *[(torch.ones(4), torch.ones(4), ValueError, "shape"), (torch.ones(0, 3), torch.ones(0, 3), ValueError, "shape")],
-        (ONES, torch.ones(5, 3), ValueError, "one shape"),
-        *[(ONES, ONES.long(), TypeError, "int64"), (ONES.numpy(), ONES, TypeError, "ndarray"), (ONES, None, TypeError, "NoneType")],
-    ],
-)
+@pytest.mark.parametrize(("first", "second", "error", "named"), [
+    *[(torch.ones(4), torch.ones(4), ValueError, "shape"), (torch.ones(0, 3), torch.ones(0, 3), ValueError, "shape")],
+    (ONES, torch.ones(5, 3), ValueError, "one shape"),
+    *[(ONES, ONES.long(), TypeError, "int64"), (ONES.numpy(), ONES, TypeError, "ndarray"), (ONES, None, TypeError, "NoneType")],
+])  # fmt: skip
 def test_tensors_that_cannot_be_meant_are_refused(loss, first, second, error, named):
     assert loss(ONES, ONES).shape == ()
     with pytest.raises(error, match=named):
         loss(first, second)
 
 
-@pytest.mark.parametrize(
-    ("loss", "arguments", "named"),
-    [
-        *((nt_xent, (ONES, ONES, temperature), "temperature") for temperature in (0, -0.5, math.inf, math.nan)),
-        (nt_xent, (BATCH_OF_ONE, BATCH_OF_ONE), "at least 2 images"),
-        (nt_xent, (ONES * torch.tensor([1, 0, 1, 0])[:, None], ONES), "row of zeros"),
-        (byol_loss, (ONES, 0 * ONES), "row of zeros"),
-        (barlow_twins_loss, (BATCH_OF_ONE, BATCH_OF_ONE), "at least 2 images"),
-        *((barlow_twins_loss, (ONES, ONES, wrong), "lambda_param") for wrong in (-1, math.nan, math.inf)),
-        (pseudo_label_loss, (ONES[:, :1], ONES[:, :1]), "at least two classes"),
-        *((pseudo_label_loss, (ONES, ONES, wrong), "threshold") for wrong in (-0.01, 95, math.nan)),
-        (pseudo_label_weight, (3, 10, 5, 1.0), "start is 10 and end 5"),
-        *((pseudo_label_weight, (3, 0, 5, wrong), "final") for wrong in (-1.0, math.inf, math.nan)),
-    ],
-)
+@pytest.mark.parametrize(("loss", "arguments", "named"), [
+    *((nt_xent, (ONES, ONES, temperature), "temperature") for temperature in (0, -0.5, math.inf, math.nan)),
+    (nt_xent, (BATCH_OF_ONE, BATCH_OF_ONE), "at least 2 images"),
+    (nt_xent, (ONES * torch.tensor([1, 0, 1, 0])[:, None], ONES), "row of zeros"),
+    (byol_loss, (ONES, 0 * ONES), "row of zeros"),
+    (barlow_twins_loss, (BATCH_OF_ONE, BATCH_OF_ONE), "at least 2 images"),
+    *((barlow_twins_loss, (ONES, ONES, wrong), "lambda_param") for wrong in (-1, math.nan, math.inf)),
+    (pseudo_label_loss, (ONES[:, :1], ONES[:, :1]), "at least two classes"),
+    *((pseudo_label_loss, (ONES, ONES, wrong), "threshold") for wrong in (-0.01, 95, math.nan)),
+    (pseudo_label_weight, (3, 10, 5, 1.0), "start is 10 and end 5"),
+    *((pseudo_label_weight, (3, 0, 5, wrong), "final") for wrong in (-1.0, math.inf, math.nan)),
+    (chance_loss, ("moco",), "moco"), (chance_loss, ("supervised",), "num_classes"),
+    (partial(chance_loss, num_classes=1), ("supervised",), "num_classes"),
+    (partial(chance_loss, batch_size=64.5), ("simclr",), "batch_size"), (partial(chance_loss, batch_size=64), ("barlow_twins",), "dim"),
+])  # fmt: skip
 def test_numbers_that_cannot_be_meant_are_refused(loss, arguments, named):
     with pytest.raises(ValueError, match=named):
         loss(*arguments)
 
 
+@SELF_SUPERVISED
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_makes_the_loss_nan(bad):
+def test_what_is_not_finite_makes_the_loss_nan(loss, bad):
     z0, z1 = views(4, 3)
     for row in ([bad, 1, 2], [bad] * 3, [bad, 0, 0]):  # zeros beside it do not make it a row of zeros
         z1[2] = torch.tensor(row)
-        assert nt_xent(z0, z1).isnan()
+        assert loss(z0, z1).isnan() and loss(z1, z0).isnan()
 
 
-@CUDA
+@pytest.mark.parametrize("damaged", [0, 1], ids=["weak", "strong"])
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_nan_among_logits_is_not_hidden(damaged, threshold):
+    logits = views(6, 3)
+    logits[damaged][2, 1] = math.nan
+    assert pseudo_label_loss(*logits, threshold).isnan()
+
+
+def test_the_threshold_itself_passes():
+    even, undecided = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, 2)  # probabilities of exactly one half
+    assert pseudo_label_loss(even, undecided, 0.5).item() == pytest.approx(math.log(2))
+    assert pseudo_label_loss(even, undecided, 0.5 + 1e-9) == 0
+
+
+def test_the_weights_of_the_paper_and_a_ramp_without_length_is_a_switch():
+    epochs = {0: 0.0, 50: 0.0, 100: 0.0, 225: 0.75, 350: 1.5, 599: 3 * 499 / 500, 600: 3.0, 601: 3.0, 10_000: 3.0}
+    for epoch, wanted in epochs.items():
+        assert pseudo_label_weight(epoch, 100, 600, 3) == pytest.approx(wanted, abs=1e-12)
+    assert [pseudo_label_weight(step, 5, 5, 2.0) for step in (0, 4, 5, 6)] == [0.0, 0.0, 2.0, 2.0]
+    assert pseudo_label_weight(0, 0, 0, 1.0) == 1.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_on_a_gpu_nothing_waits_and_a_row_of_zeros_gives_nan():
     z0, z1 = (z.cuda().requires_grad_() for z in views(8, 4, dtype=torch.float32))
     zero = z0.detach().clone()

@@ -64,14 +64,11 @@ def test_healthy_models_of_torchvision(build):
     assert find_nonfinite(model, images()) is None
 
 
-@pytest.mark.parametrize(
-    ("build", "name", "module"),
-    [
-        (resnet, "layer2.0.downsample.0.weight", "Conv2d"),
-        (resnet, "layer3.1.bn2.running_var", "BatchNorm2d"),
-        (vit, "encoder.layers.encoder_layer_1.self_attention.in_proj_weight", "MultiheadAttention"),
-    ],
-)
+@pytest.mark.parametrize(("build", "name", "module"), [
+    (resnet, "layer2.0.downsample.0.weight", "Conv2d"),
+    (resnet, "layer3.1.bn2.running_var", "BatchNorm2d"),
+    (vit, "encoder.layers.encoder_layer_1.self_attention.in_proj_weight", "MultiheadAttention"),
+])  # fmt: skip
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_parameter_and_the_statistics_of_batch_normalisation(build, name, module, value):
     model = made(build)

@@ -16,17 +16,6 @@ def calibrated(n, seed=0, classes=10):
     return logits, torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
 
 
-def test_four_images_by_hand():
-    p = torch.tensor([0.55, 0.55, 0.85, 0.95], dtype=torch.double).unsqueeze(1)  # of class 0; the rest is shared by three others
-    found = calibration(torch.cat([p, ((1 - p) / 3).expand(-1, 3)], 1).log(), torch.tensor([0, 1, 0, 0]))
-    assert found.bin_count == (0, 0, 0, 0, 0, 2, 0, 0, 1, 1)
-    assert found.bin_accuracy[5] == 0.5 and found.bin_accuracy[8] == found.bin_accuracy[9] == 1
-    assert found.bin_confidence[5] == pytest.approx(0.55) and math.isnan(found.bin_confidence[0]) and math.isnan(found.bin_accuracy[0])
-    assert found.ece == pytest.approx((2 * 0.05 + 0.15 + 0.05) / 4)
-    assert found.accuracy == 0.75 and found.mean_confidence == pytest.approx(2.9 / 4)
-    assert found.overconfidence == pytest.approx(2.9 / 4 - 0.75)
-
-
 def test_an_edge_belongs_to_the_bin_below_it():
     assert calibration(torch.zeros(2, 2), torch.tensor([0, 1]), bins=2).bin_count == (2, 0)  # both are 0.5 sure
     assert calibration(torch.tensor([[900.0, 0.0]]), torch.tensor([0])).bin_count[-1] == 1  # wholly sure
@@ -37,12 +26,15 @@ def test_against_another_computation(bins, scale):
     logits, labels = calibrated(3000, seed=bins)
     p = torch.softmax(scale * logits.double(), 1).numpy()
     sure, right, ece = p.max(1), p.argmax(1) == labels.numpy(), 0.0
+    found = calibration(scale * logits, labels, bins=bins)
     for m in range(bins):
         inside = (sure > m / bins) & (sure <= (m + 1) / bins)
-        if inside.any():
-            ece += inside.mean() * abs(right[inside].mean() - sure[inside].mean())
-    found = calibration(scale * logits, labels, bins=bins)
-    assert found.ece == pytest.approx(ece, abs=1e-6) and sum(found.bin_count) == 3000
+        means = (sure[inside].mean(), right[inside].mean()) if inside.any() else (math.nan, math.nan)
+        assert (found.bin_confidence[m], found.bin_accuracy[m]) == pytest.approx(means, nan_ok=True) and found.bin_count[m] == inside.sum()
+        ece += inside.mean() * abs(means[1] - means[0]) if inside.any() else 0
+    assert found.ece == pytest.approx(ece) and sum(found.bin_count) == 3000
+    assert (found.mean_confidence, found.accuracy) == pytest.approx((sure.mean(), right.mean()))
+    assert found.overconfidence == pytest.approx(sure.mean() - right.mean())
     result = evaluation.Result(scale * logits, labels, [])
     assert calibration(result, bins=bins).ece == found.ece and fit_temperature(result) == fit_temperature(scale * logits, labels)
 
@@ -64,15 +56,12 @@ def test_without_a_mistake_or_without_a_hint_it_stops_at_its_bounds():
 
 
 @pytest.mark.parametrize("function", [calibration, fit_temperature])
-@pytest.mark.parametrize(
-    ("logits", "labels", "told"),
-    [
-        (torch.zeros(3, 2), torch.zeros(4), "Logits"),
-        (torch.zeros(3, 1), torch.zeros(3), "Logits"),
-        (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "NaN or inf"),
-        (torch.zeros(2, 2), torch.tensor([0, 2]), "Labels"),
-    ],
-)
+@pytest.mark.parametrize(("logits", "labels", "told"), [
+    (torch.zeros(3, 2), torch.zeros(4), "Logits"),
+    (torch.zeros(3, 1), torch.zeros(3), "Logits"),
+    (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "NaN or inf"),
+    (torch.zeros(2, 2), torch.tensor([0, 2]), "Labels"),
+])  # fmt: skip
 def test_what_cannot_be_calibrated_is_refused(function, logits, labels, told):
     with pytest.raises(ValueError, match=told):
         function(logits, labels)

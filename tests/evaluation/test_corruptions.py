@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv
 
-from sslcourse.evaluation.corruptions import CHUNK, CORRUPTIONS, SEVERITIES, corrupt
+from sslcourse.evaluation.corruptions import CHUNK, CORRUPTIONS, corrupt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EACH = pytest.mark.parametrize("kind", CORRUPTIONS)
@@ -16,12 +16,6 @@ def smooth(n=8, height=32, width=32):
     """Images with some structure: blurred noise over the whole range."""
     noise = torch.rand(n, 3, height // 4, width // 4, generator=torch.Generator().manual_seed(1))
     return (255 * torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")).round().byte()
-
-
-def amount(kind, severity):
-    amounts = CORRUPTIONS[kind][1]
-    assert len(amounts) == SEVERITIES
-    return amounts[severity - 1]
 
 
 @EACH
@@ -53,14 +47,14 @@ def test_a_seed_repeats_another_does_not_and_what_comes_after_an_image_does_not_
 def test_noise_has_the_deviation_that_it_says(severity):
     grey = torch.full((64, 3, 32, 32), 128, dtype=torch.uint8)
     noise = corrupt(grey, "gaussian_noise", severity).double() / 255 - 128 / 255
-    drawn = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).mul(amount("gaussian_noise", severity))
+    drawn = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).mul(CORRUPTIONS["gaussian_noise"][1][severity - 1])
     expected = drawn.clamp(-128 / 255, 127 / 255)
     assert abs(noise.std().item() / expected.std().item() - 1) < 0.02 and abs(noise.mean().item()) < 0.005
 
 
 @pytest.mark.parametrize("severity", [1, 3, 5])
 def test_blur_is_torchvisions_away_from_the_edges(severity):
-    images, sigma = smooth(4, 64, 64), amount("blur", severity) * 64
+    images, sigma = smooth(4, 64, 64), CORRUPTIONS["blur"][1][severity - 1] * 64
     kernel = 2 * round(5 * sigma) + 3
     expected = tv.gaussian_blur(images.float(), [kernel, kernel], [sigma, sigma])
     made = corrupt(images, "blur", severity).float()

@@ -62,17 +62,14 @@ def test_features_of_a_block_are_its_largest_values(model, images, block):
 BANK, ROWS = torch.ones(40, 6), torch.ones(15, 6)
 
 
-@pytest.mark.parametrize(
-    ("call", "told"),
-    [
-        *[(lambda encoder, images, b=block: evaluation.features(encoder, images, block=b), "blocks 1 to 6") for block in (0, 7, -7)],
-        (lambda encoder, images: evaluation.features(encoder, images, precision="double"), "precision"),
-        (lambda encoder, images: evaluation.neighbours(BANK, ROWS, 0), "k is 0"),
-        (lambda encoder, images: evaluation.neighbours(BANK, ROWS, 41), "k is 41"),
-        (lambda encoder, images: evaluation.knn_scores(BANK, torch.zeros(40).long(), ROWS, 4, temperature=0), "temperature"),
-        (lambda encoder, images: evaluation.knn_scores(BANK, torch.zeros(39).long(), ROWS, 4), "39 labels"),
-    ],
-)
+@pytest.mark.parametrize(("call", "told"), [
+    *[(lambda encoder, images, b=block: evaluation.features(encoder, images, block=b), "blocks 1 to 6") for block in (0, 7, -7)],
+    (lambda encoder, images: evaluation.features(encoder, images, precision="double"), "precision"),
+    (lambda encoder, images: evaluation.neighbours(BANK, ROWS, 0), "k is 0"),
+    (lambda encoder, images: evaluation.neighbours(BANK, ROWS, 41), "k is 41"),
+    (lambda encoder, images: evaluation.knn_scores(BANK, torch.zeros(40).long(), ROWS, 4, temperature=0), "temperature"),
+    (lambda encoder, images: evaluation.knn_scores(BANK, torch.zeros(39).long(), ROWS, 4), "39 labels"),
+])  # fmt: skip
 def test_impossible_blocks_and_neighbours_are_refused(model, images, call, told):
     with pytest.raises(ValueError, match=told):
         call(model.encoder, images)

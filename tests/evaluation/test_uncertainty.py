@@ -40,12 +40,6 @@ def test_t_interval_against_students_table(values, t):
     assert evaluation.t_interval(values) == pytest.approx((mean - t * error, mean + t * error), rel=1e-6)
 
 
-def test_one_run_says_nothing_about_its_luck():
-    assert all(map(math.isnan, evaluation.t_interval([0.7])))
-    found = evaluation.paired_runs([0.7], [0.6])
-    assert found.difference == pytest.approx(0.1) and all(map(math.isnan, (found.standard_error, found.p_value, *found.interval)))
-
-
 def test_paired_runs_by_hand():
     first, second = [0.61, 0.66, 0.70, 0.58], [0.59, 0.60, 0.69, 0.57]
     found = evaluation.paired_runs(first, second)
@@ -57,10 +51,12 @@ def test_paired_runs_by_hand():
     assert swapped.p_value == pytest.approx(found.p_value) and swapped.interval == pytest.approx([-x for x in found.interval[::-1]])
 
 
-def test_differences_that_are_all_the_same_are_no_proof():
-    found = evaluation.paired_runs([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])  # 0.1 three times, but for rounding
+@pytest.mark.parametrize("runs", [[0.5], [0.5, 0.6, 0.7]])
+def test_one_run_and_differences_that_are_all_the_same_are_no_proof(runs):
+    found = evaluation.paired_runs(runs, [value - 0.1 for value in runs])  # the same three times, but for rounding
     assert found.difference == pytest.approx(0.1) and all(map(math.isnan, (found.p_value, *found.interval)))
-    assert math.isnan(evaluation.paired_runs([0.5, 0.6], [0.5, 0.6]).p_value)
+    assert math.isnan(evaluation.paired_runs(runs, runs).p_value)
+    assert any(map(math.isnan, (*evaluation.t_interval(runs), found.standard_error))) == (len(runs) == 1)
 
 
 NOT_SHOWN = "a difference between A and B is not shown by these runs: "

@@ -13,6 +13,7 @@ from sslcourse.training import History
 
 NAMES = ["cat", "dog", "fish"]
 PICTURES = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+TITLE = "\"What\" is <b>found</b> & 'more'"  # which must not break out of its attribute
 PAIRS = torch.tensor([[0.0, 0], [0, 1], [10, 0], [10, 1]], requires_grad=True)
 
 
@@ -77,9 +78,9 @@ FIGURES = [  # (function, arguments, options, parts of its text in their order)
 def test_the_text_of_a_figure_holds_its_title_and_its_numbers(shown, name, given, options, told):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        getattr(plots, name)(*given, title="What is found", **options)
+        getattr(plots, name)(*given, title=TITLE, **options)
     (figure,) = shown
-    assert figure.alt.startswith("What is found. ")
+    assert figure.alt.startswith(TITLE + ". ")
     places = [figure.alt.find(part) for part in told.split("|")]
     assert -1 not in places and places == sorted(places), figure.alt
 
