@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from lab_page import WAITING, LabPage
@@ -16,19 +16,13 @@ PATIENCE = 600  # seconds for a whole lesson at tier smoke: far more than it tak
 NOT_SHOWN = "This setting cannot be shown"  # what an explorer says when the function behind it fails
 
 
-@dataclass
-class OpenLesson:
-    """A lesson in a page, run once; `first` is its cells after that run."""
+class OpenLesson(NamedTuple):
+    """A lesson in a page, run once."""
 
     lab: LabPage
-    first: list[dict]
-
-    def exercises(self) -> list[tuple[int, re.Match]]:
-        """The index of the cell, and the head of each exercise down to its docstring."""
-        return [(i, found) for i, cell in enumerate(self.first) if (found := EXERCISE.match(cell["source"]))]
-
-    def solutions(self) -> list[int]:
-        return [i for i, cell in enumerate(self.first) if "solution" in cell["tags"]]
+    first: list[dict]  # its cells after that run
+    exercises: list[tuple[int, re.Match]]  # the index of the cell, and the head of each exercise down to its docstring
+    solutions: list[int]
 
 
 @pytest.fixture(scope="module", params=LESSONS, ids=lambda path: path.stem)
@@ -52,7 +46,9 @@ def lesson(request, chromium, toybox, tmp_path_factory):
         drawn = "() => [...document.querySelectorAll('.jp-OutputArea-output img')].filter(img => img.naturalWidth).length"
         assert lab.page.evaluate(drawn) >= stored, "some stored figures are not to be seen in a notebook that was only opened"
         lab.run_all(PATIENCE)
-        yield OpenLesson(lab, lab.cells())
+        first = lab.cells()
+        exercises = [(i, found) for i, cell in enumerate(first) if (found := EXERCISE.match(cell["source"]))]
+        yield OpenLesson(lab, first, exercises, [i for i, cell in enumerate(first) if "solution" in cell["tags"]])
         context.close()
 
 
@@ -64,8 +60,8 @@ def test_runs_from_top_to_bottom_without_an_error(lesson):
 
 
 def test_solutions_are_folded_until_they_are_clicked(lesson):
-    assert len(lesson.solutions()) == len(lesson.exercises()) > 0
-    for index in lesson.solutions():
+    assert len(lesson.solutions) == len(lesson.exercises) > 0
+    for index in lesson.solutions:
         cell = lesson.lab.scroll_to(index)
         assert not cell.locator(".cm-content").is_visible(), f"the solution in cell {index} is in sight"
     cell.locator(".jp-InputPlaceholder").click()
@@ -138,7 +134,7 @@ def test_pictures_tables_and_controls_fit_their_page(lesson, width):
 def test_exercises_are_judged_in_their_cells(lesson):
     """Right and then wrong, so that the next test runs the lesson with wrong answers in it."""
     lab = lesson.lab
-    for (index, exercise), solution in zip(lesson.exercises(), lesson.solutions(), strict=True):
+    for (index, exercise), solution in zip(lesson.exercises, lesson.solutions, strict=True):
         number = exercise["id"]
         assert f"Exercise {number}. Not attempted yet." in lab.cell(index).locator(".jp-OutputArea").inner_text()
         body = lesson.first[solution]["source"].partition("):\n")[2]

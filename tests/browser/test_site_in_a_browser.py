@@ -11,40 +11,27 @@ LESSONS = [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"  # slides hide it, and lack it
 
 
-class Reader:
-    """A page without a network; `wrong` collects errors in the page, and what it asks of elsewhere."""
-
-    def __init__(self, chromium, **options):
-        self.context = chromium.new_context(offline=True, **options)
-        self.page = self.context.new_page()
-        self.wrong = []
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("requestfailed", lambda request: self._asked(request, "failed: "))
-        self.page.on("request", lambda request: request.url.startswith("http") and self._asked(request))
-
-    def _asked(self, request, how=""):
-        if request.url != BADGE:
-            self.wrong.append(how + request.url[:200])
-
-    def open(self, path: Path):
-        self.page.goto(path.as_uri())
-        self.page.wait_for_load_state("load")
-        return self.page
-
-
 @pytest.fixture
 def reader(chromium):
-    """reader(width, color_scheme=...) -> Reader; afterwards nothing may have gone wrong in any of them."""
-    readers = []
+    """reader(width, color_scheme=...) -> a page without a network; afterwards no error may have come up, nor a request to elsewhere."""
+    contexts, wrong = [], []
 
-    def reader(width=1280, height=900, **options):
-        readers.append(Reader(chromium, viewport={"width": width, "height": height}, **options))
-        return readers[-1]
+    def asked(request, how=""):
+        if request.url != BADGE and (how or request.url.startswith("http")):
+            wrong.append(how + request.url[:200])
+
+    def reader(width=1280, **options):
+        contexts.append(chromium.new_context(offline=True, viewport={"width": width, "height": 900}, **options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("requestfailed", lambda request: asked(request, "failed: "))
+        page.on("request", asked)
+        return page
 
     yield reader
-    for one in readers:
-        one.context.close()
-    assert [wrong for one in readers for wrong in one.wrong] == []
+    for context in contexts:
+        context.close()
+    assert wrong == []
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +46,9 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 800, 390])
 def test_every_page_opens_in_full(folder, reader, width, scheme):
-    one = reader(width, color_scheme=scheme)
+    page = reader(width, color_scheme=scheme)
     for path in sorted(folder.glob("*.html")):
-        page = one.open(path)
+        page.goto(path.as_uri())
         formulas = page.locator("span.math, div.math").count()
         if formulas:
             page.wait_for_function(f"document.querySelectorAll('mjx-container').length === {formulas}")
@@ -73,7 +60,8 @@ def test_every_page_opens_in_full(folder, reader, width, scheme):
 
 
 def test_the_search_finds_false_negatives(folder, reader):
-    page = reader().open(folder / "index.html")
+    page = reader()
+    page.goto((folder / "index.html").as_uri())
     page.locator("input[name=q]").first.fill("false negatives")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#search-results .search-summary')?.innerText.includes('found')")
@@ -85,7 +73,8 @@ def test_the_search_finds_false_negatives(folder, reader):
 
 
 def test_solutions_and_hints_are_folded_and_open(folder, reader):
-    page = reader().open(folder / f"{LESSONS[0]}.html")
+    page = reader()
+    page.goto((folder / f"{LESSONS[0]}.html").as_uri())
     for summary in ("Solution of exercise", "Hint"):
         folded = page.locator("details", has=page.locator("summary", has_text=summary)).first
         content = folded.locator("xpath=./*[not(self::summary)]").first
