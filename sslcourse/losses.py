@@ -134,15 +134,12 @@ def chance_loss(
 ) -> float:
     """The value of a loss when nothing was learned: where training should start, and where a loss that stays there has learned nothing.
 
-    batch_size: N images, so 2N views. dim: D of the projections. Arguments that the method does not need are ignored. Raises ValueError
-    for an unknown method, and for an argument that is missing or too small.
+    batch_size: N images, so 2N views. dim: D of the projections. What the method does not need is ignored. Raises ValueError for an unknown
+    method, and for an argument that is missing or too small.
 
-    * "supervised": ln(num_classes), each class equally probable. "rotation": ln 4.
-    * "simclr": ln(2N − 1), each other view equally probable: all similarities are equal, or small beside the temperature τ. Random
-      directions in D dimensions lie about 1/(2Dτ²) above it: 0.02 at D = 128 and τ = 0.5, but 0.4 at τ = 0.1.
-    * "byol": 2, as 2 − 2·cosine of two independent directions.
-    * "barlow_twins": D·N/(N − 1) + λ·D(D − 1)/(N − 1). The correlation of two independent normal columns, each normalised over N rows, has
-      mean 0 and mean square exactly 1/(N − 1). Columns that depend on each other raise it.
+    * "supervised": ln(num_classes), each class equally probable. "rotation": ln 4. "byol": 2, for a cosine of 0.
+    * "simclr": ln(2N − 1), each other view equally probable; random directions lie about 1/(2Dτ²) above it for a temperature τ.
+    * "barlow_twins": D·N/(N − 1) + λ·D(D − 1)/(N − 1): of independent normal columns a correlation has the mean square 1/(N − 1).
     """
 
     def whole(name: str, value: int | None, least: int = 2) -> int:

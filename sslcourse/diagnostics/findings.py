@@ -127,9 +127,8 @@ def cause_of(found: Finding, inputs: Sequence[Tensor]) -> str:
         node = operation.partition("Backward")[0]
         if half and node not in ("Sqrt", "Rsqrt", "Log", "Norm", "Acos"):
             return f"A gradient overflowed: {HALF}"
-        known = [sentence for nodes, sentence in BACKWARD.items() if node in nodes.split()]
         passed = "A gradient passed the largest number: a loss or an activation far too large, so look at the scale and at the lr."
-        return known[0] if known else passed
+        return next((sentence for nodes, sentence in BACKWARD.items() if node in nodes.split()), passed)
     name = operation.removeprefix("aten.").strip("_")
     if any(word in name for word in ("fill", "where", "full", "pad")):
         return "An infinity that was filled in on purpose reached the loss: what the loss needs is masked."

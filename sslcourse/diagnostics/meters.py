@@ -60,9 +60,8 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())  # a view that is only broadcast makes nothing
+        blocks = [tensor.untyped_storage().nbytes() for tensor in tree_leaves(made) if isinstance(tensor, Tensor)]
+        self.bytes = max([self.bytes, *blocks])  # a view that is only broadcast makes nothing
         return made
 
 

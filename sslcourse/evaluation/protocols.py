@@ -113,9 +113,6 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
         raise ValueError(f"penalties must be positive numbers, at least one, not {penalties}.")
     if len(penalties) > 1 and not len(found.validation):
         raise ValueError("Choosing among penalties needs validation rows, and there are none; give one value, such as penalties=(0.1,).")
-    labels = found.train_labels.numpy()
-    if len(np.unique(labels)) < 2:
-        raise ValueError("A probe needs labelled rows of at least two classes: take more of them.")
     wide = found.train.double()  # means of large numbers lose their digits in float32
     mean, std = wide.mean(0), wide.std(0, correction=0)
     std = torch.where(std > 1e-6 * mean.abs(), std, math.inf)  # differences below float32's own are noise: such a feature becomes 0
@@ -127,7 +124,7 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     probe = LogisticRegression(max_iter=1000, warm_start=True)  # each penalty begins where the one before ended
     with one_thread() if train.size < SMALL_PROBE else nullcontext():
         for c in penalties:
-            probe.set_params(C=c).fit(train, labels)
+            probe.set_params(C=c).fit(train, found.train_labels.numpy())
             accuracy = probe.score(validation, found.validation_labels.numpy()) if len(penalties) > 1 else 0.0
             fitted.append((accuracy, copy.deepcopy(probe)))
     probe = max(fitted, key=lambda pair: pair[0])[1]  # the first of equals

@@ -174,7 +174,7 @@ def test_what_cannot_be_probed_is_refused():
     with pytest.raises(ValueError, match="give one value"):
         evaluation.linear_probe(none, split="test")
     assert evaluation.linear_probe(none, split="test", penalties=(0.1,)).top1 > 0.8
-    with pytest.raises(ValueError, match="at least two classes"):
+    with pytest.raises(ValueError, match="at least 2 classes"):
         evaluation.linear_probe(replace(found, train=found.train[::3], train_labels=found.train_labels[::3]))
 
 

@@ -1,20 +1,50 @@
 """Figures: each has an alternative text made from its data, and what must be seen in it is where it belongs."""
 
+import base64
+import html
+import io
 import math
+import re
 import warnings
+from types import SimpleNamespace
 
+import matplotlib
+
+matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sslcourse import augment, evaluation, plots
+from sslcourse.plots import style
 from sslcourse.training import History
 
 NAMES = ["cat", "dog", "fish"]
 PICTURES = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 TITLE = "\"What\" is <b>found</b> & 'more'"  # which must not break out of its attribute
 PAIRS = torch.tensor([[0.0, 0], [0, 1], [10, 0], [10, 1]], requires_grad=True)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The figures that were shown, in order, each with its alternative text as a reader hears it; afterwards none is left open."""
+    drawn, figures, png = [], [], style.png
+    monkeypatch.setattr(style, "png", lambda figure: (figures.append(figure), png(figure))[1])
+
+    def display(data, raw):
+        found = re.fullmatch(r'<img alt="([^"]*)" style="[^"]*" src="data:image/png;base64,([^"]*)">', data["text/html"])
+        assert found and found[2] == data["image/png"] and base64.b64decode(found[2]).startswith(b"\x89PNG")
+        alt = html.unescape(found[1])
+        assert raw and data["text/plain"] == f"[figure: {alt}]"
+        drawn.append(SimpleNamespace(figure=figures[-1], axes=figures[-1].axes, alt=alt))
+
+    monkeypatch.setattr(style.display, "in_notebook", lambda: True)
+    monkeypatch.setattr("IPython.display.display", display)
+    plt.close("all")
+    yield drawn
+    assert plt.get_fignums() == []
 
 
 def history(rows):
@@ -189,3 +219,21 @@ def test_reliability_leaves_out_empty_bins_and_names_each_classifier(shown):
         expected = [[100 * found.bin_confidence[k], 100 * found.bin_accuracy[k]] for k in seen]
         np.testing.assert_allclose(np.asarray(points.get_offsets()), expected)
     assert [steps.get_data().values.sum() for steps in below.patches] == pytest.approx([100, 100])
+
+
+def pixels(picture):
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+
+
+def test_a_palette_makes_the_file_smaller_and_hardly_changes_a_pixel():
+    figure, axis = plt.subplots(figsize=(4, 3))
+    axis.plot([0, 1, 2], [1, 0, 2], color="#D55E00", linewidth=4)
+    axis.imshow(np.random.default_rng(0).random((16, 16, 3)), extent=(0, 1, 0, 1))
+    full = io.BytesIO()
+    figure.savefig(full, format="png", bbox_inches="tight", facecolor="white")
+    before, after = full.getvalue(), style.png(figure)
+    assert len(after) < 0.7 * len(before) and after == style.png(figure)
+    plt.close(figure)
+    difference = np.abs(pixels(before) - pixels(after))
+    assert difference.shape == pixels(before).shape and difference.mean() < 3
+    assert (pixels(after) == (255, 255, 255)).all(2).mean() > 0.3  # white stays white
