@@ -66,8 +66,7 @@ def barlow_twins_loss(z0: Tensor, z1: Tensor, lambda_param: float = 5e-3, gather
 def cross_correlation(z0: Tensor, z1: Tensor, gather_distributed: bool = False) -> Tensor:
     """The correlation of each dimension of one view with each of the other, over the batch: (N, D), (N, D) -> (D, D), within -1..1.
 
-    A dimension that is the same for all images has correlation 0; one whose standard deviation is not well above 0.003 comes out with
-    correlations that are too small. Zbontar et al. 2021 (arXiv 2103.03230), equation 2.
+    A dimension whose standard deviation is far below 0.003 counts as constant: 0. Zbontar et al. 2021 (arXiv 2103.03230), equation 2.
     """
     _check_pair(z0=z0, z1=z1)
     world = world_size() if gather_distributed else 1
@@ -118,7 +117,6 @@ def pseudo_label_weight(step: int, start: int, end: int, final: float) -> float:
     """The weight of the pseudo-labels at a step: 0 before `start`, then along a line to `final` at `end`, constant from there on.
 
     Lee 2013 (Pseudo-Label, ICML workshop), section 2.3, equation 16; the paper has start 100, end 600 and final 3, in epochs.
-    Raises ValueError when end lies before start, or final is negative or not finite.
     """
     if end < start:
         raise ValueError(f"The ramp has to end after it starts: start is {start} and end {end}.")

@@ -30,11 +30,9 @@ class Collapse:
 def collapse(z: Tensor) -> Collapse:
     """Have the directions of the rows collapsed, to one point (std) or into few dimensions (effective rank)? z: float (N, D), N >= 2.
 
-    std: the standard deviation of each dimension of the l2-normalised rows (over N, not N − 1), averaged over the dimensions; between 0
-    and 1/sqrt(D). Chen & He 2021 (SimSiam, arXiv 2011.10566), section 4.1.
-    effective_rank: exp of the entropy of the singular values of the l2-normalised rows, divided by their sum (Roy & Vetterli 2007; RankMe,
-    Garrido et al. 2023, arXiv 2210.02885). Rows are not centred: a point without its mean is rounding noise, and noise has full rank.
-
+    std: the standard deviation of each dimension of the l2-normalised rows, over N, averaged over the dimensions; between 0 and 1/sqrt(D).
+    Chen & He 2021 (SimSiam, arXiv 2011.10566), section 4.1. effective_rank: exp of the entropy of their singular values, divided by their
+    sum (Roy & Vetterli 2007; RankMe, Garrido et al. 2023, arXiv 2210.02885); not centred, as what is left of one point would be noise.
     A row of zeros has no direction and stays zero. Raises TypeError or ValueError when z is not floating-point (N, D), or not finite.
     """
     if not isinstance(z, Tensor) or not z.is_floating_point():

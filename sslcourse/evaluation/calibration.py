@@ -51,8 +51,7 @@ def calibration(logits, labels=None, bins: int = 10) -> Calibration:
 def fit_temperature(logits, labels=None) -> float:
     """The temperature T for which softmax(logits / T) gives these labels the highest likelihood (temperature scaling, section 4.2).
 
-    logits: an evaluation.Result of the validation images, or float (N, C) with labels (N,). T lies between 0.05 and 20; above 1 the
-    classifier was too sure of itself.
+    logits: an evaluation.Result of the validation images, or float (N, C) with labels (N,). T, 0.05 to 20, is above 1 for one too sure.
     """
     logits, labels = _checked(logits, labels)
 
