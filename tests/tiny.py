@@ -3,6 +3,7 @@
 import types
 
 import torch
+from torch import nn
 
 from sslcourse import models
 
@@ -53,6 +54,16 @@ def new_model(seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return models.Classifier(models.resnet9(4), 3)
+
+
+def undecided(dropout=0.2):
+    """A classifier of three colours that is sure of some images and not of others, with statistics that are not the first ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = models.Classifier(models.resnet9(4), 3, dropout)
+        nn.init.normal_(model.head.weight, std=0.1)
+        model(torch.randn(32, 3, 8, 8))
+        return model
 
 
 def rotation(seed=0, **options):

@@ -80,7 +80,7 @@ class Method(nn.Module):
             self.augmentation = self.default_augmentation(size).to(device)
 
     def augment(self, images: Tensor) -> Tensor | list[Tensor]:
-        """The augmentation's views of uint8 images, on their device."""
+        """The views of uint8 images, on their device."""
         self.prepare(images.shape[-1])
         return self.augmentation(images)
 

@@ -30,14 +30,6 @@ class Callback:
     def end(self, run: Run) -> None: ...
 
 
-class OwnViews(Callback):
-    """With several processes, each draws its own views, and the same ones when it begins at this step again."""
-
-    def before_step(self, run: Run) -> None:
-        if world_size() > 1:
-            torch.manual_seed((run.options.seed * 1_000_003 + run.step) * 1_009 + rank())
-
-
 class Guard(Callback):
     """Lets a `diagnostics.NonFiniteGuard` see every step: before clipping, which would spread an infinity to all weights."""
 
@@ -53,14 +45,6 @@ class Guard(Callback):
 
     def after_epoch(self, run: Run) -> None:
         self.guard.check_state(run.step, run.model, run.optimizer)
-
-
-class AfterStep(Callback):
-    """Calls the method's own after_step(step, steps), where it has one: BYOL moves its target, FixMatch its average."""
-
-    def after_step(self, run: Run) -> None:
-        if hasattr(run.model, "after_step"):
-            run.model.after_step(run.step, run.steps)
 
 
 class Rows(Callback):
@@ -97,7 +81,7 @@ class Checkpoint(Callback):
     def start(self, run: Run) -> None:
         run.checkpoint = self
         if Path(self.path).exists() or previous(self.path).exists():
-            totals = load_checkpoint(self.path, run.history.settings, run.parts, run.history)
+            totals = load_checkpoint(self.path, run.parts, run.history)
             run.totals = {name: torch.as_tensor(value, device=run.options.device) for name, value in totals.items()}
 
     def after_step(self, run: Run) -> None:
@@ -108,11 +92,11 @@ class Checkpoint(Callback):
         if run.may_break_off and math.isfinite(run.totals["loss"].item()):
             if run.options.guard is not None:
                 run.options.guard.check_state(run.step, run.model, run.optimizer)
-            save_checkpoint(self.path, run.history.settings, run.parts, run.history, run.totals)
+            save_checkpoint(self.path, run.parts, run.history, run.totals)
 
     def after_epoch(self, run: Run) -> None:
         if run.row is not None and not run.history.stopped and rank() == 0:
-            save_checkpoint(self.path, run.history.settings, run.parts, run.history)
+            save_checkpoint(self.path, run.parts, run.history)
 
 
 class ProgressBar(Callback):
@@ -220,11 +204,9 @@ class FasterThreads(Callback):
     """Takes one thread for the steps on a CPU where that is a tenth faster than all, as beside a busy program; measured at the first step.
 
     How many they are decides in which order sums are made, so that the last bits of a run depend on it. Therefore it is asked once, stands
-    in `History.settings`, and a checkpoint keeps it for the run that goes on. OMP_NUM_THREADS, where it is set, is taken unasked.
+    in `History.settings`, which a checkpoint keeps for the run that goes on. OMP_NUM_THREADS, where it is set, is taken unasked.
     say: called with a sentence about the choice.
     """
-
-    threads = 0  # not measured
 
     def __init__(self, say: Callable[[str], object] = print):
         self.say, self.settled = say, False
@@ -233,10 +215,10 @@ class FasterThreads(Callback):
         every = torch.get_num_threads()
         if self.settled or "OMP_NUM_THREADS" in os.environ or every == 1 or run.options.device.type != "cpu" or world_size() > 1:
             return
-        self.threads = self.threads or self._measure(run, every)
-        self.settled = run.history.settings["threads"] = self.threads
-        self.say(f"{self.threads} of {every} threads: {'one was' if self.threads == 1 else 'all were'} faster when this run began.")
-        torch.set_num_threads(self.threads)
+        threads = run.history.settings.get("threads") or self._measure(run, every)
+        self.settled = run.history.settings["threads"] = threads
+        self.say(f"{threads} of {every} threads: {'one was' if threads == 1 else 'all were'} faster when this run began.")
+        torch.set_num_threads(threads)
 
     def _measure(self, run: Run, every: int) -> int:
         """Forward and backward passes of this step's batch, of which nothing stays."""
@@ -254,15 +236,9 @@ class FasterThreads(Callback):
             buffer.copy_(before)
         return 1 if seconds[1] < 0.9 * seconds[every] else every
 
-    def state_dict(self) -> dict[str, int]:
-        return {"threads": self.threads}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.threads = state["threads"]
-
 
 def around(look: Callable[[int, bool], dict | None], options) -> list[Callback]:
     """The callbacks of a training with these options, in the order in which they are called."""
     guard = [Guard(options.guard)] if options.guard is not None else []
     checkpoint = [Checkpoint(options.checkpoint)] if options.checkpoint else []
-    return [OwnViews(), *guard, AfterStep(), Rows(look), *checkpoint, ProgressBar(), *options.callbacks, Interrupts()]
+    return [*guard, Rows(look), *checkpoint, ProgressBar(), *options.callbacks, Interrupts()]

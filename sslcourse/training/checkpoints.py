@@ -41,9 +41,9 @@ def previous(path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def save_checkpoint(path, settings: dict, parts: dict[str, object], history: History, under_way: Mapping | None = None) -> None:
+def save_checkpoint(path, parts: dict[str, object], history: History, under_way: Mapping | None = None) -> None:
     """Write all that a run needs to go on exactly, atomically; the last file stays as `previous`. under_way: an unfinished epoch's sums."""
-    state = {"settings": settings, "rows": history.rows, "under_way": dict(under_way or {}), "rng": random_states()}
+    state = {"settings": history.settings, "rows": history.rows, "under_way": dict(under_way or {}), "rng": random_states()}
     state["parts"] = {name: part.state_dict() for name, part in parts.items()}
     try:
         write_atomically(path, lambda stream: torch.save(state, stream), keep=previous(path))
@@ -55,7 +55,7 @@ def save_checkpoint(path, settings: dict, parts: dict[str, object], history: His
         raise CourseError(f"{path} could not be written: {reason(refused)}. {way_out}") from error
 
 
-def load_checkpoint(path, settings: dict, parts: dict[str, object], history: History) -> dict:
+def load_checkpoint(path, parts: dict[str, object], history: History) -> dict:
     """Put the states of `save_checkpoint` back into the parts, the history and the random generators; returns what was under way.
 
     A damaged file is passed over, with a warning, if the one before it is whole. Raises CourseError when neither is a checkpoint of this
@@ -70,13 +70,13 @@ def load_checkpoint(path, settings: dict, parts: dict[str, object], history: His
         path = previous(path)
         state = _read(path)
         warnings.warn(f"{error} The checkpoint before it, {path.name}, was taken.", stacklevel=2)
-    theirs = {name: state["settings"].get(name) for name in settings}
-    if found := differences(theirs, settings):
+    theirs = {name: state["settings"].get(name) for name in history.settings}
+    if found := differences(theirs, history.settings):
         raise CourseError(f"{path} belongs to a run with other settings: {found}. Give the same ones, or begin in another file or folder.")
     try:
         for name, part in parts.items():
             part.load_state_dict(state["parts"].pop(name))  # taken out, so that there is no second copy for longer than needed
-        history.rows[:] = state["rows"]
+        history.rows[:], history.settings = state["rows"], state["settings"] | history.settings
         set_random_states(state["rng"])
         return dict(state["under_way"])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sslcourse.devices import choose_device, choose_precision, cudnn, seeded, threads_kept, world_size
+from sslcourse.devices import choose_device, choose_precision, cudnn, rank, seeded, threads_kept, world_size
 from sslcourse.diagnostics.guard import NonFiniteGuard
 from sslcourse.files import plain
 from sslcourse.training.checkpoints import History
@@ -104,9 +104,8 @@ class Run:
 
     @property
     def parts(self) -> dict[str, object]:
-        """What has a state that a checkpoint keeps; further callbacks may have one."""
-        further = {type(callback).__name__: callback for callback in self.options.callbacks if hasattr(callback, "state_dict")}
-        return {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "scaler", "loader")} | further
+        """What has a state that a checkpoint keeps."""
+        return {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "scaler", "loader")}
 
     @property
     def epoch(self) -> int:
@@ -141,6 +140,8 @@ def train(run: Run, callbacks: Sequence) -> History:
         while run.epoch < run.last_epoch and not run.history.stopped:
             for batch in run.loader:
                 run.batch, run.step = batch, run.step + 1
+                if world_size() > 1:  # each process draws its own views, and the same ones when it begins at this step again
+                    torch.manual_seed((run.options.seed * 1_000_003 + run.step) * 1_009 + rank())
                 tell("before_step")
                 run.loss, run.metrics = run.loss_of(*batch)  # draws the views of the images, and compares what comes out
                 optimizer.zero_grad(set_to_none=True)
@@ -152,6 +153,8 @@ def train(run: Run, callbacks: Sequence) -> History:
                 scaler.step(optimizer)
                 scaler.update()
                 run.schedule.step()
+                if hasattr(model, "after_step"):  # BYOL moves its target, FixMatch its average
+                    model.after_step(run.step, run.steps)
                 tell("after_step")
                 if run.history.stopped:
                     break

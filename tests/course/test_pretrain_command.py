@@ -124,10 +124,10 @@ def test_what_cannot_be_is_said_in_a_sentence(more, told, data, tmp_path, capsys
     assert not (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run" / "encoder.safetensors").exists()
 
 
-@pytest.mark.parametrize("more", [["--epochs", "0"], ["--lr", "nan"], ["--method", "moco"], ["--seed", "1e3"]])
-def test_numbers_that_cannot_be_end_with_the_usage(more, data, tmp_path, capsys):
-    assert main(arguments(data, tmp_path / "run", *more)) == 2
-    assert more[0] in capsys.readouterr().err and not (tmp_path / "run").exists()
+def test_numbers_that_cannot_be_end_with_the_usage(data, tmp_path, capsys):
+    for name, value in (("--epochs", "0"), ("--lr", "nan"), ("--method", "moco"), ("--seed", "1e3")):
+        assert main(arguments(data, tmp_path / "run", name, value)) == 2
+        assert name in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_a_run_is_not_written_over(finished, data, capsys):
@@ -281,11 +281,10 @@ def test_evaluate_refuses_what_cannot_be(finished, data, more, told, capsys):
 
 
 def test_evaluate_wants_a_finished_run(data, tmp_path, capsys):
-    for path, told in ((tmp_path, "encoder.safetensors"), (tmp_path / "no.pt", "no.pt")):
-        assert evaluate(data, path) == 1
-        assert told in capsys.readouterr().err
-    (tmp_path / "checkpoint.pt").write_bytes(b"")
-    assert evaluate(data, tmp_path) == 1 and "--resume" in capsys.readouterr().err
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "checkpoint.pt").write_bytes(b"")
+    for path, told in ((tmp_path, "encoder.safetensors"), (tmp_path / "no.pt", "no.pt"), (tmp_path / "unfinished", "--resume")):
+        assert evaluate(data, path) == 1 and told in capsys.readouterr().err
 
 
 def test_a_log_line_reaches_the_file_where_nobody_reads(tmp_path, monkeypatch):

@@ -1,15 +1,14 @@
-"""The classifier, the heads and the methods: first losses, gradients, views, batch statistics, the target, exact resume, refusals."""
+"""The classifier, the heads and the methods: first losses, gradients, views, batch statistics, the target, refusals."""
 
 import copy
 import math
 
 import pytest
 import torch
-from tiny import image_set, same_weights, without_seconds
 from torch import nn
 from torch.nn import functional as F
 
-from sslcourse import augment, losses, models, training
+from sslcourse import augment, losses, models
 from sslcourse.models import ema_tau
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,19 +95,6 @@ def test_a_method_settles_on_its_augmentation_once_and_its_state_is_the_same_wit
         each.prepare(32)
     assert method.augmentation is settled and other.augmentation is given
     assert set(method.state_dict()) == set(other.state_dict()) == names and not any("augmentation" in name for name in names)
-
-
-@EACH
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(make, precision, tmp_path):
-    options = {"epochs": 4, "batch_size": 16, "precision": precision, "progress": False, "look_every": 2}
-    options["lr_scales"] = {"predictor": 5.0} if make is byol else None
-    whole, first, second = make(), make(), make(seed=1)
-    expected = training.pretrain(whole, image_set(), **options)
-    training.pretrain(first, image_set(), checkpoint=tmp_path / "run.pt", stop_after=2, **options)
-    found = training.pretrain(second, image_set(), checkpoint=tmp_path / "run.pt", **options)
-    assert same_weights(second, whole) and without_seconds(found) == without_seconds(expected)
-    assert set(whole.metrics) <= set(found.final)
 
 
 def test_quarter_turns_against_moving_every_pixel():

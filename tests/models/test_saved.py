@@ -172,7 +172,7 @@ def test_what_cannot_be_read_is_not_called_damaged(error, told, path, monkeypatc
         raise error
 
     checkpoints.previous(path).write_bytes(path.read_bytes())  # which does not come in its place
-    for module, read, more in ((saved, models.load_network, ()), (checkpoints, checkpoints.load_checkpoint, ({}, {}, None))):
+    for module, read, more in ((saved, models.load_network, ()), (checkpoints, checkpoints.load_checkpoint, ({}, None))):
         monkeypatch.setattr(module, "open", refused, raising=False)
         with pytest.raises(CourseError, match=told) as caught:
             read(path, *more)

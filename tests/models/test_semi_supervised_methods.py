@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import coloured
+from tiny import coloured, undecided
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,17 +23,8 @@ class Half(nn.Module):
         return augment.evaluation(images.shape[-1])((images // 2).flip(3))
 
 
-def classifier(dropout=0.2):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = models.Classifier(models.resnet9(4), 3, dropout)
-        nn.init.normal_(model.head.weight, std=0.1)  # so that it is sure of some images and not of others
-        model(torch.randn(32, 3, 8, 8))  # statistics that are not the first ones
-        return model
-
-
 def method(kind=models.FixMatch, dropout=0.2, **options):
-    return kind(classifier(dropout), **options)
+    return kind(undecided(dropout), **options)
 
 
 def batch():
@@ -53,7 +44,7 @@ def threshold_for(passing, network):
 @pytest.mark.parametrize("strong", [Half(), None], ids=["strong", "same view"])
 def test_the_loss_equals_an_independent_computation(strong, passing, smoothing):
     weight, plain = 1.7, augment.evaluation(8)
-    threshold = threshold_for(passing, classifier(dropout=0.0))
+    threshold = threshold_for(passing, undecided(dropout=0.0))
     options = {"threshold": threshold, "weight": weight, "ramp": (0, 0), "label_smoothing": smoothing, "strong": strong}
     made = method(models.PseudoLabeling, dropout=0.0, weak=plain, **options)
     before = copy.deepcopy(made.classifier).double()

@@ -91,22 +91,16 @@ def test_a_record_says_whether_the_working_tree_was_clean(tmp_path, monkeypatch)
     assert state() == (None, None)  # no git
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"metrics": {"top1": math.nan}}, "metrics.top1"),
-        ({"metrics": {"top1": {"value": 0.5, "standard_error": math.inf}}}, "metrics.top1.standard_error"),
-        ({"settings": {"network": object()}}, "settings"),
-        ({"settings": {"temperature": math.nan}}, "settings"),
-        ({"seconds": math.inf}, "seconds"),
-    ],
-)
-def test_wrong_records_are_refused(changes, field):
-    with pytest.raises(ValueError, match=field):
-        make(**changes)
+def test_wrong_records_are_refused():
+    metrics = [{"top1": math.nan}, {"top1": {"value": 0.5, "standard_error": math.inf}}]
+    settings = [{"network": object()}, {"temperature": math.nan}]
+    for wrong in [{"seconds": math.inf}, *({"metrics": m} for m in metrics), *({"settings": s} for s in settings)]:
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            make(**wrong)
 
 
-GOOD = {"value": 0.6, "runs": 3, "values": [0.5, 0.6, 0.7]}
+def top1(**changes):
+    return {"metrics": {"top1": {"value": 0.6, "runs": 3, "values": [0.5, 0.6, 0.7]} | changes}}
 
 
 @pytest.mark.parametrize(
@@ -114,39 +108,31 @@ GOOD = {"value": 0.6, "runs": 3, "values": [0.5, 0.6, 0.7]}
     [
         *[({name: ...}, name) for name in ("kind", "lesson", "labels", "image_size", "differs", "seeds", "metrics", "source")],
         ({"schema": 99}, "schema"),
-        ({"labels": 10**30}, "labels"),
         ({"labels": 1.5}, "labels"),
         ({"network": ["ResNet-9"]}, "network"),
         ({"lesson": True}, "lesson"),
         ({"seconds": 10**400}, "seconds"),
-        ({"seeds": [2**63]}, r"seeds\[0\]"),
         ({"metrics": [0.5]}, "metrics"),
         ({"metrics": {"top1": 0.6}}, "metrics.top1"),
         ({"method": "\ud800"}, "not readable as JSON"),
         ({"settings": {"lr": math.inf}}, "not readable as JSON"),
-        *[
-            ({"metrics": {"top1": GOOD | wrong}}, told)
-            for wrong, told in [
-                ({"value": "0.6"}, "value"),  # a file holds numbers as numbers
-                ({"value": 10**400, "unit": "number"}, "value"),
-                ({"standard_error": -0.1}, "standard_error"),
-                ({"n": 2.5}, r"top1\.n "),
-                ({"runs": 0}, "runs"),
-                ({"values": ["0.6"]}, "values"),
-                ({"values": []}, "values"),
-                ({"values": [0.5, 0.7]}, "2 values for 3 runs"),
-                ({"values": [0.2, 0.2, 1.4]}, r"values\[2\]"),
-                ({"values": [0.5, 0.6, 0.8]}, "mean of 0.633"),
-                ({"unit": "percent"}, "unit"),
-                ({"mean": 0.6}, "mean"),
-            ]
-        ],
+        (top1(value="0.6"), "value"),  # a file holds numbers as numbers
+        (top1(value=10**400, unit="number"), "value"),
+        (top1(standard_error=-0.1), "standard_error"),
+        (top1(n=2.5), r"top1\.n "),
+        (top1(runs=0), "runs"),
+        (top1(values=[]), "values"),
+        (top1(values=[0.5, 0.7]), "2 values for 3 runs"),
+        (top1(values=[0.2, 0.2, 1.4]), r"values\[2\]"),
+        (top1(values=[0.5, 0.6, 0.8]), "mean of 0.633"),
+        (top1(unit="percent"), "unit"),
+        (top1(mean=0.6), "mean"),
     ],
 )
 def test_a_damaged_record_is_left_out_by_name(tmp_path, changes, field):
-    content = make(metrics={"top1": GOOD}) | changes
+    content = make(**top1()) | changes
     (tmp_path / "damaged.json").write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
-    results.write(make(method="whole", metrics={"top1": GOOD}), tmp_path)
+    results.write(make(method="whole"), tmp_path)
     with pytest.warns(UserWarning, match=field) as caught:
         assert [r["method"] for r in results.read(tmp_path)] == ["whole"]
     assert len(caught) == 1 and "damaged.json" in str(caught[0].message)
@@ -154,18 +140,14 @@ def test_a_damaged_record_is_left_out_by_name(tmp_path, changes, field):
 
 def test_foreign_and_broken_files_are_skipped_with_their_name(tmp_path):
     text = results.write(make(), tmp_path).read_text()
-    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "broken.json").write_text(text[: len(text) // 2])
-    (tmp_path / "deep.json").write_text("[" * 100_000)
-    (tmp_path / "foreign.json").write_text('{"some": "thing"}')
-    (tmp_path / "huge.json").write_text(" " * 1_000_001)
-    (tmp_path / "list.json").write_text("[1, 2]")
-    (tmp_path / "nan.json").write_text(text.replace("0.873", "NaN"))
+    wrong = {"broken": text[: len(text) // 2], "deep": "[" * 100_000, "foreign": '{"some": "thing"}', "huge": " " * 1_000_001}
+    wrong |= {"list": "[1, 2]", "nan": text.replace("0.873", "NaN"), "utf-16": "\ufeff{}"}
+    for name, content in wrong.items():
+        (tmp_path / f"{name}.json").write_bytes(content.encode("utf-16" if name == "utf-16" else "utf-8"))
     (tmp_path / "run-summary-01.json").write_text("{}")  # a lesson's own summary: not a record, and no surprise either
     with pytest.warns(UserWarning) as caught:
         assert len(results.read(tmp_path)) == 1
-    names = ["binary", "broken", "deep", "foreign", "huge", "list", "nan"]
-    assert all(f"{n}.json" in str(w.message) for n, w in zip(names, caught, strict=True))
+    assert all(f"{name}.json" in str(w.message) for name, w in zip(wrong, caught, strict=True))
 
 
 anything = st.recursive(

@@ -19,33 +19,28 @@ def fit(model, **options):
     return training.fit_classifier(model, image_set(), **{**settings, **options})
 
 
-def damaged(kind, good, witness):
-    state = torch.load(good, weights_only=True)
-    if kind == "truncated":
-        good.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    elif kind == "malicious":
-        torch.save({**state, "parts": Malicious(str(witness))}, good)
-    elif kind == "malicious pickle":
-        good.write_bytes(pickle.dumps(Malicious(str(witness)), protocol=2))
-    elif kind == "a list":
-        torch.save([1, 2, 3], good)
-    elif kind == "no settings":
-        torch.save({**state, "settings": None}, good)
-    elif kind == "no random state":
-        torch.save({**state, "rng": {}}, good)
-    elif kind == "odd weights":
-        state["parts"]["model"]["head.weight"] = torch.zeros(2, 2)
-        torch.save(state, good)
+def with_parts(file, **parts):
+    torch.save({**torch.load(file, weights_only=True), **parts}, file)
 
 
-@pytest.mark.parametrize("kind", ["truncated", "malicious", "malicious pickle", "a list", "no settings", "no random state", "odd weights"])
+DAMAGED = {
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "malicious": lambda file: with_parts(file, parts=Malicious(str(file.with_name("witness")))),
+    "malicious pickle": lambda file: file.write_bytes(pickle.dumps(Malicious(str(file.with_name("witness"))), protocol=2)),
+    "a list": lambda file: torch.save([1, 2, 3], file),
+    "no settings": lambda file: with_parts(file, settings=None),
+    "no random state": lambda file: with_parts(file, rng={}),
+    "odd weights": lambda file: with_parts(file, parts={"model": {"head.weight": torch.zeros(2, 2)}}),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_in_it_runs(kind, tmp_path):
-    file, witness = tmp_path / "run.pt", tmp_path / "witness"
-    fit(new_model(), checkpoint=file, stop_after=1)
-    damaged(kind, file, witness)
+    fit(new_model(), checkpoint=tmp_path / "run.pt", stop_after=1)
+    DAMAGED[kind](tmp_path / "run.pt")
     with pytest.raises(CourseError, match=r"run\.pt .*Delete it"):
-        fit(new_model(), checkpoint=file)
-    assert not witness.exists()
+        fit(new_model(), checkpoint=tmp_path / "run.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_half_made(tmp_path):

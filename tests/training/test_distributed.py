@@ -5,27 +5,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import rank
 import torch
+from test_survival import ENVIRONMENT, command, rows, wait_for_rows
 
 from sslcourse import devices, losses, training
 from sslcourse.course.commands.main import main
 from sslcourse.training import distributed
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.skipif(sys.platform == "win32", reason="gloo needs another set-up")]
-
-
-def close(mine, theirs, tolerance=1e-6):
-    """Largest difference, in parts of the largest number."""
-    assert mine.keys() == theirs.keys() and mine
-    for name in mine:
-        scale = theirs[name].abs().max().clamp(min=1e-6)
-        difference = (mine[name].double() - theirs[name].double()).abs().max() / scale
-        assert difference <= tolerance, f"{name}: {difference:.2e}"
 
 
 def all_steps():
@@ -54,8 +45,8 @@ def test_loss_and_gradients_are_those_of_the_joint_batch(world, tmp_path):
         assert len(one["gradients"]) > 10 and max(g.abs().max() for g in one["gradients"].values()) > 1e-3
         for of_rank in (each[name] for each in found):
             assert of_rank["loss"] == pytest.approx(one["loss"], rel=1e-6), name
-            close(of_rank["gradients"], one["gradients"])
-            close(of_rank["buffers"], one["buffers"])
+            for part in ("gradients", "buffers"):
+                torch.testing.assert_close(of_rank[part], one[part], rtol=1e-6, atol=1e-8)
             assert of_rank["kinds"] == ["BatchNorm1d", "BatchNorm2d"][name == "rotation" :]  # ordinary again
 
 
@@ -68,7 +59,7 @@ def test_a_run_of_two_processes_goes_on_with_one_and_with_three(tmp_path):
     for run in (rank.train(str(tmp_path / "run.pt")), rank.together(3, tmp_path, rank.train, str(tmp_path / "copy.pt"))[0]):
         assert [row["epoch"] for row in run["rows"]] == [1, 2, 3, 4]
         assert run["rows"][-1]["loss"] == pytest.approx(alone["rows"][-1]["loss"], rel=1e-6)
-        close(run["weights"], alone["weights"], 1e-5)
+        torch.testing.assert_close(run["weights"], alone["weights"], rtol=1e-5, atol=1e-7)
 
 
 def test_the_same_processes_go_on_exactly_and_the_first_alone_looks(tmp_path):
@@ -79,29 +70,15 @@ def test_the_same_processes_go_on_exactly_and_the_first_alone_looks(tmp_path):
     assert all(torch.equal(whole[0]["weights"][name], value) for name, value in parts["weights"].items())
 
 
-def arguments(out):
-    typed = ["pretrain", "--method", "simclr", "--data-dir", str(out.parent / "data"), "--out", str(out), "--epochs", "400"]
-    typed += ["--batch-size", "32", "--network", "resnet9", "--width", "4", "--size", "16", "--unlabeled", "256", "--look-every", "0"]
-    return [*typed, "--device", "cpu", "--precision", "fp32", "--quiet"]
-
-
-def rows(out):
-    file = out / "metrics.csv"
-    return len(file.read_text().splitlines()) - 1 if file.exists() else 0
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_process_that_dies_ends_the_job_and_the_run_goes_on_with_another_number(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sslcourse", *arguments(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(__file__).parents[2])}
+    arguments = command(tmp_path / "data", out, epochs=400)
+    processes = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sslcourse", *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    run = subprocess.Popen(command, **streams, env=environment, start_new_session=True)
+    run = subprocess.Popen(processes, **streams, env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo"}, start_new_session=True)
     try:
-        deadline = time.monotonic() + 400
-        while rows(out) < 1:
-            assert time.monotonic() < deadline and run.poll() is None, run.stdout.read()
-            time.sleep(0.1)
+        wait_for_rows(out, 1, run)
         workers = [int(child) for child in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)
@@ -115,5 +92,5 @@ def test_a_process_that_dies_ends_the_job_and_the_run_goes_on_with_another_numbe
     assert done >= rows(out) >= 1
     limited = training.pretrain
     monkeypatch.setattr(training, "pretrain", lambda *args, **options: limited(*args, stop_after=done + 1, **options))
-    assert main([*arguments(out), "--resume"]) == 0
+    assert main([*arguments, "--resume"]) == 0
     assert rows(out) == done + 1 and "shared by 2 processes" in (out / "log.txt").read_text()

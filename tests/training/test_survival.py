@@ -124,7 +124,7 @@ def wait_for_rows(out, more, process):
     """Wait until the run has written so many rows more; that much time is patience, and nothing is measured."""
     wanted, deadline = rows(out) + more, time.monotonic() + 300
     while rows(out) < wanted:
-        assert time.monotonic() < deadline and process.poll() is None, process.stderr.read() if process.stderr else out
+        assert time.monotonic() < deadline and process.poll() is None, [s.read() for s in (process.stdout, process.stderr) if s]
         time.sleep(0.05)
 
 
