@@ -2,7 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,10 +26,6 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.mean((2, 3))
-
-
 def _maximum(x: Tensor) -> Tensor:
     return F.adaptive_max_pool2d(x, 1).flatten(1)
 
@@ -36,13 +34,14 @@ class Encoder(nn.Module):
     """Blocks in a row, and the pooling that makes one vector of the last feature map.
 
     recipe: the name of the function below that makes its like, and the arguments, so that stored weights find their network again.
-    pool: (N, channels, h, w) -> (N, feature_dim).
+    pool: (N, channels, h, w) -> (N, feature_dim); the mean of each map unless another is given.
     Raises ValueError for anything but normalised float images (N, 3, H, W) of at least `smallest` pixels a side.
     """
 
-    def __init__(self, recipe: dict, blocks: Sequence[nn.Module], feature_dim: int, smallest: int = 8, pool: Callable = _mean):
+    def __init__(self, recipe: dict, blocks: Sequence[nn.Module], feature_dim: int, smallest: int = 8, pool: Callable | None = None):
         super().__init__()
-        self.recipe, self.feature_dim, self.smallest, self.pool = recipe, feature_dim, smallest, pool
+        self.recipe, self.feature_dim, self.smallest = recipe, feature_dim, smallest
+        self.pool = pool or partial(torch.mean, dim=(2, 3))
         self.blocks = nn.Sequential(*blocks)
 
     def feature_maps(self, x: Tensor, blocks: int | None = None) -> list[Tensor]:

@@ -24,6 +24,8 @@ class PseudoLabeling(nn.Module):
     metrics: supervised_loss; pseudo_loss, before its weight; pseudo_weight; coverage, the part of the unlabelled images that pass.
     """
 
+    usual_views = {"weak": augment.weak}
+
     def __init__(
         self, classifier: nn.Module, *, weak: nn.Module | None = None, strong: nn.Module | None = None, threshold: float = 0.0,
         weight: float = 1.0, ramp: tuple[float, float] = (0.0, 0.4), average: float = 0.0, label_smoothing: float = 0.0,
@@ -48,9 +50,10 @@ class PseudoLabeling(nn.Module):
         return f"{parts}, label_smoothing={self.label_smoothing}"
 
     def prepare(self, size: int) -> None:
-        """Settle on the weak view, for images of this many pixels a side, where none was given."""
-        if self.weak is None:
-            self.weak = augment.weak(size).to(self.weight.device)
+        """Settle on the views, for images of this many pixels a side, where none were given."""
+        for name, make in self.usual_views.items():
+            if getattr(self, name) is None:
+                setattr(self, name, make(size).to(self.weight.device))
 
     def pseudo_logits(self, images: Tensor) -> Tensor:
         """What the classifier says of uint8 images (N, 3, H, W) in their weak view: logits (N, C), without gradient."""
@@ -59,7 +62,7 @@ class PseudoLabeling(nn.Module):
     @torch.no_grad()
     def _answers(self, views: Tensor) -> Tensor:
         with evaluation_mode(self.classifier):
-            return self.classifier(_channels_last(views))
+            return self.classifier(views.contiguous(memory_format=torch.channels_last))
 
     def forward(self, images: Tensor, labels: Tensor, unlabeled: Tensor) -> Tensor:
         """images uint8 (B, 3, H, W) with labels int64 (B,), unlabeled uint8 (M, 3, H, W) -> scalar loss."""
@@ -72,7 +75,8 @@ class PseudoLabeling(nn.Module):
             weak_logits = self._answers(u)
         else:
             weak_logits, u = self.pseudo_logits(unlabeled), self.strong(unlabeled)
-        logits = self.classifier(_channels_last(torch.cat([x, u]))).float()  # together, so that batch statistics are of both
+        both = torch.cat([x, u]).contiguous(memory_format=torch.channels_last)
+        logits = self.classifier(both).float()  # together, so that batch statistics are of both
         supervised = F.cross_entropy(logits[: len(x)], labels, label_smoothing=self.label_smoothing)
         pseudo = losses.pseudo_label_loss(weak_logits.float(), logits[len(x) :], self.threshold)
         with torch.no_grad():
@@ -102,14 +106,7 @@ class FixMatch(PseudoLabeling):
     million steps); strong: None takes `augment.strong` at the images' size.
     """
 
+    usual_views = {"weak": augment.weak, "strong": augment.strong}
+
     def __init__(self, classifier: nn.Module, **options):
         super().__init__(classifier, **({"threshold": 0.95, "ramp": (0.0, 0.0), "average": 0.99} | options))
-
-    def prepare(self, size: int) -> None:
-        super().prepare(size)
-        if self.strong is None:
-            self.strong = augment.strong(size).to(self.weight.device)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ import re
 import statistics
 import subprocess
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from sslcourse.files import differences, plain, reason, slug, write_json
 
 SUMMARY_PREFIX = "run-summary-"  # a lesson's own summary lies beside its records; it is not one
 _REFERENCE = Path(__file__).parent / "reference"
+_fits_schema = fastjsonschema.compile(json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8")))
 _LESSON_TIERS = ("smoke", "cpu", "gpu", "full")
 # what of a record, and of its settings, may differ when the same experiment is made again
 _MEASURED = ("metrics", "seconds", "minutes", "device", "date", "versions", "git_commit", "git_clean", "notes")
@@ -42,10 +43,9 @@ def record(
 ) -> dict:  # fmt: skip
     """Make one result record.
 
-    lesson: 1–7. name: a short identifier within the lesson; it names the file. method: what a reader sees in the table.
-    labels: how many labelled images were used, None for all. metrics: name -> number or some of a metric's fields; `over_runs` makes them.
-    seed: the seed, or all the seeds that the value averages over. device: a torch.device or its name. seconds: wall-clock time.
-    settings: what else decides the result. identity: of the images, `ImageSet.identity`; None where it is not known.
+    lesson: 1–7. name: names the file. method: what the table shows. labels: how many labelled images were used, None for all.
+    metrics: name -> number or some of a metric's fields, as `over_runs` makes them. seed: one, or all that the values average over.
+    seconds: wall-clock time. settings: what else decides the result. identity: of the images, `ImageSet.identity`; None: not known.
     Raises ValueError, which names the field, for what is not finite, outside 0–1 as a fraction, or does not fit into JSON.
     """
     seeds = [int(s) for s in seed] if isinstance(seed, Sequence) and not isinstance(seed, str) else [int(seed)]
@@ -84,7 +84,7 @@ def metric(given, runs: int = 1) -> dict:
 def check(content) -> None:
     """Raise ValueError, in a sentence that names the field, unless this is a record."""
     try:
-        _schema()(content)
+        _fits_schema(content)
     except fastjsonschema.JsonSchemaValueException as error:
         raise ValueError(error.message.replace("data", "record", 1)) from None
     for name, found in content["metrics"].items():
@@ -95,11 +95,6 @@ def check(content) -> None:
             raise ValueError(f"record.metrics.{name} has {len(values)} values for {found['runs']} runs: one a run, in their order")
         if values and not math.isclose(statistics.mean(values), found["value"], rel_tol=1e-6, abs_tol=1e-9):
             raise ValueError(f"record.metrics.{name} is {found['value']:g}, and its runs have a mean of {statistics.mean(values):g}")
-
-
-@lru_cache(maxsize=1)
-def _schema() -> Callable:
-    return fastjsonschema.compile(json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8")))
 
 
 def device_name(device) -> str:

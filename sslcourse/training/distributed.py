@@ -19,15 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from sslcourse.devices import at_least_float32, choose_device, rank, sum_over_ranks, world_size
 from sslcourse.errors import CourseError
 
-PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, which may be drawing or unpacking images
-
 
 @contextmanager
 def process_group(device: str | torch.device | None = None) -> Iterator[torch.device]:
     """Inside, the processes of one torchrun know each other: NCCL between GPUs, gloo elsewhere. Yields this process's device.
 
-    Each takes the GPU of its number on its machine (LOCAL_RANK). Without torchrun there is no group, and the device is `choose_device`'s.
-    Raises CourseError when there are more processes than GPUs.
+    That is the GPU of its number on its machine (LOCAL_RANK), or `choose_device`'s. CourseError for more processes than GPUs.
     """
     device = choose_device(device)
     if not (dist.is_available() and dist.is_torchelastic_launched()):
@@ -39,7 +36,8 @@ def process_group(device: str | torch.device | None = None) -> Iterator[torch.de
             raise CourseError(f"torchrun has started more processes on this machine than its {gpus} GPUs: lower --nproc-per-node.")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    patience = timedelta(minutes=30)  # for others that may be drawing or unpacking images
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield device
         dist.barrier()  # nobody leaves while another still writes

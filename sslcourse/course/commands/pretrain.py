@@ -1,7 +1,7 @@
 """The command `pretrain`: one long run of pretraining, from the command line, that survives interruptions.
 
-    python -m sslcourse pretrain --method simclr --dataset stl10 --epochs 200 --out runs/simclr
-    torchrun --nproc-per-node=4 -m sslcourse pretrain ... the same
+python -m sslcourse pretrain --method simclr --dataset stl10 --epochs 200 --out runs/simclr
+torchrun --nproc-per-node=4 -m sslcourse pretrain ... the same
 """
 
 import argparse
