@@ -153,8 +153,7 @@ class SimCLR(TwoViewMethod):
     """Two views of an image shall be more alike than views of different images (Chen, Kornblith, Norouzi, Hinton 2020).
 
     hidden_dim, out_dim, layers: the projection head's. temperature: that of the NT-Xent loss. views_together: encode both views in one
-    pass, so that batch normalisation sees both and cannot tell them apart; False encodes one after the other.
-    metrics: positive_similarity, the mean cosine of the two views' projections.
+    pass, so that batch normalisation sees both. metrics: positive_similarity, the mean cosine of the two views' projections.
     """
 
     loss_name, default_augmentation = "simclr", staticmethod(augment.simclr)
@@ -181,11 +180,10 @@ class SimCLR(TwoViewMethod):
 class BYOL(TwoViewMethod):
     """Predict what a slowly moving copy of the network makes of the other view (Grill et al. 2020). No negatives.
 
-    hidden_dim, out_dim: of the projection head and of the prediction head. tau0: where the moving average of the target starts (`ema_tau`;
-    the paper has 0.996 for 1,000 epochs; short runs want less). last_norm: batch normalisation without scale on the projections (the paper
-    has none); their spread then stays near 1, and only their rank tells of a collapse.
-    predictor, stop_gradient, moving_average: the three parts that can be taken away, to see what each is for. Without the moving average
-    the target is the online network itself, and only then has stop_gradient=False an effect: the loss pulls at both its sides.
+    hidden_dim, out_dim: of both heads. tau0: where the moving average of the target starts (`ema_tau`; 0.996 in the paper, for 1,000
+    epochs). last_norm: batch normalisation without scale on the projections (none in the paper); only their rank then tells of a collapse.
+    predictor, stop_gradient, moving_average: the three parts that can be taken away. Without the moving average the target is the online
+    network itself, and only then has stop_gradient=False an effect: the loss pulls at both its sides.
     metrics: projection_std, the spread of the online projections' directions times the root of their dimension (1 is even, 0 collapsed);
     target_similarity, the mean cosine of prediction and target.
     """
@@ -212,10 +210,8 @@ class BYOL(TwoViewMethod):
         views = torch.cat(self.two_views(images))  # (2N, 3, size, size)
         z = self.project(views)
         predicted = self.predictor(z)  # (2N, out_dim)
-        aim = z
-        if self.target is not None:
-            with torch.no_grad():
-                aim = self.target(views.contiguous(memory_format=torch.channels_last))
+        with torch.no_grad():  # z keeps the gradient that it has
+            aim = z if self.target is None else self.target(views.contiguous(memory_format=torch.channels_last))
         aim = aim.roll(len(images), dims=0)  # each view predicts the other one
         with torch.no_grad():
             spread = F.normalize(z.float(), dim=1).std(0, correction=0).mean() * z.shape[1] ** 0.5
@@ -241,9 +237,8 @@ def ema_tau(step: int, steps: int, tau0: float) -> float:
 class BarlowTwins(TwoViewMethod):
     """Make the cross-correlation of two views' projections the identity matrix (Zbontar, Jing, Misra, LeCun, Deny 2021).
 
-    hidden_dim, out_dim, layers: the projection head's; wide heads are usual (2,048 on small data, 8,192 in the paper).
-    lambda_param: weight of the elements beside the diagonal. scale: factor on the whole loss (the authors' code has 0.1 on small data).
-    metrics: diagonal, the mean correlation of a dimension with itself in the other view.
+    hidden_dim, out_dim, layers: the projection head's, 8,192 wide in the paper. lambda_param: weight of the elements beside the diagonal.
+    scale: factor on the whole loss. metrics: diagonal, the mean correlation of a dimension with itself in the other view.
     """
 
     loss_name, default_augmentation = "barlow_twins", staticmethod(augment.barlow_views)

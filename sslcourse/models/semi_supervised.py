@@ -18,9 +18,8 @@ class PseudoLabeling(nn.Module):
     weak: the augmentation of labelled images and of those that get a pseudo-label; None takes `augment.weak` at the images' size.
     strong: the augmentation of the images that learn from it; None is the weak view itself, as in plain pseudo-labelling.
     threshold: the least probability of a pseudo-label, 0 to 1. weight: of the unlabelled images in the loss; ramp: (start, end) of its rise
-    from 0, as parts of all steps; (0, 0) gives it from the first step on. label_smoothing: of the labelled images' loss.
-    average: how much of the averaged weights a step keeps at most; in the first steps less, (1 + step)/(10 + step), so that a short run
-    does not keep its beginning. 0 evaluates the classifier's own weights.
+    from 0, as parts of all steps. label_smoothing: of the labelled images' loss. average: how much of the averaged weights a step keeps at
+    most, in the first steps (1 + step)/(10 + step); 0 evaluates the classifier's own weights.
     metrics: supervised_loss; pseudo_loss, before its weight; pseudo_weight; coverage, the part of the unlabelled images that pass.
     """
 

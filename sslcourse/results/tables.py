@@ -53,11 +53,9 @@ class Table:
 def table(rows: Iterable[Mapping], columns: Sequence[str] | None = None, caption: str = "") -> Table:
     """Lay out records and plain rows, in the order given; what a row lacks is shown as '–'.
 
-    A plain row is a dict such as
-    {"source": "published", "method": "SimCLR", "dataset": "CIFAR-10", "metrics": {"top1": 0.906}, "differs": "ResNet-50"};
-    source is 'ours' (if left out), 'original project' or 'published'.
-    columns: names of fields and of metrics, and "runs", how many seeds there were. By default method, source, dataset, labels, every metric
-    that occurs, and differs if any row has it.
+    A plain row: {"source": "published", "method": "SimCLR", "dataset": "CIFAR-10", "metrics": {"top1": 0.906}, "differs": "ResNet-50"};
+    source is 'ours' (if left out), 'original project' or 'published'. columns: names of fields and of metrics, and "runs", how many seeds;
+    by default method, source, dataset, labels, every metric that occurs, and differs if any row has it.
     """
     rows = list(rows)
     if wrong := [row["source"] for row in rows if row.get("source", "ours") not in SOURCES]:
