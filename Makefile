@@ -14,6 +14,7 @@ help:
 	@echo "make test           the whole test suite"
 	@echo "make test-browser   the lessons in JupyterLab, by a Chromium that is on the path"
 	@echo "make test-colab     the lessons with Colab's versions, in an environment of 5 GB that stays in build/colab"
+	@echo "make test-gpu       what a GPU says in MINUTES=9: its tests, every lesson, speed, half precision, a recipe; in build/gpu"
 	@echo "make test-nbgrader  a right, a half right and an empty submission through nbgrader"
 	@echo "make lint           ruff over code and notebooks"
 	@echo "make notebooks      run the lessons at tier cpu and store their outputs"
@@ -49,6 +50,9 @@ test-browser: setup
 test-colab: setup
 	$(BIN)/python tests/colab/run_lessons.py --environment build/colab
 
+test-gpu: setup
+	$(BIN)/python tests/gpu/fifteen_minutes.py --minutes $(or $(MINUTES),9) --out build/gpu
+
 test-nbgrader: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,test,grade]"
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/course/test_nbgrader.py
@@ -66,4 +70,4 @@ site: $(VENV)/.site
 slides: $(VENV)/.site
 	$(BIN)/jupyter nbconvert --to slides --config docs/slides/nbconvert_config.py --output-dir build/slides $(if $(REVEAL),--reveal-prefix $(REVEAL)) notebooks/0*.ipynb
 
-.PHONY: help setup lab run lint test test-browser test-colab test-nbgrader notebooks site slides
+.PHONY: help setup lab run lint test test-browser test-colab test-gpu test-nbgrader notebooks site slides

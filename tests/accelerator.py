@@ -34,7 +34,7 @@ class Backend(backend_registration._DummyBackendModule):
     """What torch asks of the module behind a device."""
 
     def is_available(self):
-        return True
+        return Accelerator.active is not None
 
     def device_count(self):
         return 1

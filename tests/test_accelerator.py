@@ -4,9 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from cells import NOTEBOOKS, leave_out, run
 from tiny import coloured, image_set
 
-from sslcourse import augment, diagnostics, evaluation, losses, models, training
+from sslcourse import augment, diagnostics, evaluation, loaders, losses, models, results, training
+from sslcourse.training import tasks
 
 accelerator = pytest.importorskip("accelerator", reason="this torch makes no device in Python", exc_type=(ImportError, AttributeError))
 DEVICE = accelerator.DEVICE
@@ -140,6 +142,21 @@ def test_views_are_those_of_the_cpu(name, device):
     there = view.to(DEVICE)(images.to(DEVICE))
     pairs = [(here, there)] if isinstance(here, torch.Tensor) else zip(here, there, strict=True)
     assert all(torch.allclose(b.cpu(), a, atol=1e-4) for a, b in pairs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_lesson_runs_there(path, device, monkeypatch, tmp_path):
+    leave_out(path, unless=("04",))
+    length = loaders.TensorLoader.__len__
+    monkeypatch.setattr(loaders.TensorLoader, "__len__", lambda loader: min(2, length(loader)) if loader.drop_last else length(loader))
+    run_of = tasks.Run  # of two epochs at most, of two steps each
+    monkeypatch.setattr(tasks, "Run", lambda model, loader, loss, epochs, *rest: run_of(model, loader, loss, min(2, epochs), *rest))
+    monkeypatch.setenv("SSLCOURSE_RESULTS_DIR", str(tmp_path))
+    monkeypatch.setenv("SSLCOURSE_HEADLESS", "1")
+    lesson = run(path, TIER="smoke", DATASET="toybox", DEVICE=accelerator.NAME)["lesson"]
+    assert lesson.device.type == accelerator.NAME
+    assert {record["device"] for record in results.read(tmp_path)} == {accelerator.NAME}
 
 
 TOLERANCE = 1e-4  # as losses.py says

@@ -142,8 +142,8 @@ class Lesson:
 
     def network(self, size: int, width: int = 0) -> tuple[str, Callable]:
         """The encoder that suits the tier, for images of this size, or a ResNet-9 of `width`: its name, and a function that makes one."""
-        if width or self.tier in ("smoke", "cpu"):
-            width = width or self.pick(smoke=8, cpu=16)
+        if width or self.tier != "full":
+            width = width or self.pick(smoke=8, cpu=16, gpu=32)
             return f"ResNet-9, width {width}", lambda: models.resnet9(width)
         return "ResNet-18", lambda: models.resnet18(small_images=size < 96, max_pool=size >= 64)
 

@@ -143,9 +143,9 @@ def test_pick_falls_back_towards_smaller_tiers(begin):
     [
         ("smoke", 32, 0, "ResNet-9, width 8", models.resnet9(8)),
         ("cpu", 96, 0, "ResNet-9, width 16", models.resnet9(16)),
-        ("gpu", 32, 0, "ResNet-18", models.resnet18(small_images=True)),
-        ("gpu", 64, 0, "ResNet-18", models.resnet18(small_images=True, max_pool=True)),
-        ("gpu", 96, 0, "ResNet-18", models.resnet18(small_images=False)),
+        ("full", 32, 0, "ResNet-18", models.resnet18(small_images=True)),
+        ("full", 64, 0, "ResNet-18", models.resnet18(small_images=True, max_pool=True)),
+        ("full", 96, 0, "ResNet-18", models.resnet18(small_images=False)),
         ("full", 96, 6, "ResNet-9, width 6", models.resnet9(6)),
     ],
 )
