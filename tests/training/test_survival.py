@@ -107,8 +107,15 @@ def command(data, out, *more, epochs=3):
     return [*arguments, "--device", "cpu", "--look-every", "0", "--quiet", *more]
 
 
+def hear_signals():
+    """Where the tests themselves run under nohup, a hang-up is ignored, and a process would go on ignoring it."""
+    for name in ("SIGHUP", "SIGINT", "SIGTERM"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 def start(arguments, **options):
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT} | options
+    options["preexec_fn"] = hear_signals if os.name == "posix" else None
     return subprocess.Popen([sys.executable, "-m", "sslcourse", *arguments], **options)
 
 
