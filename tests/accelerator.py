@@ -135,8 +135,7 @@ def _compute(accelerator, function, args, kwargs):
 def _place() -> str:
     """The line, outside torch, that is being run."""
     frames = [frame for frame in traceback.extract_stack() if "torch" not in Path(frame.filename).parts and frame.filename != __file__]
-    frame = frames[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}"
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}" if frames else "a thread of autograd"
 
 
 def _tensor(data, *args, device=None, **kwargs):
