@@ -26,7 +26,7 @@ def choose_device(device: str | torch.device | None = None, named: str = "device
 
     named: the option or parameter, for messages. Raises CourseError, with the way out, for what is no device or is not here.
     """
-    gpus = [kind for kind, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there]
+    gpus = [kind for kind, backend in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if backend.is_available()]
     if device in (None, "auto", "default"):
         return torch.device((*gpus, "cpu")[0])
     here = ", ".join([*gpus, "cpu"])
@@ -34,9 +34,11 @@ def choose_device(device: str | torch.device | None = None, named: str = "device
         chosen = torch.device(device)
     except (RuntimeError, TypeError):
         raise CourseError(f"{named} is {device!r}, which is no device. Here there is: {here}.") from None
+    there = chosen.type in (*gpus, "cpu")
+    if chosen.type not in ("cuda", "mps", "cpu"):  # what else torch may have a module for, such as torch.xpu
+        there = getattr(getattr(torch, chosen.type, None), "is_available", lambda: False)()
     number = torch.cuda.device_count() if chosen.type == "cuda" else 1
-    another = getattr(getattr(torch, chosen.type, None), "is_available", lambda: False) if chosen.type not in ("cuda", "mps") else bool
-    if not (chosen.type in (*gpus, "cpu") or another()) or (chosen.index or 0) >= number:
+    if not there or (chosen.index or 0) >= number:
         raise CourseError(f"{named} is {str(device)!r}, and PyTorch has no such device here. Leave it out, or take one of: {here}.")
     return chosen
 

@@ -53,9 +53,9 @@ def folder_of(value: str | Path, named: str, default: str, base: Path | None = N
 def path_of(value: str | Path, named: str, base: Path | None = None) -> Path:
     """A path as the user gave it, absolute. CourseError for nothing, an address, or what the system does not take or show."""
     if not isinstance(value, (str, Path)) or not str(value).strip():
-        raise CourseError(f"{named} is {value!r}; it has to be the path of a folder, or 'default'.")
+        raise CourseError(f"{named} is {value!r}; it has to be a path on this computer.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(value)):  # a Path has one slash left of two
-        raise CourseError(f"{named} is {str(value)!r}, an address; it has to be a folder of this computer. Copy or mount it first.")
+        raise CourseError(f"{named} is {str(value)!r}, an address; it has to be a path on this computer. Copy or mount it first.")
     try:
         path = ((base or Path.cwd()) / Path(value).expanduser()).resolve()
         path.exists()
