@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sslcourse import augment, datasets
 from sslcourse.datasets.prepared import SPLITS
-from sslcourse.devices import OneOrAll, autocast, choose_precision, cudnn, evaluation_mode
+from sslcourse.devices import OneOrAll, autocast, choose_precision, cudnn, evaluation_mode, seeded
 from sslcourse.display import progress_bar
 from sslcourse.loaders import TensorLoader
 
@@ -117,6 +117,17 @@ def feature_set(encoder: nn.Module, images, **options) -> FeatureSet:
     dim = max(fields[name].shape[1] for name in SPLITS)
     fields |= {name: torch.zeros(0, dim) for name in SPLITS if not len(fields[name])}
     return FeatureSet(**fields, class_names=list(images.class_names))
+
+
+def in_views(found: FeatureSet, encoder: nn.Module, images, view: nn.Module, *, repeats: int = 20, seed: int = 0, **options) -> FeatureSet:
+    """The FeatureSet with other training rows: those of `repeats` random views of each labelled image of an ImageSet.
+
+    A probe that is trained on them sees its few images as augmented as a supervised network does (Chen et al. 2020, appendix B.7, have
+    crops and flips). view: uint8 -> normalised float. options: those of `features` with which `found` was made.
+    """
+    pictures, labels = (part.repeat(repeats, *[1] * (part.dim() - 1)) for part in (images.train_images, images.train_labels.cpu()))
+    with seeded(seed):
+        return replace(found, train=features(encoder, pictures, transform=view, **options), train_labels=labels)
 
 
 def neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ Everything that chooses, chooses on the validation split. The test split is meas
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from sslcourse.devices import one_thread, seeded
-from sslcourse.evaluation.features import FeatureSet, check_labels, check_split, evaluation_view, knn_scores, neighbours, predict
+from sslcourse.evaluation.features import (
+    FeatureSet,
+    check_labels,
+    check_split,
+    evaluation_view,
+    feature_set,
+    knn_scores,
+    neighbours,
+    predict,
+)  # fmt: skip
 from sslcourse.evaluation.uncertainty import standard_error, wilson_interval
 from sslcourse.models import Classifier
 
@@ -134,6 +143,24 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
     logits = torch.full((len(rows), len(found.class_names)), -200.0)  # less than any class that the probe has seen
     logits[:, torch.from_numpy(probe.classes_)] = scores.log_softmax(1).clamp_min(-100).float()
     return Result(logits, truth, found.class_names, {"C": probe.C, "features": found.dim})
+
+
+def probe_blocks(encoders: Mapping[int, nn.Module], images, per_class: int, **options) -> dict[int, list[float]]:
+    """Block -> the validation accuracy of a linear probe on it, in percent, for each of the encoders: {seed of its labels: encoder}.
+
+    The course has one rule for all encoders: that block is probed further whose mean is the largest here, `best_block`.
+    options: those of `features`.
+    """
+    few, found = {seed: images.subset(test=0).few_labels(per_class, seed) for seed in encoders}, {}
+    for block in range(1, 1 + len(next(iter(encoders.values())).blocks)):
+        sets = [feature_set(encoder, few[seed], block=block, **options) for seed, encoder in encoders.items()]
+        found[block] = [100 * linear_probe(each).top1 for each in sets]
+    return found
+
+
+def best_block(probed: Mapping[int, Sequence[float]]) -> int:
+    """The block with the largest mean of what `probe_blocks` found, the first of equals."""
+    return max(probed, key=lambda block: sum(probed[block]) / len(probed[block]))
 
 
 @dataclass

@@ -5,7 +5,7 @@ Methods over several seeds: `mean_and_error`, `t_interval`; two over the same se
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,12 +75,17 @@ class PairedRuns:
         return f"{above} beats {below} by {abs(self.difference):.0f} points"
 
 
-def paired_runs(first: Sequence[float], second: Sequence[float]) -> PairedRuns:
-    """Two methods run with the same seeds, one value a run: the paired t-test, two-sided (Student 1908).
+def paired_runs(first: Sequence | Mapping, second: Sequence | Mapping) -> PairedRuns:
+    """Two methods run with the same seeds, one accuracy a run: the paired t-test, two-sided (Student 1908).
 
-    One run, or differences that are all the same, give no estimate of luck: p_value and interval are NaN then, and nothing is shown.
+    A run is an accuracy in percent or an `evaluation.Result`. Two sequences are paired in their order, two mappings by their keys, the
+    seeds, of which those in both count. One run, or differences that are all the same, give no estimate of luck: p_value and interval
+    are NaN then, and nothing is shown.
     """
-    first, second = _finite(first), _finite(second)
+    if isinstance(first, Mapping):
+        seeds = [seed for seed in first if seed in second]
+        first, second = ([runs[seed] for seed in seeds] for runs in (first, second))
+    first, second = (_finite([100 * run.top1 if hasattr(run, "top1") else run for run in runs]) for runs in (first, second))
     mean, error = mean_and_error([a - b for a, b in zip(first, second, strict=True)])
     if len(first) == 1 or error <= 1e-12 * max(map(abs, first + second)):  # below that, the differences differ by rounding alone
         return PairedRuns(mean, error, math.nan, (math.nan, math.nan), len(first))

@@ -156,3 +156,15 @@ def test_the_vote_against_adding_up(k, temperature):
     torch.testing.assert_close(evaluation.knn_scores(bank * lengths, labels, 7 * queries, 4, k, temperature), scores)
 
 
+
+
+def test_in_views_has_each_labelled_image_in_several_views_and_leaves_the_other_splits(model):
+    encoder, tiny_images = model.encoder, image_set()
+    found = evaluation.feature_set(encoder, tiny_images, block=2)
+    few, view = tiny_images.few_labels(2), augment.weak(tiny_images.size)
+    seen = evaluation.in_views(found, encoder, few, view, repeats=3, block=2)
+    assert seen.validation is found.validation and torch.equal(seen.train_labels, few.train_labels.repeat(3))
+    assert not torch.equal(seen.train[: len(few.train_labels)], seen.train[len(few.train_labels) : 2 * len(few.train_labels)])
+    assert torch.equal(seen.train, evaluation.in_views(found, encoder, few, view, repeats=3, block=2).train)
+    plain = evaluation.in_views(found, encoder, few, augment.evaluation(few.size), repeats=1, block=2)
+    torch.testing.assert_close(plain.train, found.few_labels(2).train, **CLOSE)

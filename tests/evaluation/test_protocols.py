@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from tiny import NeverTouched, coloured, image_set, same_weights
 
-from sslcourse import augment, evaluation, models
+from sslcourse import augment, datasets, evaluation, models
 from sslcourse.evaluation.protocols import top_k
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -206,6 +206,19 @@ def encoder(seed=0):
 def tune(network, images=None, **options):
     options = {"epochs": 1, "batch_size": 16, "precision": "fp32", "progress": False} | options
     return evaluation.fine_tune(network, images or image_set(), **options)
+
+
+def test_blocks_are_probed_on_validation_images_and_the_best_mean_is_kept():
+    train, validation = coloured(48, 0), coloured(30, 1)
+    spread, names = ((0.5,) * 3, (0.2,) * 3), ["red", "green", "blue"]
+    probed = datasets.ImageSet("coloured", names, *spread, *train, *validation, train[0][:0], train[1][:0])  # no test images
+    encoders = {seed: encoder(seed) for seed in (0, 4)}
+    found = evaluation.probe_blocks(encoders, probed, per_class=5)
+    assert list(found) == [*range(1, 1 + len(encoders[0].blocks))]
+    for block, scores in found.items():
+        by_hand = [evaluation.feature_set(e, probed, block=block).few_labels(5, s) for s, e in encoders.items()]
+        assert scores == [100 * evaluation.linear_probe(rows).top1 for rows in by_hand]
+    assert evaluation.best_block({1: [50.0, 60.0], 2: [90.0, 30.0], 3: [60.0, 60.0]}) == 2
 
 
 def test_fine_tuning_leaves_the_encoder_alone():

@@ -51,6 +51,16 @@ def test_paired_runs_by_hand():
     assert swapped.p_value == pytest.approx(found.p_value) and swapped.interval == pytest.approx([-x for x in found.interval[::-1]])
 
 
+def test_paired_runs_takes_results_and_pairs_mappings_by_their_seeds():
+    truth, answers = torch.zeros(4, dtype=torch.long), ([0, 0, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1])
+    results = [evaluation.Result(torch.eye(2)[torch.tensor(said)], truth, ["a", "b"]) for said in answers]
+    in_order = evaluation.paired_runs(results, [70.0, 60.0, 20.0])  # 75, 50 and 0 percent are right
+    assert in_order == evaluation.paired_runs([75.0, 50.0, 0.0], [70.0, 60.0, 20.0])
+    assert evaluation.paired_runs(dict(zip((3, 1, 2), results, strict=True)), {0: 99.0, 1: 60.0, 2: 20.0, 3: 70.0}) == in_order
+    with pytest.raises(ValueError, match="at least one"):
+        evaluation.paired_runs({0: 50.0}, {1: 50.0})
+
+
 @pytest.mark.parametrize("runs", [[0.5], [0.5, 0.6, 0.7]])
 def test_one_run_and_differences_that_are_all_the_same_are_no_proof(runs):
     found = evaluation.paired_runs(runs, [value - 0.1 for value in runs])  # the same three times, but for rounding
