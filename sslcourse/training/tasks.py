@@ -85,7 +85,8 @@ def fit_classifier(
     model: normalised float images (N, 3, size, size) -> logits (N, classes); trained in place, left in evaluation mode.
     images: a datasets.ImageSet, whose test split is never touched. epochs: passes over the labelled images.
     batch_size: at most the number of labelled images. augmentation: a module of `augment`; `augment.weak` when None.
-    validate_every: epochs between two looks at the validation split, each of which gives a row; 0 looks once, at the end.
+    validate_every: epochs between two looks at the validation split, each of which gives a row, besides one after the first epoch; 0 looks
+    once, at the end.
     options: lr, weight_decay, lr_scales, guard, device, precision, seed, checkpoint, ...: those of `training.Options`.
 
     Returns the History: epoch, step, lr, loss (with label smoothing, in training mode), validation_loss, validation_accuracy, seconds.
@@ -109,7 +110,7 @@ def fit_classifier(
         return F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing), {}
 
     def look(epoch: int, last: bool) -> dict | None:
-        if not last and not (validate_every and epoch % validate_every == 0):
+        if not last and not (validate_every and (epoch == 1 or epoch % validate_every == 0)):
             return None
         if not len(images.validation_labels):
             return {}
