@@ -1,12 +1,13 @@
 """The number to beat: supervised training on few labels, as lesson 1 defends it. Lessons 2 to 7 read it here, or train it now."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from sslcourse import augment, evaluation, models, results, training
+from sslcourse import augment, evaluation, models, plots, results, training
 
 METHOD = "supervised"
 BATCH = 64
@@ -46,28 +47,70 @@ def record_of(
     return found
 
 
-def baseline(lesson, images, per_class: int, seeds: Sequence[int], network: str, make_encoder: Callable) -> dict:
-    """The record of supervised training on per_class labels of each class: of those of lesson 1 the best on validation, or one made now.
+def read(lesson, images, per_class: int, seeds: Sequence[int], network: str) -> dict | None:
+    """The record of supervised training on per_class labels of each class: of those of lesson 1 the best on validation, None without any.
 
-    Learner's records and those that came with the course count, of these images, labels and network. network: the name of what
-    make_encoder makes, such as "ResNet-9, width 16"; another network is no fair rival.
+    The learner's records and those that came with the course count, of these images, labels and network, with all these seeds.
     """
     wanted = {"dataset": lesson.dataset, "labels": per_class * images.num_classes, "network": network, "image_size": images.size}
     known = [r for r in results.read(lesson.results_dir) if r["tier"] == lesson.tier] + results.reference(lesson=1)
     known = [r for r in known if r["lesson"] == 1 and r["method"].split(",")[0] == METHOD and wanted.items() <= r.items()]
-    known = [r for r in known if r["identity"] in (None, images.identity) and len({*seeds} & {*r["seeds"]}) == len(seeds)]
-    if known:
-        return max(known, key=lambda record: record["metrics"].get("validation", {"value": 0})["value"])
-    print(f"Lesson 1 left no record of {wanted['labels']} labels here, so its baseline is trained now, {len(seeds)} times.")
-    how, tested, validation = settings_of(lesson), {}, {}
-    for seed in seeds:
-        labelled = images.few_labels(per_class, seed)
-        torch.manual_seed(seed)
-        model = models.Classifier(make_encoder(), images.num_classes).to(lesson.device)
-        options = {name: how[name] for name in ("batch_size", "lr", "label_smoothing")} | {"seed": seed, "validate_every": 0}
-        epochs = training.epochs_for(len(labelled.train_labels), how["steps"], how["passes"], BATCH)
-        name = f"supervised, {per_class} a class, seed {seed}"
-        history = training.fit_classifier(model, labelled, epochs, augmentation=augment.strong(images.size), name=name, **options)
-        tested[seed] = evaluation.evaluate(model, images.test_images, images.test_labels, images.class_names)
-        validation[seed] = history.final.get("validation_accuracy", 0.0)
-    return record_of(lesson, tested, validation, images, per_class, network=network, settings=how)
+    known = [r for r in known if r["identity"] in (None, images.identity) and {*seeds} <= {*r["seeds"]}]
+    return max(known, key=lambda record: record["metrics"].get("validation", {"value": 0})["value"], default=None)
+
+
+def baselines(
+    lesson, images, counts: Sequence[int], main: int, seeds: Sequence[int], network: str, make_encoder: Callable
+) -> dict[int, dict]:  # fmt: skip
+    """Labels a class -> the record of the baseline, where lesson 1 left one; that of the main number is trained now where it did not.
+
+    network: the name of what make_encoder makes, such as "ResNet-9, width 16"; another network is no fair rival.
+    """
+    found = {n: read(lesson, images, n, seeds, network) for n in counts}
+    if not found[main]:
+        print(f"Lesson 1 left no record of {main} labels a class here, so the baseline is trained now, {len(seeds)} times.")
+        how, tested, validation = settings_of(lesson), {}, {}
+        for seed in seeds:
+            labelled = images.few_labels(main, seed)
+            torch.manual_seed(seed)
+            model = models.Classifier(make_encoder(), images.num_classes).to(lesson.device)
+            options = {name: how[name] for name in ("batch_size", "lr", "label_smoothing")} | {"seed": seed, "validate_every": 0}
+            epochs = training.epochs_for(len(labelled.train_labels), how["steps"], how["passes"], BATCH)
+            options |= {"augmentation": augment.strong(images.size), "name": f"supervised, {main} a class, seed {seed}"}
+            history = training.fit_classifier(model, labelled, epochs, **options)
+            tested[seed] = evaluation.evaluate(model, images.test_images, images.test_labels, images.class_names)
+            validation[seed] = history.final.get("validation_accuracy", 0.0)
+        found[main] = record_of(lesson, tested, validation, images, main, network=network, settings=how)
+    return {n: record for n, record in found.items() if record}
+
+
+def probes(
+    groups: Mapping[str, tuple[Mapping[int, torch.nn.Module], int]], images, counts: Sequence[int], split: str = "test", **options
+) -> dict[str, dict[int, dict[int, evaluation.Result]]]:  # fmt: skip
+    """Linear probes with few labels: name -> labels a class -> seed -> Result on a split.
+
+    groups: name -> (encoders by the seed of their labels, the block to read). A probe sees its images in weak views, as the baseline sees
+    them in strong ones. options: those of `evaluation.features`.
+    """
+    view, found = augment.weak(options.get("size") or images.size), {}
+    for name, (encoders, block) in groups.items():
+        found[name] = {n: {} for n in counts}
+        for seed, encoder in encoders.items():
+            whole = evaluation.feature_set(encoder, images.few_labels(1, seed), block=block, **options)
+            for n in counts:
+                seen = evaluation.in_views(whole, encoder, images.few_labels(n, seed), view, block=block, seed=seed)
+                found[name][n][seed] = evaluation.linear_probe(seen, split=split)
+    return found
+
+
+def curves(tested: Mapping[str, Mapping[int, Mapping]], baselines: Mapping[int, Mapping], *, title: str, num_classes: int) -> None:
+    """Test accuracy against labels a class, with standard errors over seeds. tested: as `probes` finds it. baselines: n -> its record."""
+    x, series, errors = {}, {}, {}
+    for name, row in tested.items():
+        pairs = [evaluation.mean_and_error([100 * result.top1 for result in runs.values()]) for runs in row.values()]
+        x[name], (series[name], errors[name]) = list(row), zip(*pairs, strict=True)
+    top1 = [record["metrics"]["top1"] for record in baselines.values()]
+    x[METHOD], series[METHOD] = list(baselines), [100 * found["value"] for found in top1]
+    errors[METHOD] = [100 * (found["standard_error"] or math.nan) for found in top1]
+    where = {"xlabel": "labelled images a class", "ylabel": "test accuracy, %", "log_x": True}
+    plots.lines(x, series, errors=errors, title=title, chance=100 / num_classes, **where)

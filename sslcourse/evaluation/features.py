@@ -119,12 +119,14 @@ def feature_set(encoder: nn.Module, images, **options) -> FeatureSet:
     return FeatureSet(**fields, class_names=list(images.class_names))
 
 
-def in_views(found: FeatureSet, encoder: nn.Module, images, view: nn.Module, *, repeats: int = 20, seed: int = 0, **options) -> FeatureSet:
+def in_views(found: FeatureSet, encoder: nn.Module, images, view: nn.Module, *, repeats: int = 0, seed: int = 0, **options) -> FeatureSet:
     """The FeatureSet with other training rows: those of `repeats` random views of each labelled image of an ImageSet.
 
     A probe that is trained on them sees its few images as augmented as a supervised network does (Chen et al. 2020, appendix B.7, have
-    crops and flips). view: uint8 -> normalised float. options: those of `features` with which `found` was made.
+    crops and flips). view: uint8 -> normalised float. repeats: 0 makes about 1,000 rows, 2 to 20 of each image.
+    options: those of `features` with which `found` was made.
     """
+    repeats = repeats or min(20, max(2, 1000 // max(1, len(images.train_labels))))
     pictures, labels = (part.repeat(repeats, *[1] * (part.dim() - 1)) for part in (images.train_images, images.train_labels.cpu()))
     with seeded(seed):
         return replace(found, train=features(encoder, pictures, transform=view, **options), train_labels=labels)
