@@ -8,8 +8,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from scipy import stats
 
 from sslcourse import evaluation, models, plots, results
 from sslcourse.datasets import prepared
@@ -18,16 +16,22 @@ from sslcourse.devices import one_thread, seeded  # noqa: F401  (one_thread: for
 RANDOM = "random initialisation"
 
 
-def taking_part(folder: Path | str, *, dataset: str, tier: str, device="cpu") -> dict[str, models.Network]:
-    """Networks of a data set that lessons 1 to 6 kept in a folder at this tier, filled from the committed ones, in the order of lessons.
+def taking_part(folder: Path | str, images, *, tier: str, device="cpu") -> dict[str, models.Network]:
+    """Networks of these images that lessons 1 to 6 kept in a folder at this tier, filled from the committed ones, in the order of lessons.
 
-    Where no encoder among them is pretrained, encoders of any data set come in their place: what they show is transfer.
+    Networks of another preparation of the data set are left out, which is said. Where no encoder is left that is pretrained, encoders of
+    any data set come in their place: what they show is transfer.
     """
-    own, committed = models.read_networks(folder, device), models.reference_networks(device)
-    found = filled(own, committed, tier=tier, dataset=dataset)
+    parts = []
+    for part in (models.read_networks(folder, device), models.reference_networks(device)):
+        strange = [name for name, n in part.items() if n.dataset == images.name and other_images(n, images)]
+        if strange:
+            print(f"Left out, trained on other images than these that were called {images.name} too: {', '.join(strange)}.")
+        parts.append({name: n for name, n in part.items() if name not in strange})
+    found = filled(*parts, tier=tier, dataset=images.name)
     if any(map(is_pretrained, found.values())):
         return found
-    elsewhere = filled(own, committed, tier=tier).items()
+    elsewhere = filled(*parts, tier=tier).items()
     return {name: network for name, network in elsewhere if is_pretrained(network) and name not in found} | found
 
 
@@ -62,15 +66,6 @@ def fresh(like: Iterable[models.Network], make_encoder: Callable, *, dataset: st
         encoder = make_encoder() if first is None else models.encoder_from_recipe(first.encoder.recipe)
     about = {"method": RANDOM, "dataset": dataset, "size": first.size if first else size, "labels": None, "block": None}
     return models.Network(encoder.to(device).eval(), about)
-
-
-def best_block(network: models.Network, images, per_class: int, seeds: Sequence[int]) -> int:
-    """The block whose features a linear probe with per_class labels reads best on the validation images, averaged over label draws."""
-    scores = {}
-    for block in range(1, len(network.encoder.blocks) + 1):
-        found = evaluation.feature_set(network.encoder, images, block=block, size=network.size)
-        scores[block] = sum(evaluation.linear_probe(found.few_labels(per_class, s)).top1 for s in seeds)
-    return max(scores, key=scores.get)
 
 
 def other_images(network: models.Network, images) -> bool:
@@ -123,15 +118,37 @@ def single_runs(record: Mapping) -> dict[int, float]:
     return {seed: 100 * value for seed, value in zip(record["seeds"], values, strict=True)} if len(values) == len(record["seeds"]) else {}
 
 
-def images_seen(records: Iterable[Mapping]) -> dict[str, int]:
-    """Method -> how many unlabelled images its pretraining looked at, a pass over N images counting N; of records that say so."""
-    found = {}
+def whole_runs(records: Iterable[Mapping], labels: int) -> dict[str, dict[int, float]]:
+    """Method -> seed -> top-1 in percent on the test images, of whole runs with so many labels: pretraining, labels and all anew each time.
+
+    Of several lessons that kept single runs of a method the first counts, and of several supervised baselines in it the best on validation.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for r in sorted(records, key=lambda r: (r["lesson"], -r["metrics"].get("validation", {"value": 0})["value"])):
+        fits = r["labels"] == labels and r["tier"] != LONG and not r["tier"].startswith(ONE_NETWORK)  # those are one network each
+        method = {"supervised": "supervised", "untrained": RANDOM}.get(r["method"].split(",")[0], r["method"])
+        if fits and len(runs := single_runs(r)) > 1:
+            found.setdefault(method, runs)
+    return found
+
+
+VIEWS = {"rotation": 4, "SimCLR": 2, "BYOL": 4, "Barlow Twins": 2, "pseudo-labels": 2, "FixMatch": 2}
+
+
+def views_seen(records: Iterable[Mapping]) -> dict[str, int]:
+    """Method -> how many views of unlabelled images went forward through a network in its training, of records that say so.
+
+    A pass looks at each image in VIEWS: rotation in four; SimCLR and Barlow Twins in two; BYOL in two, through the network and its target;
+    pseudo-labels and FixMatch in one that gets the label and one that learns.
+    """
+    found: dict[str, int] = {}
     for record in records:
         settings, method = record.get("settings", {}), record["method"].split(",")[0]
-        epochs = settings.get("pretraining_epochs", settings.get("epochs"))
-        pictures = settings.get("unlabelled", settings.get("images"))
-        if epochs and pictures and record["method"] != method:  # "SimCLR, frozen" was pretrained, "supervised" was not
-            found.setdefault(method, round(epochs * pictures))
+        passes = settings.get("pretraining_epochs", settings.get("epochs", settings.get("passes", 0)))
+        both = {"rotation": settings.get("rotation_passes", 0), "FixMatch": passes}
+        parts = both if method == "rotation + FixMatch" else {method: passes}
+        seen = sum(VIEWS.get(part, 0) * n for part, n in parts.items()) * settings.get("unlabelled", settings.get("images", 0))
+        found |= {method: round(seen)} if seen and method not in found else {}
     return found
 
 
@@ -178,8 +195,9 @@ def _differs(record: Mapping) -> str:
 def final_table(records: Iterable[Mapping]) -> results.Table:
     """What the original projects reported, what we have for the same task, and what was published; what is open stays open.
 
-    gain: ours less the reported number of the same kind (the first one where none is), with the standard errors of both, ours over seeds
-    and theirs over test images. In an open task, ours on a stand-in for its data set (`STAND_INS`) is shown as such, without a gain.
+    gain: ours less the reported number of the same kind (the first one where none is, but for supervised), with the standard errors of
+    both, ours over seeds and theirs over test images. In an open task, ours on a stand-in for its data set (`STAND_INS`) is shown as such,
+    without a gain.
     """
     records, rows = list(records), []
     for task in TASKS:
@@ -201,6 +219,8 @@ def _gain(record: Mapping, task: Mapping) -> str:
         return "–"
     kind = _protocol(record["method"]).split(", ")[-1]
     same = [row for row in reported if row["method"] == record["method"] or _protocol(row["method"]).endswith(f", {kind}")]
+    if not same and kind == "supervised":
+        return "–"
     theirs, top1, n = (same or reported)[0]["top1"], record["metrics"]["top1"], task["test_images"]
     known = n and top1["standard_error"] is not None
     error = f" ± {100 * math.hypot(top1['standard_error'], evaluation.standard_error(theirs, n)):.1f}" if known else ""
@@ -236,23 +256,3 @@ def strips(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ma
     axis.set_title(title, x=0)
     figure.tight_layout()
     plots.show(figure, f"{title}. {xlabel}: {'; '.join(told)}.")
-
-
-def curves(x, series: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str = "accuracy, %", **options) -> None:
-    """`plots.lines` with the legend beside the figure, for many series that leave no corner free."""
-    figure, axis = plt.subplots(figsize=(8.8, 4.2))
-    plots.lines(x, series, title=title, xlabel=xlabel, ylabel=ylabel, ax=axis, **options)
-    if len(series) > 1:
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9.5)
-    figure.tight_layout()
-    told = "; ".join(f"{name} goes from {values[0]:.1f} to {values[-1]:.1f}" for name, values in series.items())
-    plots.show(figure, f"{title}. {ylabel} against {xlabel}: {told}.")
-
-
-def coverage(runs: int) -> dict[str, float]:
-    """How often the 95 % interval of a few runs holds the true mean, with the factor of many runs and with Student's, in 20,000 trials."""
-    drawn = torch.randn(20_000, runs, generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    away = drawn.mean(1).abs() / (drawn.std(1) / math.sqrt(runs))
-    student = stats.t.ppf(0.975, runs - 1)
-    factors = {"± 1.96 standard errors": 1.959964, f"± {student:.2f}, Student": student}
-    return {name: (away < factor).double().mean().item() for name, factor in factors.items()}

@@ -1,13 +1,11 @@
-"""Methods beside each other: bars, differences with their intervals, and what accuracy was had for how much time."""
+"""Methods beside each other: bars, and differences with their intervals."""
 
-import itertools
 import math
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
-from matplotlib.transforms import Bbox
 
-from sslcourse.plots.style import COLOURS, MARKERS, show
+from sslcourse.plots.style import COLOURS, show
 
 
 def bars(values: Mapping[str, float], *, title: str, ylabel: str, errors: Mapping[str, float] = {}, chance: float | None = None):
@@ -56,45 +54,3 @@ def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel
     axis.set_title(title, x=0)
     figure.tight_layout()
     show(figure, f"{title}. {xlabel}, with intervals: {'; '.join(told)}.")
-
-
-def cost_against_accuracy(rows: Mapping[str, tuple[float, float, float]], *, title: str) -> None:
-    """A labelled point a row, minutes on a logarithmic axis. rows: name -> (minutes, accuracy in percent, its error in points or NaN)."""
-    figure, axis = plt.subplots(figsize=(7.2, 4.2))
-    told = []
-    for i, (name, (minutes, accuracy, error)) in enumerate(rows.items()):
-        known = math.isfinite(error)
-        look = {"color": COLOURS[i % 7], "marker": MARKERS[i % 8], "markersize": 7, "capsize": 3, "linestyle": ""}
-        axis.errorbar(minutes, accuracy, yerr=error if known else None, **look)
-        told.append(f"{name} {accuracy:.1f}" + (f" ± {error:.1f}" if known else "") + f" percent in {minutes:.3g} min")
-    axis.set_xscale("log")
-    least, most = (end(minutes for minutes, _, _ in rows.values()) for end in (min, max))
-    axis.set_xlim(least / 1.35, most * 1.35 * (most / least) ** 0.35)  # room for the last names
-    ticks = [t for t in (m * 10.0**e for e in range(-3, 5) for m in (1, 2, 5)) if least / 1.35 <= t <= most * 1.35]
-    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axis.minorticks_off()
-    axis.margins(y=0.1)
-    axis.set(xlabel="minutes of training", ylabel="accuracy, %", title=title)
-    figure.tight_layout()
-    _name_points(axis, rows)
-    show(figure, f"{title}. Accuracy against minutes of training: {'; '.join(told)}.")
-
-
-def _name_points(axis, points: Mapping[str, tuple[float, float, float]], away: float = 9) -> None:
-    """Each point's name beside it, where it covers no other name and no error bar, if it can. points: name -> (x, y, error)."""
-    frame, taken = axis.get_window_extent(), []
-    for x, y, error in points.values():
-        spread = error if math.isfinite(error) else 0.0
-        (left, low), (_, high) = axis.transData.transform([(x, y - spread), (x, y + spread)])
-        taken.append(Bbox([[left - 7, low - 7], [left + 7, high + 7]]))
-    for name, (x, y, _) in sorted(points.items(), key=lambda point: point[1][1]):
-        text, tried = axis.annotate(name, (x, y), xytext=(away, 0), textcoords="offset points", va="center", fontsize=9), []
-        for lift, side in itertools.product(sorted(range(-60, 61, 4), key=abs), (1, -1)):  # the nearest first
-            text.set(ha="left" if side > 0 else "right", position=(side * away, lift))
-            box = text.get_window_extent()
-            tried.append((frame.count_contains(box.get_points()) < 2, box.count_overlaps(taken), abs(lift), lift, side))
-            if tried[-1][:2] == (False, 0):
-                break
-        *_, lift, side = min(tried)
-        text.set(ha="left" if side > 0 else "right", position=(side * away, lift))
-        taken.append(text.get_window_extent())

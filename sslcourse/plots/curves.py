@@ -7,13 +7,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from sslcourse.plots.style import COLOURS, LINES, MARKERS, heading, reference_line, show
+from sslcourse.plots.style import LINES, heading, look, reference_line, show
 
 
 def _line(axis, x, values, name: str, i: int, xlabel: str, ends: tuple[float, float], errors=None, marked: int = 12) -> str:
     """Draw one series in the i-th style and say where it goes. ends: the x between which the figure runs. marked: points with a marker."""
     values = np.asarray(values, float)
-    style = {"label": name, "color": COLOURS[i % 8], "linestyle": LINES[i % 4], "marker": MARKERS[i % 8]}
+    style = {"label": name, "linestyle": LINES[i % 4], **look(i)}
     style["markevery"] = len(values) // marked if len(values) > 25 else 1
     if errors is not None:
         axis.errorbar(x, values, yerr=np.nan_to_num(np.asarray(errors, float)), capsize=3, **style)
@@ -22,6 +22,9 @@ def _line(axis, x, values, name: str, i: int, xlabel: str, ends: tuple[float, fl
     finite = np.isfinite(values)
     if not finite.any():
         return f"{name} is never finite"
+    if len(values) == 1:
+        error = f" ± {errors[0]:.2g}" if errors is not None and math.isfinite(errors[0]) else ""
+        return f"{name} has {values[0]:.3g}{error} at {xlabel} {x[0]:.3g}"
     first, last, low, high = *values[finite][[0, -1]], values[finite].min(), values[finite].max()
     also = "" if finite.all() else f", not finite from {xlabel} {x[~finite][0]:g}"
     also += "" if (x[0], x[-1]) == ends else f", {xlabel} {x[0]:g} to {x[-1]:g}"
@@ -38,14 +41,15 @@ def lines(
     x: Sequence[float] | Mapping[str, Sequence[float]], series: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str,
     errors: Mapping[str, Sequence[float]] = {}, chance: float | None = None, chance_name: str = "guessing", log_x: bool = False,
     ylim: tuple[float, float] | None = None, ax=None,
-) -> str:  # fmt: skip
+) -> str | None:  # fmt: skip
     """One line a series, with error bars where given and a dotted line at the chance level; values that are not finite leave gaps.
 
-    x: of all series, or name -> x of each. ax: a panel of the caller's, who then shows the figure. Returns what the text says of the lines.
+    x: of all series, or name -> x of each. The legend of more than three series stands beside the panel, where it covers no curve.
+    ax: a panel of the caller's, who then shows the figure with what the text says of the lines, which is returned.
     """
     own = {name: np.asarray(x[name] if isinstance(x, Mapping) else x, float) for name in series}
     everywhere = np.sort(np.concatenate([*own.values()])) if isinstance(x, Mapping) else np.asarray(x, float)
-    figure, axis = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(6.4, 3.6))
+    figure, axis = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(8.8, 4.2) if len(series) > 3 else (6.4, 3.6))
     ends = (everywhere[0], everywhere[-1])
     told = [_line(axis, own[name], values, name, i, xlabel, ends, errors.get(name)) for i, (name, values) in enumerate(series.items())]
     if chance is not None:
@@ -53,7 +57,9 @@ def lines(
         told.append(f"{chance_name} is at {chance:.3g}")
     if log_x:
         axis.set_xscale("log")
-        ticks = np.unique(everywhere)
+        ticks, steps = np.unique(everywhere), 10.0 ** np.arange(-4, 7)
+        if (ticks[1:] < 1.25 * ticks[:-1]).any():  # whose numbers would cover each other
+            ticks = np.array([t for step in steps for t in (step, 2 * step, 5 * step) if ticks[0] / 1.3 < t < 1.3 * ticks[-1]])
         axis.set_xticks(ticks, [f"{v:g}" for v in ticks])
         axis.minorticks_off()
     else:
@@ -62,11 +68,11 @@ def lines(
         axis.set_ylim(*ylim)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if len(series) > 1:
-        axis.legend()
+        axis.legend(**({"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 9.5} if len(series) > 3 else {}))
     if ax is None:
         figure.tight_layout()
-        show(figure, f"{title}. {ylabel} against {xlabel}, from {ends[0]:g} to {ends[1]:g}: {'; '.join(told)}.")
-    return "; ".join(told)
+        show(figure, f"{title}. {ylabel} against {xlabel}, from {ends[0]:.4g} to {ends[1]:.4g}: {'; '.join(told)}.")
+    return "; ".join(told) if ax is not None else None  # which a notebook would show below the figure
 
 
 def training_curves(history, *, title: str, num_classes: int) -> None:

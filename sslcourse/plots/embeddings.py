@@ -8,15 +8,13 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from sslcourse.plots.style import COLOURS, LINES, MARKERS, heading, show
-
-TEN_MARKERS = (*MARKERS, "<", ">")  # so that ten classes can be told apart in grey print
+from sslcourse.plots.style import COLOURS, LINES, heading, look, show
 
 
 def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *, title: str) -> None:
     """Maps of the same images side by side, a colour and a marker for each class. panels: name -> points (N, 2); labels: (N,).
 
-    More than 40 classes share colours and markers, so no legend names them.
+    More than 40 classes are named in no legend.
     """
     labels = torch.as_tensor(labels).cpu().numpy()
     points = {name: torch.as_tensor(value).detach().cpu().double().numpy() for name, value in panels.items()}
@@ -26,8 +24,7 @@ def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *,
     size, edge = float(np.clip(18000 / len(labels), 14, 42)), {"edgecolors": "0.25", "linewidths": 0.2}
     for axis, (name, value) in zip(axes.flat, points.items(), strict=False):
         for c in np.unique(labels):
-            look = {"s": size, "c": COLOURS[c % 8], "marker": TEN_MARKERS[c % 10], "alpha": 0.8}
-            axis.scatter(*value[labels == c].T, label=class_names[c], **look, **edge)
+            axis.scatter(*value[labels == c].T, label=class_names[c], s=size, alpha=0.8, **look(c), **edge)
         axis.set(title=name, xticks=[], yticks=[])  # directions and units of such maps mean nothing
         axis.margins(0.04)
         for spine in axis.spines.values():
@@ -58,9 +55,9 @@ def similarity_histogram(groups: Mapping[str, Tensor], *, title: str) -> None:
     figure, axis = plt.subplots(figsize=(6.4, 3.4))
     told, handles = [], []
     for i, (name, group) in enumerate(finite.items()):
-        look = {"color": COLOURS[i % 8], "linestyle": LINES[i % 4], "linewidth": 1.8}
-        axis.hist(group, np.linspace(low, high, 41), density=True, histtype="step", label=name, **look)
-        handles.append(plt.Line2D([], [], marker="", **look))
+        line = {"color": COLOURS[i % 8], "linestyle": LINES[i % 4], "linewidth": 1.8}
+        axis.hist(group, np.linspace(low, high, 41), density=True, histtype="step", label=name, **line)
+        handles.append(plt.Line2D([], [], marker="", **line))
         gone = f", and {lost} not finite" if (lost := len(values[name]) - len(group)) else ""
         told.append(f"{name} has mean {group.mean():.3g} and standard deviation {group.std():.3g} ({len(group)} values{gone})")
     axis.set(xlabel="cosine similarity", ylabel="density", title=title)

@@ -20,6 +20,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 
 
+def look(i: int) -> dict[str, str]:
+    """Colour and marker of the i-th of many: ten have ten colours, also for the colour-blind, and ten markers; a hundred, other pairs."""
+    return {"color": (*COLOURS, "#CCCCCC", "#882255")[i % 10], "marker": (*MARKERS, "<", ">")[(i + i // 10) % 10]}
+
+
 def use_style() -> None:
     """The course's look, set once in a lesson's set-up cell. Dollars are dollars: names of classes are no formulas."""
     matplotlib.rcParams.update({

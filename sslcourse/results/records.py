@@ -214,10 +214,13 @@ def original_projects(lesson: int | None = None) -> list[dict]:
 
 
 def fill(own: Iterable[Mapping], committed: Iterable[Mapping]) -> list[dict]:
-    """Copies of one's own records, then of committed ones whose lesson, method, data set and labels one's own lack; "origin" says which."""
+    """Copies of one's own records, then of committed ones whose experiments one's own lack; "origin" says which.
+
+    One experiment: the lesson, method, data set and labels, and whether it is a lesson's or a longer run of its own.
+    """
 
     def experiment(found: Mapping) -> tuple:
-        return tuple(found[key] for key in ("lesson", "method", "dataset", "labels"))
+        return *(found[key] for key in ("lesson", "method", "dataset", "labels")), found["tier"] in _LESSON_TIERS
 
     filled = [copy.deepcopy(dict(found)) | {"origin": "this run"} for found in own]
     done = {experiment(found) for found in filled}

@@ -73,7 +73,6 @@ MISTAKEN = evaluation.Result(torch.tensor([[4.0, 0, 0], [2, 0, 0], [0, 3, 0]]), 
 FIGURES = [  # (function, arguments, options, parts of its text in their order)
     ("bars", [{"a": 81.25, "b": 70.0}], {"ylabel": "%", "errors": {"a": 1.5}, "chance": 10}, "a 81.2 ± 1.5; b 70.0; guessing 10"),
     ("forest", [DIFFERENCES], {"xlabel": "points"}, "a +5.0, +1.0 to +9.0, without zero|with zero|c +0.0|+2.0, interval unknown"),
-    ("cost_against_accuracy", [{"a": (0.4, 50.0, 2.0), "b": (2.0, 70.0, math.nan)}], {}, "50.0 ± 2.0 percent in 0.4 min|70.0 percent in 2"),
     ("lines", [[1, 10, 100], {"ours": [0.2, 0.9, 0.75]}], {"xlabel": "labels", "ylabel": "a", "errors": {"ours": [0.1, math.nan, 0.1]},
      "chance": 0.125, "log_x": True, "ylim": (0, 1)}, "from 1 to 100|ours goes from 0.2 to 0.75 (least 0.2, most 0.9)|is at 0.125"),
     ("lines", [{"a": [2, 4], "b": [2, 8]}, {"a": [1, 2], "b": [1, math.inf]}], {"xlabel": "x", "ylabel": "y"}, "x 2 to 4|not finite from"),
@@ -81,7 +80,7 @@ FIGURES = [  # (function, arguments, options, parts of its text in their order)
     ("training_curves", [history(TRAINED)], {"num_classes": 4}, "2.5 to 1.5|2.25 to 1.75|percent goes from 25 to 50|1.39|is at 25"),
     ("training_curves", [history([dict.fromkeys(COLUMNS, math.nan)])], {"num_classes": 4}, "training loss is never finite"),
     ("pretraining_curves", [history(PRETRAINED)], {"num_classes": 10}, "4 panels|5.5 to 4.5|chance is 5.54|kNN validation goes from 25 to|"
-     "rotation goes from 50|guessing for kNN validation is 10; guessing for rotation is 25|0.0625 to 0.1|healthy is 0.125|12 to 12"),
+     "rotation has 50 at epoch 2|guessing for kNN validation is 10; guessing for rotation is 25|0.0625 to 0.1|healthy is 0.125|has 12 at"),
     ("pretraining_curves", [history([{"loss": 2.0}, {"loss": math.inf}])], {"num_classes": 3}, "1 panel|not finite from epoch 2"),
     ("scatter", [{"apart": PAIRS, "mixed": PAIRS[[0, 2, 1, 3]]}, [0, 0, 1, 1], NAMES], {}, "2 maps of 4|100 percent, mixed 0 percent"),
     ("similarity_histogram", [{"a": torch.tensor([0.5, 1.0]), "b": torch.tensor([0.25, math.nan])}], {}, "mean 0.75|and 1 not finite"),
@@ -128,16 +127,25 @@ def test_an_interval_with_zero_has_an_open_marker(shown):
     assert sum(line.get_marker() == "|" for line in axis.lines) == 3  # no interval where none is known
 
 
-@pytest.mark.parametrize("spread", [1.0, 1.05, 3.0])
-def test_names_of_points_stay_apart_and_inside(shown, spread):
-    crowd = {f"method number {i}": (2.0 * spread**i, 60 + 3 * i % 8, 0.2) for i in range(8)}
-    plots.cost_against_accuracy(crowd, title="T")
-    shown[0].figure.canvas.draw()
-    (axis,) = shown[0].axes
-    boxes, frame = [text.get_window_extent() for text in axis.texts], axis.get_window_extent()
-    assert sorted(text.get_text() for text in axis.texts) == sorted(crowd)
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+def test_the_legend_of_many_lines_stands_beside_them_and_close_points_get_round_ticks(shown):
+    names = [f"method number {i}" for i in range(13)]
+    x = {n: [0.5 + 0.03 * i] for i, n in enumerate(names)}
+    plots.lines(x, x, errors=dict.fromkeys(names, [0.1]), log_x=True, title="T", xlabel="minutes", ylabel="y")
+    axis = shown[0].axes[0]
+    assert axis.get_legend().get_window_extent().x0 >= axis.get_window_extent().x1 and axis.get_xticks().tolist() == [0.5, 1]
+    assert "method number 1 has 0.53 ± 0.1 at minutes 0.53" in shown[0].alt
+    assert len({(line.get_color(), line.get_marker()) for line in axis.lines if line.get_marker() != "_"}) == 13  # a cap of an error bar
+
+
+def test_ten_classes_have_ten_colours_that_the_colour_blind_can_tell_apart_and_ten_markers(shown):
+    plots.scatter({"map": torch.rand(40, 2)}, torch.arange(40) % 10, [f"c{i}" for i in range(10)], title="T")
+    drawn = shown[0].axes[0].collections
+    assert len({dots.get_paths()[0].vertices.tobytes() for dots in drawn}) == 10
+    protanopia = [0.152, 1.053, -0.205, 0.115, 0.786, 0.099, -0.004, -0.048, 1.052]  # after Machado et al. 2009
+    for kind in (protanopia, [0.367, 0.861, -0.228, 0.28, 0.673, 0.047, -0.012, 0.043, 0.969]):  # and deuteranopia
+        rgb = np.array([dots.get_facecolor()[0][:3] for dots in drawn]) ** 2.2
+        seen = (rgb @ np.reshape(kind, (3, 3)).T).clip(0) ** (1 / 2.2)
+        assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 0.1
 
 
 @pytest.mark.parametrize(("x", "whole"), [([1, 2, 3], True), ([0.1, 0.2, 0.9], False)])
