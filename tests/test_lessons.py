@@ -1,5 +1,6 @@
 """The lessons as a whole: stored as they should be, and running headlessly at tier smoke with result records at the end."""
 
+import ast
 import json
 import os
 import re
@@ -34,6 +35,32 @@ def test_stored_notebooks_follow_the_rules_have_the_parts_of_a_lesson_and_were_c
     solutions = [cell for cell in notebook.cells if "solution" in notebook_files.tags(cell)]
     exercises = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.startswith("@exercise")]
     assert 2 <= len(exercises) <= 4 and len(solutions) == len(exercises)
+
+
+CLAIMS = r"\b(beats?|better than|worse than|outperform\w*|superior)\b"
+MEASURED = r"top1|accuracy|\bknn"
+
+
+def differences_of_accuracies(source):
+    """The differences in a cell's code both of whose sides are accuracies."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub):
+            if all(re.search(MEASURED, ast.unparse(side)) for side in (node.left, node.right)):
+                yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_whoever_compares_results_in_a_lesson_asks_whether_the_difference_is_shown(path):
+    for cell in notebook_files.load(path).cells:
+        if cell.cell_type == "code" and "solution" not in notebook_files.tags(cell) and not cell.source.startswith("@exercise"):
+            texts = [node.value for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Constant)]
+            claimed = [text for text in texts if isinstance(text, str) and re.search(CLAIMS, text)] + list(differences_of_accuracies(cell.source))
+            assert not claimed or "paired_" in cell.source, f"{path.name} compares without paired_runs: {claimed}"
+
+
+def test_a_comparison_that_asks_nobody_is_found():
+    assert list(differences_of_accuracies("gain = 100 * (ours.top1 - theirs.top1)")) == ["ours.top1 - theirs.top1"]
+    assert list(differences_of_accuracies("few_wrong = 100 - row['top1']")) == [] and re.search(CLAIMS, "ours beats theirs")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -6,7 +6,7 @@ alone: line style, marker, hatch or sign differ too. Wrong arguments get matplot
 
 from sslcourse.plots.comparisons import bars, forest  # noqa: F401
 from sslcourse.plots.curves import lines, pretraining_curves, training_curves  # noqa: F401
-from sslcourse.plots.embeddings import scatter, similarity_histogram  # noqa: F401
+from sslcourse.plots.embeddings import scatter  # noqa: F401
 from sslcourse.plots.matrices import confusion, confusion_difference, confusions_over_time, matrix  # noqa: F401
 from sslcourse.plots.pictures import images, mistakes, neighbours, rotations, unnormalise  # noqa: F401
 from sslcourse.plots.predictions import coverage_and_precision, probabilities, reliability  # noqa: F401

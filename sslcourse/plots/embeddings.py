@@ -1,4 +1,4 @@
-"""Figures of embeddings: maps of the features, and how similarities are distributed."""
+"""Figures of embeddings: maps of the features."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from sslcourse.plots.style import COLOURS, LINES, heading, look, show
+from sslcourse.plots.style import heading, look, show
 
 
 def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *, title: str) -> None:
@@ -43,25 +43,3 @@ def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *,
     told = ", ".join(f"{name} {100 * (labels[n] == labels).mean():.0f} percent" for name, n in zip(points, nearest, strict=True))
     maps = f"{len(points)} map{'s' if len(points) > 1 else ''} of {len(labels)} images of {len(names)} classes"
     show(figure, f"{title}. {maps}; points whose nearest neighbour on the map is of the same class: {told}.")
-
-
-def similarity_histogram(groups: Mapping[str, Tensor], *, title: str) -> None:
-    """How cosine similarities are distributed, one outline a group. groups: name -> values (n,)."""
-    values = {name: torch.as_tensor(group).detach().cpu().double().flatten().numpy() for name, group in groups.items()}
-    finite = {name: group[np.isfinite(group)] for name, group in values.items()}
-    low, high = min(group.min() for group in finite.values()), max(group.max() for group in finite.values())
-    if high - low < 1e-3:  # a collapsed network: all the same
-        low, high = low - 0.05, high + 0.05
-    figure, axis = plt.subplots(figsize=(6.4, 3.4))
-    told, handles = [], []
-    for i, (name, group) in enumerate(finite.items()):
-        line = {"color": COLOURS[i % 8], "linestyle": LINES[i % 4], "linewidth": 1.8}
-        axis.hist(group, np.linspace(low, high, 41), density=True, histtype="step", label=name, **line)
-        handles.append(plt.Line2D([], [], marker="", **line))
-        gone = f", and {lost} not finite" if (lost := len(values[name]) - len(group)) else ""
-        told.append(f"{name} has mean {group.mean():.3g} and standard deviation {group.std():.3g} ({len(group)} values{gone})")
-    axis.set(xlabel="cosine similarity", ylabel="density", title=title)
-    if len(handles) > 1:
-        axis.legend(handles, list(finite))
-    figure.tight_layout()
-    show(figure, f"{title}. Distribution of cosine similarity: {'; '.join(told)}.")

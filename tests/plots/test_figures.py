@@ -83,8 +83,6 @@ FIGURES = [  # (function, arguments, options, parts of its text in their order)
      "rotation has 50 at epoch 2|guessing for kNN validation is 10; guessing for rotation is 25|0.0625 to 0.1|healthy is 0.125|has 12 at"),
     ("pretraining_curves", [history([{"loss": 2.0}, {"loss": math.inf}])], {"num_classes": 3}, "1 panel|not finite from epoch 2"),
     ("scatter", [{"apart": PAIRS, "mixed": PAIRS[[0, 2, 1, 3]]}, [0, 0, 1, 1], NAMES], {}, "2 maps of 4|100 percent, mixed 0 percent"),
-    ("similarity_histogram", [{"a": torch.tensor([0.5, 1.0]), "b": torch.tensor([0.25, math.nan])}], {}, "mean 0.75|and 1 not finite"),
-    ("similarity_histogram", [{"collapsed": torch.ones(9)}], {}, "mean 1 and standard deviation 0 (9 values)"),
     ("matrix", [torch.eye(3).masked_fill(torch.eye(3) > 0, math.nan)], {}, "3 rows|nothing on the diagonal|3 cells"),
     ("matrix", [[[10, 20, 30], [0, 5, 40]]], {"row_names": ["x", "y"], "limits": (0, 100)}, "least in row y, column 0|row y, column 2"),
     ("confusion", [FIRST], {}, "3 classes|best cat with 50|worst fish with 0|fish taken for cat 2 times"),
