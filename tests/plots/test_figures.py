@@ -141,8 +141,7 @@ def test_ten_classes_have_ten_colours_that_the_colour_blind_can_tell_apart_and_t
     assert len({dots.get_paths()[0].vertices.tobytes() for dots in drawn}) == 10
     protanopia = [0.152, 1.053, -0.205, 0.115, 0.786, 0.099, -0.004, -0.048, 1.052]  # after Machado et al. 2009
     for kind in (protanopia, [0.367, 0.861, -0.228, 0.28, 0.673, 0.047, -0.012, 0.043, 0.969]):  # and deuteranopia
-        rgb = np.array([dots.get_facecolor()[0][:3] for dots in drawn]) ** 2.2
-        seen = (rgb @ np.reshape(kind, (3, 3)).T).clip(0) ** (1 / 2.2)
+        seen = (np.array([dots.get_facecolor()[0][:3] for dots in drawn]) ** 2.2 @ np.reshape(kind, (3, 3)).T).clip(0) ** (1 / 2.2)
         assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 0.1
 
 
