@@ -54,7 +54,8 @@ def test_whoever_compares_results_in_a_lesson_asks_whether_the_difference_is_sho
     for cell in notebook_files.load(path).cells:
         if cell.cell_type == "code" and "solution" not in notebook_files.tags(cell) and not cell.source.startswith("@exercise"):
             texts = [node.value for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Constant)]
-            claimed = [text for text in texts if isinstance(text, str) and re.search(CLAIMS, text)] + list(differences_of_accuracies(cell.source))
+            claimed = [text for text in texts if isinstance(text, str) and re.search(CLAIMS, text)]
+            claimed += differences_of_accuracies(cell.source)
             assert not claimed or "paired_" in cell.source, f"{path.name} compares without paired_runs: {claimed}"
 
 

@@ -9,18 +9,12 @@ from pathlib import Path
 
 from sslcourse import results
 from sslcourse.course import comparison
-from sslcourse.course.lesson import duration, memory
+from sslcourse.course.lesson import TITLES, duration, memory
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically
 
-LABELS = 100  # ten a class: what every lesson measures on toybox
-SUBJECTS = {1: "supervised", 2: "rotation", 3: "SimCLR", 4: "BYOL", 5: "Barlow Twins", 6: "pseudo-labels"}
-_KINDS = {  # rows, and the methods that belong there whatever their lesson calls them
-    "probe on an untrained network": r"untrained\b.*|random initialisation",
-    "supervised": r"supervised",
-    "pretrained without labels, then a linear probe": r".+, (frozen|probe)",
-    "pretrained without labels, then fine-tuned": r".+, fine-tuned",
-}
+LABELS = (20, 40, 100, 200, 500)  # 2 to 50 of each class: what the lessons measure on toybox
+_LEFT_OUT = r"untrained, .+|random initialisation|supervised, .+|.+, weight 0"  # floors, shorter baselines and controls
 FILES = ("README.md", "docs/RESULTS.md", "notebooks/TEACHING.md")
 # Not a further comment inside: where an end is missing, everything up to the next table's end would be taken for the table.
 _BLOCK = r"<!-- results:{} -->\n(?:(?!<!-- /?results).)*<!-- /results -->"
@@ -35,29 +29,12 @@ def tables(records: Iterable[Mapping]) -> dict[str, str]:
 
 
 def toybox_table(records: Iterable[Mapping]) -> str | None:
-    """What lessons 1 to 6 found on toybox with 100 labels at tier cpu, one column a lesson; None where no record is of that kind.
-
-    Each of _KINDS is a row; a method of no kind, or beside another of its kind in a lesson, has its own. More runs count, then newer ones.
-    """
-    chosen = [r for r in records if (r["dataset"], r["labels"], r["tier"]) == ("toybox", LABELS, "cpu") and "top1" in r["metrics"]]
-    chosen.sort(key=lambda r: (r["lesson"], len(r["seeds"]), r.get("date") or ""))
-    best = {(r["lesson"], r["method"]): r for r in chosen if r["lesson"] in SUBJECTS}  # the last one stays
-    if not best:
-        return None
-    lessons = sorted({lesson for lesson, _ in best})
-    rows = {kind: {} for kind in _KINDS}  # in this order; those that stay empty are dropped below
-    for (lesson, method), record in best.items():
-        kind = _kind(method)
-        alone = sum(_kind(other) == kind for where, other in best if where == lesson) == 1
-        top1 = record["metrics"]["top1"]
-        rows.setdefault(kind if alone else method, {})[lesson] = results.percent(top1["value"], top1["standard_error"])
-    header = [f"{LABELS} labels, toybox, test images", *(f"{n}, {SUBJECTS[n]}" for n in lessons)]
-    body = [[name, *(cells.get(n, "–") for n in lessons)] for name, cells in rows.items() if cells]
-    return results.Table(header, body)._repr_markdown_()
-
-
-def _kind(method: str) -> str:
-    return next((kind for kind, methods in _KINDS.items() if re.fullmatch(methods, method)), method)
+    """What lessons 1 to 6 found on toybox at tier cpu: a row a method, a column a number of labels; None without any record."""
+    chosen = [r for r in records if (r["dataset"], r["tier"]) == ("toybox", "cpu") and r["lesson"] < max(TITLES) and r["labels"] in LABELS]
+    chosen = [r for r in chosen if "top1" in r["metrics"] and not re.fullmatch(_LEFT_OUT, r["method"])]
+    table = comparison.by_labels(chosen)
+    header = [f"{name} labels" if name.isdigit() else name for name in table.header[:-3]]  # without network, tier and origin
+    return results.Table(header, [row[:-3] for row in table.rows])._repr_markdown_() if chosen else None
 
 
 def with_tables(text: str, records: Iterable[Mapping]) -> str:
