@@ -29,7 +29,7 @@ FORMAT = 1
 CHUNK = 8_000_000  # values handled at once: small enough for little memory, large enough for full disk speed
 SPLITS = ("train", "validation", "test")
 PARTS = (*(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")), "unlabeled")
-ABOUT = {"size": int, "class_names": list, "counts": dict, "mean": list, "std": list, "source": str, "options": dict}
+ABOUT = {"size": int, "class_names": list, "counts": dict, "mean": list, "std": list, "source": str, "options": dict, "identity": str}
 
 
 class Rows:
@@ -271,10 +271,6 @@ def read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
             if is_labels and count and not 0 <= array.min() <= array.max() < len(about["class_names"]):
                 raise ValueError("it holds labels without a class")
             parts[part] = np.array(array) if is_labels else array
-    if "identity" not in about:  # prepared by an older version
-        about["identity"] = identity(about["class_names"], parts)
-        with suppress(OSError):  # somebody else's folder: then it is computed whenever it is read
-            files.write_json(folder / "about.json", about)
     return about, parts
 
 

@@ -120,8 +120,7 @@ def _ready(folder: Path, asked: dict) -> Report | None:
     with contextlib.suppress(prepared.Damaged):  # it is made again
         about = prepared.read_about(folder)
         was = about["options"]
-        same = was.get("fingerprint", asked["fingerprint"]) == asked["fingerprint"]
-        same = same or (was["original"] and asked["fingerprint"] is None)  # originals are the same wherever they are from
+        same = was["fingerprint"] == asked["fingerprint"] or (was["original"] and asked["fingerprint"] is None)  # or originals
         another_size = "size" in was and asked["size"] not in (was["size"], about["size"])
         differences = {
             f"from another source, or before this one changed ({about['source']})": not same,

@@ -226,12 +226,10 @@ def test_the_identity_is_that_of_the_contents_whatever_they_are_called(tmp_path)
     again.test_labels[0] = 1 - again.test_labels[0]
     assert dataclasses.replace(again, known_identity=None).identity != mine.identity
     small = datasets.load("mine", tmp_path, size=8).identity
-    change_about(tmp_path / "mine", lambda about: about.pop("identity"))  # as an older version left it
     (tmp_path / "mine").rename(tmp_path / "yours")
     yours = datasets.load("yours", tmp_path)
     assert (yours.name, yours.identity) == ("yours", mine.identity) and datasets.load("yours", tmp_path, size=8).identity == small
     assert small not in (mine.identity, datasets.load("yours", tmp_path, size=9).identity)
-    assert json.loads((tmp_path / "yours" / "about.json").read_text())["identity"] == mine.identity
     assert [info.name for info in datasets.available(tmp_path) if info.prepared] == ["yours"]
     write(tmp_path / "yours", count=60)
     assert datasets.load("yours", tmp_path).identity != mine.identity
