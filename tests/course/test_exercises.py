@@ -83,25 +83,22 @@ def test_an_untouched_function_gives_the_reference(body, capsys):
     assert capsys.readouterr().out.startswith("· Exercise 9.1. Not attempted yet.")
 
 
-@pytest.mark.parametrize(
-    ("body", "hint"),
-    [
-        ("return ((x - y) ** 2).sum()", "You summed; take the mean."),
-        ("return (x - y).abs().mean()", "Square the difference"),
-        ("return 3", "Square the difference"),
-        ("z = (x - y) ** 2", "returned nothing. Is the return statement missing?"),
-        ("return (x - y) ** 2", "single number, of shape (), and it has shape (4, 3)"),
-        ("return 'text'", "it is str text"),
-        ("return mean((x - y) ** 2)", "NameError: name 'mean' is not defined in line 2 of the cell: `return mean((x - y) ** 2)`."),
-        ("return my(x, y)", "calls itself without end"),
-        ("exit(1)", "stopped with SystemExit"),
-        ("return ((x - y) ** 2).mean() / 0 * 0", "Not all of the result is finite"),
-        ("x -= y\n    return (x ** 2).mean()", "changes its input x in place"),
-        ("d = ...\n    return (d ** 2).mean()", "There is still a ... to fill in: `d = ...`."),
-        ("d = (x - y) ** 2\n    return ...", "There is still a ... to fill in: `return ...`."),
-        ("d = x[..., 0]\n    return d.sum()", "Square the difference"),  # here ... is no placeholder
-    ],
-)
+@pytest.mark.parametrize(("body", "hint"), [
+    ("return ((x - y) ** 2).sum()", "You summed; take the mean."),
+    ("return (x - y).abs().mean()", "Square the difference"),
+    ("return 3", "Square the difference"),
+    ("z = (x - y) ** 2", "returned nothing. Is the return statement missing?"),
+    ("return (x - y) ** 2", "single number, of shape (), and it has shape (4, 3)"),
+    ("return 'text'", "it is str text"),
+    ("return mean((x - y) ** 2)", "NameError: name 'mean' is not defined in line 2 of the cell: `return mean((x - y) ** 2)`."),
+    ("return my(x, y)", "calls itself without end"),
+    ("exit(1)", "stopped with SystemExit"),
+    ("return ((x - y) ** 2).mean() / 0 * 0", "Not all of the result is finite"),
+    ("x -= y\n    return (x ** 2).mean()", "changes its input x in place"),
+    ("d = ...\n    return (d ** 2).mean()", "There is still a ... to fill in: `d = ...`."),
+    ("d = (x - y) ** 2\n    return ...", "There is still a ... to fill in: `return ...`."),
+    ("d = x[..., 0]\n    return d.sum()", "Square the difference"),  # here ... is no placeholder
+])  # fmt: skip
 def test_a_wrong_answer_gets_its_hint_and_the_lesson_the_reference(body, hint, capsys):
     chosen = answer(f"def my(x, y):\n    {body}")
     out = capsys.readouterr().out

@@ -146,14 +146,11 @@ def test_the_verdict_knows_what_luck_can_do(right, told):
     assert game.verdict().endswith(told)
 
 
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        *[({"pictures": pictures}, r"uint8 of shape \(3, 3, height") for pictures in (PICTURES.float(), PICTURES[0], PICTURES[:2])],
-        ({"pictures": PICTURES[:0], "truths": [], "rival": []}, "0 truths"),
-        *[({"rival": rival}, f"{len(rival)} answers and 2 choices") for rival in ([0], [0, 1, -1], [0, 1, 2])],
-    ],
-)
+@pytest.mark.parametrize("change, told", [
+    *[({"pictures": pictures}, r"uint8 of shape \(3, 3, height") for pictures in (PICTURES.float(), PICTURES[0], PICTURES[:2])],
+    ({"pictures": PICTURES[:0], "truths": [], "rival": []}, "0 truths"),
+    *[({"rival": rival}, f"{len(rival)} answers and 2 choices") for rival in ([0], [0, 1, -1], [0, 1, 2])],
+])  # fmt: skip
 def test_games_that_cannot_be_played_are_refused(change, told):
     with pytest.raises(ValueError, match=told):
         widgets.guessing_game(**({"pictures": PICTURES, "truths": TRUTHS, "choices": CHOICES, "rival": RIVAL} | change))

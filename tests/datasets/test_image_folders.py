@@ -176,14 +176,11 @@ def test_every_mode_becomes_rgb(tmp_path, mode, colour, ending, value):
     assert pixels.shape == (3, 16, 16) and np.abs(pixels.astype(int) - value).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "dtype", "expected"),
-    [
-        (0.0, 1.0, np.float32, (0, 255)), (0.0, 200.0, np.float32, (0, 200)), (-1.5, 2.5, np.float32, (0, 255)),
-        (0, 200, np.int32, (0, 200)), (-1000, 3000, np.int32, (0, 255)), (0, 4095, np.uint16, (0, 255)), (0, 65535, np.uint16, (0, 255)),
-        (0, 1, np.int32, (0, 255)),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("low", "high", "dtype", "expected"), [
+    (0.0, 1.0, np.float32, (0, 255)), (0.0, 200.0, np.float32, (0, 200)), (-1.5, 2.5, np.float32, (0, 255)),
+    (0, 200, np.int32, (0, 200)), (-1000, 3000, np.int32, (0, 255)), (0, 4095, np.uint16, (0, 255)), (0, 65535, np.uint16, (0, 255)),
+    (0, 1, np.int32, (0, 255)),
+])  # fmt: skip
 def test_images_of_other_depths_are_scaled_by_one_rule_that_is_said(tmp_path, read, low, high, dtype, expected):
     for name, level in (("dark", low), ("bright", high)):
         for split in ("train", "test"):
@@ -204,14 +201,11 @@ def test_broken_metadata_around_a_good_picture(tmp_path):
         assert abs(pixels[:, 0, 0] - [200.0, 30, 30]).max() <= 2 and done == {"kept"}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "word"),
-    [
-        ("x.heic", b"", "HEIC: convert it to JPEG"), ("x.jpg", b"\0\0\0\x18ftypheic\0\0", "HEIC"), ("x.nef", b"II*\0", "camera raw"),
-        ("x.svg", b"<svg></svg>", "SVG"), ("x.avif", b"", "AVIF"), ("x.tif", b"II*\0", "TIFF"), ("x.eps", b"%!PS-Adobe", "export"),
-        ("x.mp4", b"", "film"), ("x.txt", b"hello", "not an image"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "content", "word"), [
+    ("x.heic", b"", "HEIC: convert it to JPEG"), ("x.jpg", b"\0\0\0\x18ftypheic\0\0", "HEIC"), ("x.nef", b"II*\0", "camera raw"),
+    ("x.svg", b"<svg></svg>", "SVG"), ("x.avif", b"", "AVIF"), ("x.tif", b"II*\0", "TIFF"), ("x.eps", b"%!PS-Adobe", "export"),
+    ("x.mp4", b"", "film"), ("x.txt", b"hello", "not an image"),
+])  # fmt: skip
 def test_what_is_not_read_says_which_conversion_helps(tmp_path, read, name, content, word):
     fill(tmp_path)
     (tmp_path / "cat" / name).write_bytes(content)

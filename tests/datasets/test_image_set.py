@@ -62,20 +62,17 @@ def test_an_image_set_knows_its_size_and_prints_as_a_line():
     assert other.unlabeled is other.train_images and other.mean == images.mean
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "match"),
-    [
-        ({"train_images": torch.zeros(20, 3, 8, 8)}, TypeError, "train_images .* not torch.float32"),
-        ({"test_images": torch.zeros(20, 8, 8, 3, dtype=torch.uint8)}, ValueError, "test_images must have shape"),
-        ({"unlabeled": torch.zeros(4, 3, 9, 9, dtype=torch.uint8)}, ValueError, "unlabeled must have shape"),
-        ({"train_labels": torch.zeros(20)}, TypeError, "int64"),
-        ({"train_images": None}, TypeError, "train_images .* not NoneType"),
-        ({"test_labels": torch.zeros(19, dtype=torch.int64)}, ValueError, "one label an image"),
-        ({"train_labels": torch.full((20,), -1)}, ValueError, "unlabelled images belong in .unlabeled"),
-        ({"validation_labels": torch.full((20,), 2)}, ValueError, "contains 2, and there are 2 classes"),
-        ({"mean": (0.5,)}, ValueError, "3 values"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "error", "match"), [
+    ({"train_images": torch.zeros(20, 3, 8, 8)}, TypeError, "train_images .* not torch.float32"),
+    ({"test_images": torch.zeros(20, 8, 8, 3, dtype=torch.uint8)}, ValueError, "test_images must have shape"),
+    ({"unlabeled": torch.zeros(4, 3, 9, 9, dtype=torch.uint8)}, ValueError, "unlabeled must have shape"),
+    ({"train_labels": torch.zeros(20)}, TypeError, "int64"),
+    ({"train_images": None}, TypeError, "train_images .* not NoneType"),
+    ({"test_labels": torch.zeros(19, dtype=torch.int64)}, ValueError, "one label an image"),
+    ({"train_labels": torch.full((20,), -1)}, ValueError, "unlabelled images belong in .unlabeled"),
+    ({"validation_labels": torch.full((20,), 2)}, ValueError, "contains 2, and there are 2 classes"),
+    ({"mean": (0.5,)}, ValueError, "3 values"),
+])  # fmt: skip
 def test_wrong_tensors_are_refused(changes, error, match):
     with pytest.raises(error, match=match):
         image_set(**changes)
@@ -241,22 +238,19 @@ def change_about(folder, change):
     (folder / "about.json").write_text(json.dumps(about))
 
 
-@pytest.mark.parametrize(
-    ("match", "damage"),
-    [
-        ("test_labels.npy", lambda f: (f / "test_labels.npy").unlink()),
-        ("train_images.npy", lambda f: (f / "train_images.npy").write_bytes((f / "train_images.npy").read_bytes()[:-1])),
-        ("unlabeled.npy", lambda f: (f / "unlabeled.npy").write_bytes(b"hello" * 100)),
-        ("test_images.npy", lambda f: np.save(f / "test_images.npy", np.zeros((39, 3, 8, 8), np.uint8))),
-        ("test_labels.npy", lambda f: np.save(f / "test_labels.npy", np.zeros(40, np.float32))),
-        ("test_labels.npy", lambda f: np.save(f / "test_labels.npy", np.full(40, 2))),
-        ("about.json", lambda f: (f / "about.json").write_text("{")),
-        ("about.json", lambda f: (f / "about.json").unlink()),
-        ("about.json", lambda f: (f / "about.json").write_text("[]")),
-        ("about.json.*format 99", lambda f: change_about(f, lambda about: about.update(format=99))),
-        ("about.json.*test_images", lambda f: change_about(f, lambda about: about["counts"].clear())),
-    ],
-)
+@pytest.mark.parametrize(("match", "damage"), [
+    ("test_labels.npy", lambda f: (f / "test_labels.npy").unlink()),
+    ("train_images.npy", lambda f: (f / "train_images.npy").write_bytes((f / "train_images.npy").read_bytes()[:-1])),
+    ("unlabeled.npy", lambda f: (f / "unlabeled.npy").write_bytes(b"hello" * 100)),
+    ("test_images.npy", lambda f: np.save(f / "test_images.npy", np.zeros((39, 3, 8, 8), np.uint8))),
+    ("test_labels.npy", lambda f: np.save(f / "test_labels.npy", np.zeros(40, np.float32))),
+    ("test_labels.npy", lambda f: np.save(f / "test_labels.npy", np.full(40, 2))),
+    ("about.json", lambda f: (f / "about.json").write_text("{")),
+    ("about.json", lambda f: (f / "about.json").unlink()),
+    ("about.json", lambda f: (f / "about.json").write_text("[]")),
+    ("about.json.*format 99", lambda f: change_about(f, lambda about: about.update(format=99))),
+    ("about.json.*test_images", lambda f: change_about(f, lambda about: about["counts"].clear())),
+])  # fmt: skip
 def test_damage_is_named_with_the_way_out(tmp_path, match, damage):
     write(tmp_path / "mine")
     damage(tmp_path / "mine")

@@ -88,16 +88,13 @@ def test_an_image_does_not_see_its_neighbours_and_channels_last_is_the_same_netw
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("made", "recipe"),
-    [
-        (lambda: encoders.resnet9(), {"name": "resnet9", "width": 64}),
-        (lambda: encoders.resnet18(), {"name": "resnet18", "small_images": True, "max_pool": False}),
-        (lambda: encoders.resnet18(False), {"name": "resnet18", "small_images": False, "max_pool": True}),
-        (lambda: encoders.resnet50(True, True), {"name": "resnet50", "small_images": True, "max_pool": True}),
-        (lambda: encoders.alexnet(False), {"name": "alexnet", "small_images": False}),
-    ],
-)
+@pytest.mark.parametrize(("made", "recipe"), [
+    (lambda: encoders.resnet9(), {"name": "resnet9", "width": 64}),
+    (lambda: encoders.resnet18(), {"name": "resnet18", "small_images": True, "max_pool": False}),
+    (lambda: encoders.resnet18(False), {"name": "resnet18", "small_images": False, "max_pool": True}),
+    (lambda: encoders.resnet50(True, True), {"name": "resnet50", "small_images": True, "max_pool": True}),
+    (lambda: encoders.alexnet(False), {"name": "alexnet", "small_images": False}),
+])  # fmt: skip
 def test_an_encoder_says_how_it_was_made(made, recipe):
     with torch.device("meta"):
         encoder = copy.deepcopy(made())
@@ -106,14 +103,11 @@ def test_an_encoder_says_how_it_was_made(made, recipe):
     assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in encoder.state_dict().items()}
 
 
-@pytest.mark.parametrize(
-    ("batch", "named"),
-    [
-        *((torch.randn(shape), "8 pixels or more") for shape in [(2, 3, 7, 32), (2, 3, 32, 7)]),
-        *((torch.zeros(shape), r"\(N, 3, H, W\)") for shape in [(3, 16, 16), (2, 1, 16, 16)]),
-        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "uint8"),
-    ],
-)
+@pytest.mark.parametrize(("batch", "named"), [
+    *((torch.randn(shape), "8 pixels or more") for shape in [(2, 3, 7, 32), (2, 3, 32, 7)]),
+    *((torch.zeros(shape), r"\(N, 3, H, W\)") for shape in [(3, 16, 16), (2, 1, 16, 16)]),
+    (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "uint8"),
+])  # fmt: skip
 def test_other_batches_and_widths_are_refused(batch, named):
     encoder = encoders.resnet9(4)
     for ask in (encoder, encoder.feature_maps):

@@ -195,23 +195,20 @@ def test_collapse_shows_in_the_metrics():
     assert spreads[1] < 1e-3 < spreads[0]
 
 
-@pytest.mark.parametrize(
-    ("make", "named"),
-    [
-        (lambda: models.Classifier(models.resnet9(4), 1), "num_classes"),
-        *((lambda v=v: models.ProjectionHead(v, 4, 4), "in_dim") for v in (0, -1, 2.5)),
-        (lambda: models.ProjectionHead(4, 0, 4), "hidden_dim"),
-        (lambda: models.PredictionHead(4, 4, 0), "out_dim"),
-        (lambda: models.ProjectionHead(4, 4, 4, layers=0), "layers"),
-        *((lambda tau=tau: byol(tau0=tau), "tau0") for tau in (-0.1, 1.1, math.nan)),
-        (lambda: barlow(scale=0.0), "scale"),
-        *((lambda make=make: make()(torch.zeros(4, 3, 16, 16)), "uint8 images") for make in MAKERS.values()),
-        *((lambda x=x: models.four_rotations(x), "square images") for x in (torch.zeros(2, 3, 8, 9), torch.zeros(3, 8, 8))),
-        (lambda: rotation(augmentation=augment.byol_views(16))(pictures()), "two views"),
-        (lambda: simclr().eval()(pictures(1)), "at least 2 images"),
-        *((lambda step=step: ema_tau(*step, 0.9), "step") for step in ((-1, 10), (11, 10), (0, 0))),
-    ],
-)
+@pytest.mark.parametrize(("make", "named"), [
+    (lambda: models.Classifier(models.resnet9(4), 1), "num_classes"),
+    *((lambda v=v: models.ProjectionHead(v, 4, 4), "in_dim") for v in (0, -1, 2.5)),
+    (lambda: models.ProjectionHead(4, 0, 4), "hidden_dim"),
+    (lambda: models.PredictionHead(4, 4, 0), "out_dim"),
+    (lambda: models.ProjectionHead(4, 4, 4, layers=0), "layers"),
+    *((lambda tau=tau: byol(tau0=tau), "tau0") for tau in (-0.1, 1.1, math.nan)),
+    (lambda: barlow(scale=0.0), "scale"),
+    *((lambda make=make: make()(torch.zeros(4, 3, 16, 16)), "uint8 images") for make in MAKERS.values()),
+    *((lambda x=x: models.four_rotations(x), "square images") for x in (torch.zeros(2, 3, 8, 9), torch.zeros(3, 8, 8))),
+    (lambda: rotation(augmentation=augment.byol_views(16))(pictures()), "two views"),
+    (lambda: simclr().eval()(pictures(1)), "at least 2 images"),
+    *((lambda step=step: ema_tau(*step, 0.9), "step") for step in ((-1, 10), (11, 10), (0, 0))),
+])  # fmt: skip
 def test_what_cannot_be_meant_is_refused(make, named):
     with pytest.raises(ValueError, match=named):
         make()

@@ -50,11 +50,10 @@ def test_rates_of_parts():
         assert scale_of[id(p)] == (1.0 if name.startswith("head") else 0.1 if name.startswith("encoder.blocks.0.") else 0.5), name
 
 
-@pytest.mark.parametrize(
-    ("frozen", "scales", "named"),
-    [("", {"encoder": 0.5, "body": 0.5}, "names body"), ("encoder", {"encoder": 0.5}, "names encoder"),
-     ("", {"head": -0.5}, "negative"), ("all", {}, "No parameter")],
-)  # fmt: skip
+@pytest.mark.parametrize(("frozen", "scales", "named"), [
+    ("", {"encoder": 0.5, "body": 0.5}, "names body"), ("encoder", {"encoder": 0.5}, "names encoder"),
+    ("", {"head": -0.5}, "negative"), ("all", {}, "No parameter")
+])  # fmt: skip
 def test_a_rate_for_nothing_is_refused(frozen, scales, named):
     model = new_model()
     {"encoder": model.encoder, "all": model}.get(frozen, nn.Module()).requires_grad_(False)

@@ -112,18 +112,15 @@ def test_a_run_that_is_stopped_inside_an_epoch_goes_on_exactly(kind, tmp_path):
         fit(kind, make(kind), callbacks=[stop])
 
 
-@pytest.mark.parametrize(
-    ("kind", "other", "options", "named"),
-    [
-        ("simclr", lambda: simclr(temperature=0.5, augmentation=augment.simclr(8, strength=0.5)), {}, "augmentation .*temperature"),
-        ("simclr", lambda: simclr(width=5), {"lr": 1e-3, "optimizer": "sgd"}, "lr .* there and .*optimizer .*weight_decay .*parameters"),
-        ("simclr", rotation, {"images": image_set(n=64), "epochs": 7, "seed": 1}, "seed .*epochs .*method .*images"),
-        ("classifier", new_model, {"label_smoothing": 0.0, "augmentation": augment.simclr(8)}, "label_smoothing .*augmentation"),
-        ("classifier", new_model, {"batch_size": 8, "clip_norm": 1.0, "warmup": 0.3}, "batch_size .*warmup .*clip_norm"),
-        ("fixmatch", fixmatch, {"unlabeled_ratio": 3, "lr_scales": {"classifier.head": 0.5}}, "lr_scales .*unlabeled_ratio"),
-        ("fixmatch", lambda: fixmatch(label_smoothing=0.1), {"precision": "bf16"}, "precision .*options"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "other", "options", "named"), [
+    ("simclr", lambda: simclr(temperature=0.5, augmentation=augment.simclr(8, strength=0.5)), {}, "augmentation .*temperature"),
+    ("simclr", lambda: simclr(width=5), {"lr": 1e-3, "optimizer": "sgd"}, "lr .* there and .*optimizer .*weight_decay .*parameters"),
+    ("simclr", rotation, {"images": image_set(n=64), "epochs": 7, "seed": 1}, "seed .*epochs .*method .*images"),
+    ("classifier", new_model, {"label_smoothing": 0.0, "augmentation": augment.simclr(8)}, "label_smoothing .*augmentation"),
+    ("classifier", new_model, {"batch_size": 8, "clip_norm": 1.0, "warmup": 0.3}, "batch_size .*warmup .*clip_norm"),
+    ("fixmatch", fixmatch, {"unlabeled_ratio": 3, "lr_scales": {"classifier.head": 0.5}}, "lr_scales .*unlabeled_ratio"),
+    ("fixmatch", lambda: fixmatch(label_smoothing=0.1), {"precision": "bf16"}, "precision .*options"),
+])  # fmt: skip
 def test_a_checkpoint_of_another_run_is_refused_by_name(kind, other, options, named, tmp_path):
     fit(kind, make(kind), checkpoint=tmp_path / "run.pt", stop_after=1)
     with pytest.raises(CourseError, match=f"other settings: .*{named}"):
@@ -265,11 +262,10 @@ def test_a_guard_changes_nothing_in_a_healthy_run(kind, tmp_path):
 
 
 @EACH
-@pytest.mark.parametrize(
-    "options",
-    [{"epochs": 0}, {"epochs": 1.5}, {"lr": math.nan}, {"batch_size": 0}, {"optimizer": "adam"}, {"warmup": 1.0}, {"clip_norm": 0.0},
-     {"lr_scales": {"body": 0.1}}, {"precision": "double"}],
-)  # fmt: skip
+@pytest.mark.parametrize("options", [
+    {"epochs": 0}, {"epochs": 1.5}, {"lr": math.nan}, {"batch_size": 0}, {"optimizer": "adam"}, {"warmup": 1.0}, {"clip_norm": 0.0},
+    {"lr_scales": {"body": 0.1}}, {"precision": "double"}
+])  # fmt: skip
 def test_impossible_options_are_refused_by_name(kind, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         fit(kind, make(kind), **options)
