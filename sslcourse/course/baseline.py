@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from sslcourse import augment, evaluation, models, plots, results, training
+from sslcourse.course import comparison
 
-METHOD = "supervised"
-BATCH = 64
+METHOD, BATCH = "supervised", 64
 VIEWS = {"none": augment.evaluation, "weak": augment.weak, "strong": augment.strong}
 _TRIED = json.loads((Path(results.__file__).parent / "reference" / "baseline_tried.json").read_text(encoding="utf-8"))
 
@@ -43,12 +43,12 @@ def record_of(
 def read(lesson, images, per_class: int, seeds: Sequence[int], network: str) -> dict | None:
     """The record of supervised training on per_class labels of each class: of those of lesson 1 the best on validation, None without any.
 
-    The learner's records and those that came with the course count, of these images, labels and network, with all these seeds.
+    The learner's records and those that came with the course count, of these images, labels and network, with a number of each seed.
     """
     wanted = {"dataset": lesson.dataset, "labels": per_class * images.num_classes, "network": network, "image_size": images.size}
     known = [r for r in results.read(lesson.results_dir) if r["tier"] == lesson.tier] + results.reference(lesson=1)
     known = [r for r in known if r["lesson"] == 1 and r["method"].split(",")[0] == METHOD and wanted.items() <= r.items()]
-    known = [r for r in known if r["identity"] in (None, images.identity) and {*seeds} <= {*r["seeds"]}]
+    known = [r for r in known if r["identity"] in (None, images.identity) and {*seeds} <= comparison.single_runs(r).keys()]
     return max(known, key=lambda record: record["metrics"].get("validation", {"value": 0})["value"], default=None)
 
 
