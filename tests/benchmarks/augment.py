@@ -166,22 +166,11 @@ def table(results, sizes):
     return lines
 
 
-def profile(size, batch_size):
-    """The operations that take most of our time at one size, as torch.profiler sees them."""
-    make_batch, _ = ours(torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8), size, 0.5 if size >= 64 else 0.0)
-    make_batch()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-        for _ in range(5):
-            make_batch()
-    return seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=30)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 96], help="pixels a side")
     parser.add_argument("--batch", type=int, default=256, help="images a batch")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each contender at each size, over all rounds")
-    parser.add_argument("--profile", action="store_true", help="also show where our own time goes")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(2)
@@ -189,9 +178,6 @@ def main():
     results = {size: measure(size, options.batch, options.seconds) for size in options.sizes}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {options.batch}, median of {ROUNDS} rounds{busy}")
     print("\n".join(table(results, options.sizes)))
-    if options.profile:
-        for size in options.sizes:
-            print(f"\n{size} px\n{profile(size, options.batch)}")
 
 
 if __name__ == "__main__":
