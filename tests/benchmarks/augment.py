@@ -7,19 +7,15 @@ are quickest with those) and ends with normalised float batches of the same size
 with probability 0.8, grayscale 0.2, and blur with probability 0.5 from 64 pixels on, are the same for all, drawn anew for each image.
 torchvision and lightly work image by image in a DataLoader with two worker processes, which run already when the clock starts; this
 package and kornia work on whole batches with two threads. The contenders take turns, several times round, and the median round counts.
-Then they do so beside a neighbour, a program that keeps one core busy: two threads that work on one batch wait for each other at every
-operation, so kornia loses most of its speed and separate worker processes lose little; this package takes one thread then.
 Run it on a machine that is quiet otherwise.
 """
 
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
 
 import torch
 from one_by_one import MISSING, from_workers, smooth_images
@@ -109,23 +105,8 @@ def one_round(make_batch, held_ready, seconds):
     return views / elapsed
 
 
-@contextmanager
-def neighbour():
-    """Beside it runs a program that keeps the last of our cores busy (any core, where the system cannot pin a process)."""
-    pin = "os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])" if hasattr(os, "sched_setaffinity") else "None"
-    busy = subprocess.Popen(
-        [sys.executable, "-c", f"import os; {pin}; print(flush=True)\nwhile os.getppid() == {os.getpid()}: pass"], stdout=subprocess.PIPE
-    )  # it ends with its parent, however that ends
-    try:
-        busy.stdout.readline()
-        yield
-    finally:
-        busy.kill()
-        busy.communicate()
-
-
 def measure(size, batch_size, seconds):
-    """Views a second of each contender at one size, quiet and beside a neighbour, a list over rounds each; None where one is missing."""
+    """Views a second of each contender at one size, a list over rounds each; None where one is missing."""
     images = smooth_images(batch_size, size)
     blur = 0.5 if size >= 64 else 0.0
     ready = {}
@@ -137,32 +118,27 @@ def measure(size, batch_size, seconds):
     for make_batch, _ in ready.values():
         make_batch()
     time.sleep(1)
-    found = []
-    for around in (nullcontext, neighbour):
-        rates = {name: [] for name in ready}
-        for _ in range(ROUNDS):
-            for name, (make_batch, held_ready) in ready.items():
-                with around():
-                    rates[name].append(one_round(make_batch, held_ready, seconds / ROUNDS))
-        found.append({name: rates.get(name) for name in CONTENDERS})
-    return found
+    rates = {name: [] for name in ready}
+    for _ in range(ROUNDS):
+        for name, (make_batch, held_ready) in ready.items():
+            rates[name].append(one_round(make_batch, held_ready, seconds / ROUNDS))
+    return {name: rates.get(name) for name in CONTENDERS}
 
 
 def table(results, sizes):
-    """Lines of text: a row a contender, quiet and beside a neighbour; for each size views a second, and how many times faster ours is."""
+    """Lines of text: a row a contender; for each size views a second, and how many times faster ours is."""
     heads = [f"{size} px{' with blur' if size >= 64 else ''}" for size in sizes]
-    lines = [f"{'':35}" + "".join(f"{head:>18}{'ours is':>10}" for head in heads) + "   how"]
-    for place, around in enumerate(("", ", beside a neighbour")):
-        for name, (_, how) in CONTENDERS.items():
-            cells = ""
-            for size in sizes:
-                rates = results[size][place][name]
-                if rates is None:
-                    cells, how = "", MISSING
-                    break
-                rate, own = statistics.median(rates), statistics.median(results[size][place]["sslcourse"])
-                cells += f"{rate:>10,.0f} views/s" + (f"{own / rate:>9.1f}×" if name != "sslcourse" else " " * 10)
-            lines.append(f"{name + around:35}{cells}   {how}")
+    lines = [f"{'':16}" + "".join(f"{head:>18}{'ours is':>10}" for head in heads) + "   how"]
+    for name, (_, how) in CONTENDERS.items():
+        cells = ""
+        for size in sizes:
+            rates = results[size][name]
+            if rates is None:
+                cells, how = "", MISSING
+                break
+            rate, own = statistics.median(rates), statistics.median(results[size]["sslcourse"])
+            cells += f"{rate:>10,.0f} views/s" + (f"{own / rate:>9.1f}×" if name != "sslcourse" else " " * 10)
+        lines.append(f"{name:16}{cells}   {how}")
     return lines
 
 
