@@ -167,10 +167,9 @@ TOLERANCE = 1e-4  # as losses.py says
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "loss",
-    [partial(losses.nt_xent, temperature=0.01), losses.nt_xent, losses.byol_loss, losses.barlow_twins_loss, losses.pseudo_label_loss],
-)
+@pytest.mark.parametrize("loss", [
+    partial(losses.nt_xent, temperature=0.01), losses.nt_xent, losses.byol_loss, losses.barlow_twins_loss, losses.pseudo_label_loss,
+])  # fmt: skip
 def test_losses_there_are_those_of_the_cpu_in_float64(loss, dtype, device):
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(64, 128, generator=generator).to(dtype)

@@ -166,10 +166,9 @@ def test_the_centre_is_kept_and_exif_orientation_respected(tmp_path):
     assert pixels[:, :, 10:].min() > 240 and pixels[:, :, :6].max() < 15 and done == {"turned"}
 
 
-@pytest.mark.parametrize(
-    ("mode", "colour", "ending", "value"),
-    [("L", 77, "png", 77), ("CMYK", (0, 0, 0, 0), "jpg", 255), ("RGBA", (10, 20, 30, 0), "png", 255), ("P", 0, "gif", 0)],
-)
+@pytest.mark.parametrize(("mode", "colour", "ending", "value"), [
+    ("L", 77, "png", 77), ("CMYK", (0, 0, 0, 0), "jpg", 255), ("RGBA", (10, 20, 30, 0), "png", 255), ("P", 0, "gif", 0),
+])  # fmt: skip
 def test_every_mode_becomes_rgb(tmp_path, mode, colour, ending, value):
     Image.new(mode, (16, 16), colour).save(tmp_path / f"x.{ending}")
     pixels, _, _ = image_files.decode("x", Piece(tmp_path / f"x.{ending}"), 16)

@@ -151,9 +151,9 @@ def test_a_damaged_toybox_is_drawn_again_and_a_folder_that_cannot_be_written_is_
         datasets.load("toybox", tmp_path / "file")
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("trian", 5), ("train", 5), ("seed", -1), ("test", 2.0), ("size", 7), ("size", 513), ("size", 32.0)]
-)
+@pytest.mark.parametrize(("option", "value"), [
+    ("trian", 5), ("train", 5), ("seed", -1), ("test", 2.0), ("size", 7), ("size", 513), ("size", 32.0),
+])  # fmt: skip
 def test_wrong_toybox_options(tmp_path, option, value):
     with pytest.raises(ValueError, match=option):
         datasets.load("toybox", tmp_path, **{option: value})

@@ -85,10 +85,9 @@ def test_occlusion_is_one_grey_square_that_can_be_anywhere(height, width):
     assert covered.any((0, 2)).all() and covered.any((0, 1)).all()  # over many images every row and column, the outermost too
 
 
-@pytest.mark.parametrize(
-    ("images", "kind", "severity", "told"),
-    [(smooth(), "fog", 1, "not 'fog'"), (smooth(), "blur", 6, "severity"), (smooth()[:, :1], "blur", 1, "uint8")],
-)
+@pytest.mark.parametrize(("images", "kind", "severity", "told"), [
+    (smooth(), "fog", 1, "not 'fog'"), (smooth(), "blur", 6, "severity"), (smooth()[:, :1], "blur", 1, "uint8"),
+])  # fmt: skip
 def test_what_cannot_be_corrupted_is_refused(images, kind, severity, told):
     with pytest.raises(ValueError, match=told):
         corrupt(images, kind, severity)

@@ -39,10 +39,9 @@ def test_dimensions_and_parameters(networks, name, dim, millions):
     assert round(encoders.count_parameters(networks[name]) / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize(
-    ("options", "size", "sides"),
-    [({}, 32, [32, 32, 16, 8, 4]), ({"max_pool": True}, 64, [32, 32, 16, 8, 4]), ({"small_images": False}, 96, [24, 24, 12, 6, 3])],
-)
+@pytest.mark.parametrize(("options", "size", "sides"), [
+    ({}, 32, [32, 32, 16, 8, 4]), ({"max_pool": True}, 64, [32, 32, 16, 8, 4]), ({"small_images": False}, 96, [24, 24, 12, 6, 3]),
+])  # fmt: skip
 def test_sides_of_the_maps_with_each_stem(options, size, sides):
     network = encoders.resnet18(**options).eval()
     with torch.no_grad():

@@ -161,9 +161,9 @@ def test_a_network_knows_the_images_that_it_was_trained_on(tmp_path):
     assert again.about["identity"] == "0123"
 
 
-@pytest.mark.parametrize(
-    ("error", "told"), [(PermissionError(13, "no"), "no permission"), (OSError(5, "no"), "does not answer"), (OSError(12, "no"), "memory")]
-)
+@pytest.mark.parametrize(("error", "told"), [
+    (PermissionError(13, "no"), "no permission"), (OSError(5, "no"), "does not answer"), (OSError(12, "no"), "memory"),
+])  # fmt: skip
 def test_what_cannot_be_read_is_not_called_damaged(error, told, path, monkeypatch):
     def refused(*_):
         raise error

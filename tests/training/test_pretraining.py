@@ -43,10 +43,9 @@ def test_it_looks_at_what_there_is_also_where_it_is_stopped():
     assert not AT_LOOKS & set(pretrain(rotation(), image_set(validation_images=images, validation_labels=labels), epochs=1).final)
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "named"),
-    [(simclr, {"batch_size": 1}, "batch_size"), (rotation, {"images": image_set(unlabeled=torch.zeros(32, 3, 8, 8))}, "uint8 images")],
-)
+@pytest.mark.parametrize(("method", "options", "named"), [
+    (simclr, {"batch_size": 1}, "batch_size"), (rotation, {"images": image_set(unlabeled=torch.zeros(32, 3, 8, 8))}, "uint8 images"),
+])  # fmt: skip
 def test_batches_and_images_that_cannot_be_are_refused(method, options, named):
     with pytest.raises(ValueError, match=named):
         pretrain(method(), **options)
