@@ -2,7 +2,7 @@
 
 import sys
 
-from sslcourse.course.commands.data import main
+from sslcourse.course.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["data", *sys.argv[1:]]))

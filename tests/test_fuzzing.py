@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sslcourse.course import runner
-from sslcourse.course.commands import data as data_command
 from sslcourse.course.commands import pretrain as pretrain_command
 from sslcourse.course.commands.main import main
 from sslcourse.errors import CourseError
@@ -91,7 +90,7 @@ def test_a_changed_archive_is_imported_or_named(tmp_path_factory, at):
     arguments = ["--from", str(folder / "own.zip"), "--name", "own", "--size", "8", "--data-dir", str(folder / "data"), "--force"]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        status = data_command.main(arguments)
+        status = main(["data", *arguments])
     told, left = out.getvalue(), [path.name for path in (folder / "data").glob("*")]
     assert status in (0, 1) and "Traceback" not in told and told.strip()
     assert left == (["own"] if status == 0 else []), told

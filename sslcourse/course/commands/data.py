@@ -4,7 +4,6 @@ import argparse
 import sys
 
 from sslcourse import datasets, files
-from sslcourse.course.commands.main import with_sentences
 from sslcourse.datasets import sources
 from sslcourse.errors import CourseError
 
@@ -52,11 +51,3 @@ def run(args: argparse.Namespace) -> int:
         size = f", size={args.size}" if args.size is not None else ""
         print(f"Use it: datasets.load({datasets.known_spelling(name)!r}, data_dir={str(data_dir)!r}{size})")
     return 0
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`python data_setup.py`: parse, run, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="data_setup.py", description="Get a data set ready for the course. Alone, it draws toybox.")
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-    return with_sentences(lambda: parser.parse_args(arguments))

@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sslcourse import __version__
 from sslcourse.errors import CourseError
@@ -18,7 +18,7 @@ from sslcourse.files import reason
 # name -> (module in sslcourse.course, what --help says of it). A module has add_arguments(parser) and run(args) -> exit status.
 COMMANDS = {
     "run": ("commands.run", "run lessons from top to bottom without a browser"),
-    "data": ("commands.data", "get a data set ready: draw, download or import it"),
+    "data": ("commands.data", "get a data set ready: draw, download or import it; alone, it draws toybox"),
     "pretrain": ("commands.pretrain", "one long run of pretraining, which survives interruptions"),
     "evaluate": ("commands.evaluate", "what a pretrained encoder is worth with few labels"),
     "handout": ("commands.handout", "copies of the lessons for a class: without solutions, filled in, or for nbgrader"),
@@ -31,19 +31,14 @@ _PLAIN = {"–": "-", "—": "-", "−": "-", "×": "x", "·": "*", "±": "+/-",
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Run one command -> exit status. What can be put right is one sentence, in a terminal of any character set."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    return with_sentences(lambda: _parser(argv[0] if argv else "").parse_args(argv))
-
-
-def with_sentences(parse: Callable[[], argparse.Namespace]) -> int:
-    """Run the command that was parsed -> exit status. What can be put right is one sentence, in a terminal of any character set."""
     codecs.register_error("plain", lambda error: ("".join(map(_plain, error.object[error.start : error.end])), error.end))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what stands in for a terminal, in notebooks and tests, takes any text
             stream.reconfigure(errors="plain")
     try:
-        args = parse()
+        args = _parser(argv[0] if argv else "").parse_args(argv)
         return args.run(args)
     except SystemExit as stop:  # argparse has already said what is wrong
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -76,7 +71,7 @@ def _parser(named: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sslcourse {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (module, told) in COMMANDS.items():
-        command = commands.add_parser(name, help=told)
+        command = commands.add_parser(name, help=told, description=f"{told[0].upper()}{told[1:]}.")
         if name == named:
             its = importlib.import_module(f"sslcourse.course.{module}")
             its.add_arguments(command)
