@@ -1,5 +1,6 @@
 """Read one image file into uint8 pixels of one size, and say what was done to it."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def decode(path: str, file: Piece, size: int, scale=None) -> tuple[np.ndarray | 
     and the centre is cut out. Images with more bits, signs or fractions need a `scale`, the values that become 0 and 255; without it pixels
     are None and the key is "whole" or "floats". Raises what PIL raises; ValueError for over 120 million pixels or values not finite.
     """
-    with Image.open(file.open()) as image:
+    with _opened(file) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}×{image.height} pixels are too many")
         if image.format in ("EPS", "WMF") or Path(path).suffix.lower() in RAW.split():  # other programs would draw them
@@ -81,6 +82,21 @@ def decode(path: str, file: Piece, size: int, scale=None) -> tuple[np.ndarray | 
         done |= {"resized"} | ({"cut"} if image.width != image.height else set())
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image).transpose(2, 0, 1), found, done
+
+
+def _opened(file: Piece) -> Image.Image:
+    content = file.open()
+    try:
+        return Image.open(content)
+    except (Image.UnidentifiedImageError, ValueError):
+        whole, kept, place = content.getvalue(), [b"\x89PNG\r\n\x1a\n"], 8
+        if not whole.startswith(kept[0]):
+            raise
+        while place < len(whole):  # of a PNG only what the picture needs: a broken text or profile beside it makes PIL give up
+            end = place + 12 + int.from_bytes(whole[place : place + 4], "big")
+            kept += [whole[place:end]] if whole[place + 4 : place + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") else []
+            place = end
+        return Image.open(io.BytesIO(b"".join(kept)))
 
 
 def common_scale(lowest: float, highest: float, whole: bool) -> tuple[float, float]:
