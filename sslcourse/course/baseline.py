@@ -27,7 +27,7 @@ def tried(images, network: str) -> results.Table | None:
 
 def settings_of(lesson) -> dict:
     """How a supervised network is trained at this tier: at least so many steps and passes over its labels."""
-    steps, passes = lesson.pick(smoke=20, cpu=200, gpu=1000), lesson.pick(smoke=1, cpu=2, gpu=20)
+    steps, passes = lesson.pick(smoke=20, cpu=200, gpu=1000), lesson.pick(smoke=1, cpu=4, gpu=20)
     return {"views": "strong", "steps": steps, "passes": passes, "batch_size": BATCH, "lr": 2e-3, "label_smoothing": 0.1}
 
 
