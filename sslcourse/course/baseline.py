@@ -11,14 +11,12 @@ from sslcourse import augment, evaluation, models, plots, results, training
 from sslcourse.course import comparison
 
 METHOD, BATCH = "supervised", 64
-VIEWS = {"none": augment.evaluation, "weak": augment.weak, "strong": augment.strong}
 _TRIED = json.loads((Path(results.__file__).parent / "reference" / "baseline_tried.json").read_text(encoding="utf-8"))
 
 
 def tried(images, network: str) -> results.Table | None:
     """What was tried for the course's own baseline on these images with this network, with validation accuracy; None where nothing was."""
     found = [row for row in _TRIED if (row["dataset"], row["image_size"], row["network"]) == (images.name, images.size, network)]
-    found.sort(key=lambda row: row["labels"])
     top1 = [results.percent(*evaluation.mean_and_error(row["validation"])) for row in found]
     rows = [[row["labels"], row["views"], row["steps"], accuracy] for row, accuracy in zip(found, top1, strict=True)]
     header = ["labels", "views", "steps", "validation accuracy"]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from sslcourse.course.checks import expect
 from sslcourse.course.checks.expect import reject_if
 from sslcourse.course.exercises import Exercise
+from sslcourse.devices import evaluation_mode
 
 
 def stratified_subset(labels: Tensor, per_class: int, seed: int) -> Tensor:
@@ -68,14 +69,11 @@ def check_cross_entropy(answer) -> None:
 
 def honest_accuracy(model: nn.Module, batches) -> tuple[float, float]:
     """Accuracy over all batches and its standard error, in evaluation mode; the model's mode is put back."""
-    was_training = model.training
-    model.eval()
     right, n = 0, 0
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(model):
         for x, y in batches:
             right += (model(x).argmax(dim=1) == y).sum().item()
             n += len(y)
-    model.train(was_training)
     accuracy = right / n
     return accuracy, math.sqrt(accuracy * (1 - accuracy) / n)
 

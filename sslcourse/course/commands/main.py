@@ -25,8 +25,6 @@ COMMANDS = {
     "notebooks": ("commands.notebooks", "check, clean or execute the stored notebooks"),
     "results": ("commands.results", "print the table of a folder of result records, or of the committed ones"),
 }
-
-
 _PLAIN = {"–": "-", "—": "-", "−": "-", "×": "x", "·": "*", "±": "+/-", "←": "<-", "→": "->", "“": '"', "”": '"', "’": "'"}
 
 
