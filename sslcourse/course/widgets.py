@@ -23,12 +23,8 @@ def headless() -> bool:
 
 def _control(name: str, spec) -> tuple[str, dict]:
     """The class of a control in ipywidgets, and its options, `value` among them. Raises ValueError for what is no specification."""
-    if isinstance(spec, bool):
-        return "Checkbox", {"value": spec}
-    if isinstance(spec, list) and spec:
-        return "Dropdown", {"options": spec, "value": spec[0]}
     if not (isinstance(spec, tuple) and len(spec) == 4 and all(type(number) in (int, float) for number in spec)):
-        raise ValueError(f"the control {name!r} is (low, high, step, default), a list of choices or a bool, not {spec!r}")
+        raise ValueError(f"the control {name!r} is (low, high, step, default), not {spec!r}")
     low, high, step, value = spec
     if not (low < high and step > 0 and low <= value <= high):
         raise ValueError(f"the slider {name!r} needs low < high, a step above 0 and a default between them, not {spec}")
@@ -38,11 +34,10 @@ def _control(name: str, spec) -> tuple[str, dict]:
 
 
 def explore(draw: Callable, **controls) -> None:
-    """Show what draw(**settings) draws, with a control for each setting.
+    """Show what draw(**settings) draws, with a slider for each setting: (low, high, step, default), of whole numbers if all four are.
 
-    (low, high, step, default) is a slider, of whole numbers if all four are; a list is a menu that starts with its first entry;
-    True or False is a check box. Raises ValueError for any other control.
-    Without a live front end a line says where the controls work, and draw is called once out of sight, so that a broken explorer fails.
+    Raises ValueError for any other control. Without a live front end a line says where the controls work, and draw is called once out of
+    sight, so that a broken explorer fails.
     """
     specified = {name: _control(name, spec) for name, spec in controls.items()}
     values = {name: options["value"] for name, (_, options) in specified.items()}
