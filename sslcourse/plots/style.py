@@ -60,6 +60,9 @@ def show(figure: Figure, alt: str) -> None:
 
     In a notebook it is an <img alt=...> for whatever shows pages, and image/png for LaTeX and others that know no HTML.
     """
+    for axis in figure.axes:
+        if axis.get_yscale() == "log":  # whose own labels are formulas, and no formulas are written here
+            axis.yaxis.set_major_formatter("{x:g}")
     encoded = base64.b64encode(png(figure)).decode()
     plt.close(figure)
     style = "max-width:100%;height:auto;background:white"
