@@ -29,9 +29,7 @@ def settings_of(lesson) -> dict:
     return {"views": "strong", "steps": steps, "passes": passes, "batch_size": BATCH, "lr": 2e-3, "label_smoothing": 0.1}
 
 
-def record_of(
-    lesson, tested: Mapping[int, evaluation.Result], validation: Mapping[int, float], images, per_class: int, method: str = METHOD, **fields
-) -> dict:  # fmt: skip
+def record_of(lesson, tested: Mapping, validation: Mapping, images, per_class: int, method: str = METHOD, **fields) -> dict:
     """A record of it. tested: seed -> Result on the test images; validation: seed -> accuracy, a fraction. fields: network, settings."""
     found = lesson.record_runs(method, list(tested.values()), images, per_class, seed=list(tested), **fields)
     found["metrics"]["validation"] = results.over_runs([validation[s] for s in tested], n=len(images.validation_labels))
@@ -50,9 +48,7 @@ def read(lesson, images, per_class: int, seeds: Sequence[int], network: str) -> 
     return max(known, key=lambda record: record["metrics"].get("validation", {"value": 0})["value"], default=None)
 
 
-def baselines(
-    lesson, images, counts: Sequence[int], main: int, seeds: Sequence[int], network: str, make_encoder: Callable
-) -> dict[int, dict]:  # fmt: skip
+def baselines(lesson, images, counts, main: int, seeds: Sequence[int], network: str, make_encoder: Callable) -> dict[int, dict]:
     """Labels a class -> the record of the baseline, where lesson 1 left one; that of the main number is trained now where it did not.
 
     network: the name of what make_encoder makes, such as "ResNet-9, width 16"; another network is no fair rival.
@@ -75,9 +71,7 @@ def baselines(
     return {n: record for n, record in found.items() if record}
 
 
-def probes(
-    groups: Mapping[str, tuple[Mapping[int, torch.nn.Module], int]], images, counts: Sequence[int], split: str = "test", **options
-) -> dict[str, dict[int, dict[int, evaluation.Result]]]:  # fmt: skip
+def probes(groups: Mapping, images, counts: Sequence[int], split: str = "test", **options) -> dict[str, dict[int, dict]]:
     """Linear probes with few labels: name -> labels a class -> seed -> Result on a split.
 
     groups: name -> (encoders by the seed of their labels, the block to read). A probe sees its images in weak views, as the baseline sees

@@ -27,8 +27,6 @@ TITLES = dict(enumerate(_TITLES, start=1))
 BUDGETS = {"smoke": "40 seconds at most on two CPU cores", "cpu": "6 minutes at most on two CPU cores"}
 BUDGETS |= {"gpu": "15 minutes at most on a T4", "full": "hours: the budgets of the papers"}
 TIERS = tuple(BUDGETS)
-# How many seeds a lesson takes at most, SEED and the next ones.
-SEEDS_WITHIN = {"smoke": 2, "cpu": 5, "gpu": 5, "full": 5}
 _current = None
 
 

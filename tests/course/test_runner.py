@@ -348,5 +348,5 @@ def test_a_seed_has_a_folder_of_its_own_and_is_a_plain_run(go, write_notebook, t
     assert capsys.readouterr().err == ""
     go(seeds=[0, 1])
     assert "SEED + 1" in capsys.readouterr().err
-    go(seeds=[0, 3], tier="cpu")
+    go(seeds=[0, 5], tier="cpu")
     assert capsys.readouterr().err == ""
