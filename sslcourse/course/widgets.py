@@ -23,8 +23,10 @@ def headless() -> bool:
 
 def _control(name: str, spec) -> tuple[str, dict]:
     """The class of a control in ipywidgets, and its options, `value` among them. Raises ValueError for what is no specification."""
+    if isinstance(spec, list) and spec:
+        return "Dropdown", {"options": spec, "value": spec[0]}
     if not (isinstance(spec, tuple) and len(spec) == 4 and all(type(number) in (int, float) for number in spec)):
-        raise ValueError(f"the control {name!r} is (low, high, step, default), not {spec!r}")
+        raise ValueError(f"the control {name!r} is (low, high, step, default) or a list of choices, not {spec!r}")
     low, high, step, value = spec
     if not (low < high and step > 0 and low <= value <= high):
         raise ValueError(f"the slider {name!r} needs low < high, a step above 0 and a default between them, not {spec}")
@@ -34,7 +36,7 @@ def _control(name: str, spec) -> tuple[str, dict]:
 
 
 def explore(draw: Callable, **controls) -> None:
-    """Show what draw(**settings) draws, with a slider for each setting: (low, high, step, default), of whole numbers if all four are.
+    """Show what draw(**settings) draws, with a slider for each setting, (low, high, step, default), or a menu of a list's entries.
 
     Raises ValueError for any other control. Without a live front end a line says where the controls work, and draw is called once out of
     sight, so that a broken explorer fails.
