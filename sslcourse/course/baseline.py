@@ -19,8 +19,7 @@ def tried(images, network: str) -> results.Table | None:
     found = [row for row in _TRIED if (row["dataset"], row["image_size"], row["network"]) == (images.name, images.size, network)]
     top1 = [results.percent(*evaluation.mean_and_error(row["validation"])) for row in found]
     rows = [[row["labels"], row["views"], row["steps"], accuracy] for row, accuracy in zip(found, top1, strict=True)]
-    header = ["labels", "views", "steps", "validation accuracy"]
-    return results.Table(header, rows, "mean and standard error of five seeds") if found else None
+    return results.Table(["labels", "views", "steps", "validation accuracy"], rows, "mean and standard error of five seeds") if found else None
 
 
 def settings_of(lesson) -> dict:
