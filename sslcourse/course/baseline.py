@@ -17,9 +17,9 @@ _TRIED = json.loads((Path(results.__file__).parent / "reference" / "baseline_tri
 def tried(images, network: str) -> results.Table | None:
     """What was tried for the course's own baseline on these images with this network, with validation accuracy; None where nothing was."""
     found = [row for row in _TRIED if (row["dataset"], row["image_size"], row["network"]) == (images.name, images.size, network)]
-    top1 = [results.percent(*evaluation.mean_and_error(row["validation"])) for row in found]
-    rows = [[row["labels"], row["views"], row["steps"], accuracy] for row, accuracy in zip(found, top1, strict=True)]
-    return results.Table(["labels", "views", "steps", "validation accuracy"], rows, "mean and standard error of five seeds") if found else None
+    rows = [[r["labels"], r["views"], r["steps"], results.percent(*evaluation.mean_and_error(r["validation"]))] for r in found]
+    header = ["labels", "views", "steps", "validation accuracy"]
+    return results.Table(header, rows, "mean and standard error of five seeds") if found else None
 
 
 def settings_of(lesson) -> dict:

@@ -132,9 +132,6 @@ def whole_runs(records: Iterable[Mapping], labels: int) -> dict[str, dict[int, f
     return found
 
 
-VIEWS = {"rotation": 4, "SimCLR": 2, "BYOL": 4, "Barlow Twins": 2, "pseudo-labels": 2, "FixMatch": 2}
-
-
 def views_seen(records: Iterable[Mapping]) -> dict[str, int]:
     """Method -> how many views of unlabelled images went forward through a network in its training, of records that say so.
 
@@ -152,6 +149,7 @@ def views_seen(records: Iterable[Mapping]) -> dict[str, int]:
     return found
 
 
+VIEWS = {"rotation": 4, "SimCLR": 2, "BYOL": 4, "Barlow Twins": 2, "pseudo-labels": 2, "FixMatch": 2}
 JPEG = {"cifar10-jpeg": "cifar10"}  # the same photographs, compressed
 ONE_NETWORK = "one network, tier "  # what `evaluate` makes of a network that a lesson of this tier kept
 LONG = "long run"  # the tier of what `pretrain` and `evaluate` have made, outside the lessons
@@ -233,8 +231,8 @@ def open_tasks(records: Iterable[Mapping]) -> list[str]:
     return [task["name"] for task in TASKS if not _our_rows(records, task["dataset"], task)]
 
 
-def strips(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str) -> None:
-    """Every single number as a dot, a row a group, with mean and standard deviation."""
+def strips(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str, mark: float | None = None, mark_name: str = "") -> None:
+    """Every single number as a dot, a row a group, with mean and standard deviation. mark: a value to be marked across all rows."""
     values = {name: np.asarray(list(group), float) for name, group in groups.items()}
     figure, axis = plt.subplots(figsize=(7.6, 0.72 * len(values) + 1.2))
     told, generator = [], np.random.default_rng(0)
@@ -245,6 +243,10 @@ def strips(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str) ->
         text = f"{group.mean():.1f}" + (f", deviation {group.std(ddof=1):.1f}" if len(group) > 1 else "")
         axis.text(1.02, i, text.replace("-", "−"), transform=axis.get_yaxis_transform(), va="center", fontsize=9)
         told.append(f"{name}: {len(group)} numbers from {group.min():.1f} to {group.max():.1f}, mean {text}")
+    if mark is not None:
+        axis.axvline(mark, color="0.35", linestyle=":", linewidth=1.3)
+        axis.annotate(mark_name, (mark, 0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points", fontsize=8.5)
+        told.append(f"{mark_name or 'the mark'} is at {mark:.1f}")
     axis.set_yticks(range(len(values)), list(values))
     axis.set_ylim(len(values) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)

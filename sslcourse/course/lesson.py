@@ -107,9 +107,7 @@ def find_data(dataset: str, data_dir: Path, labels_per_class: int = 1, fetch: bo
     return identity
 
 
-def network_file_name(
-    method: str, dataset: str, lesson: int | None = None, labels=None, tier: str = "cpu", seed: int = 0, variant: str = "", **_
-) -> str:  # fmt: skip
+def network_file_name(method: str, dataset: str, lesson: int | None = None, labels=None, tier="cpu", seed=0, variant="", **_) -> str:
     """'03-simclr-toybox.safetensors', '01-supervised-toybox-100-smoke-seed3.safetensors': a smoke run replaces no real network."""
     parts = [lesson and f"{lesson:02d}", slug(method), slug(dataset), labels and str(labels), tier != "cpu" and slug(tier)]
     parts += [seed and f"seed{seed}", variant and slug(variant)]

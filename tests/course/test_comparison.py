@@ -161,9 +161,10 @@ def test_what_was_reported_is_what_the_package_says_elsewhere():
 def test_strips_tell_every_group(monkeypatch):
     alts = []
     monkeypatch.setattr(plots, "show", lambda figure, alt: (alts.append((figure, alt)), plt.close(figure)))
-    comparison.strips({"honest": [1.0, 2.0, 3.0], "leaky": [4.0]}, title="Two", xlabel="points")
+    comparison.strips({"honest": [1.0, 2.0, 3.0], "leaky": [4.0]}, title="Two", xlabel="points", mark=2.5, mark_name="reported")
     ((_, alt),) = alts
     assert alt.startswith("Two. points: honest: 3 numbers from 1.0 to 3.0, mean 2.0, deviation 1.0; leaky: 1 numbers from 4.0 to 4.0")
+    assert "reported is at 2.5" in alt
 
 
 def test_a_stand_in_is_named_as_such_and_leaves_its_task_open():
