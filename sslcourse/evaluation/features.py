@@ -122,7 +122,7 @@ def feature_set(encoder: nn.Module, images, **options) -> FeatureSet:
 def in_views(found: FeatureSet, encoder: nn.Module, images, view: nn.Module, *, repeats: int = 0, seed: int = 0, **options) -> FeatureSet:
     """The FeatureSet with other training rows: those of `repeats` random views of each labelled image of an ImageSet.
 
-    A probe that is trained on them sees its few images as augmented as a supervised network does (Chen et al. 2020, appendix B.7, have
+    A probe that is trained on them sees its few images as augmented as a supervised network does (Chen et al. 2020, appendix B.6, have
     crops and flips). view: uint8 -> normalised float. repeats: 0 makes about 1,000 rows, 2 to 20 of each image.
     options: those of `features` with which `found` was made.
     """

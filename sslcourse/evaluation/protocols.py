@@ -24,7 +24,7 @@ from sslcourse.evaluation.features import (
     knn_scores,
     neighbours,
     predict,
-)  # fmt: skip
+)
 from sslcourse.evaluation.uncertainty import standard_error, wilson_interval
 from sslcourse.models import Classifier
 

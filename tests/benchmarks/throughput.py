@@ -176,6 +176,8 @@ def parse(arguments=None):
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="time for a turn, at least; a turn is a whole number of epochs")
     options = parser.parse_args(arguments)
+    if min(options.rounds, options.batch - 1, options.size - 7, options.width) < 1:
+        parser.error("--rounds and --width need at least 1, --batch at least 2 and --size at least 8")
     options.precision = choose_precision(torch.device(options.device), options.precision)
     return options
 

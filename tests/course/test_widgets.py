@@ -25,8 +25,8 @@ def live(monkeypatch):
     return shown
 
 
-CONTROLS = {"strength": (0.0, 2.0, 0.1, 1.0), "views": (1, 8, 1, 4)}
-DEFAULTS = {"strength": 1.0, "views": 4}
+CONTROLS = {"strength": (0.0, 2.0, 0.1, 1.0), "views": (1, 8, 1, 4), "kind": ["simclr", "byol"]}
+DEFAULTS = {"strength": 1.0, "views": 4, "kind": "simclr"}
 
 
 def test_headless_draws_once_with_the_defaults_and_out_of_sight(capsys):
@@ -42,7 +42,7 @@ def test_headless_draws_once_with_the_defaults_and_out_of_sight(capsys):
     widgets.explore(draw, **CONTROLS)
     assert calls == [DEFAULTS] and plt.get_fignums() == [kept.number]
     out = capsys.readouterr().out
-    assert "(strength, views) work in JupyterLab and Colab" in out and "noise" not in out and out.count("\n") == 1
+    assert "(strength, views, kind) work in JupyterLab and Colab" in out and "noise" not in out and out.count("\n") == 1
     with pytest.raises(ZeroDivisionError):  # a broken explorer is no secret, and leaves no figure
         widgets.explore(draw, views=(1, 8, 1, 5))
     assert plt.get_fignums() == [kept.number]
@@ -55,7 +55,7 @@ def test_controls_that_draw_does_not_take_are_refused(controls, named):
         widgets.explore(lambda strength: None, **controls)
 
 
-@pytest.mark.parametrize("spec", [(0, 1), (1, 0, 1, 1), (0, 1, 0, 0), (0, 1, 1, 2), [], True, "text", (0, 1, 1, "a"), (False, True, 1, 1)])
+@pytest.mark.parametrize("spec", [(0, 1), (1, 0, 1, 1), (0, 1, 0, 0), (0, 1, 1, 2), [], True, "text", 3, (0, 1, 1, "a"), (0, True, 1, 1)])
 def test_controls_that_are_no_specification_are_refused(spec):
     with pytest.raises(ValueError, match="'x'"):
         widgets.explore(lambda x: None, x=spec)
@@ -64,13 +64,13 @@ def test_controls_that_are_no_specification_are_refused(spec):
 def test_a_live_front_end_gets_controls_and_callbacks(live):
     calls = []
     widgets.explore(lambda **settings: calls.append(settings), **CONTROLS)
-    strength, views, output = live[0].children
-    assert [type(strength), type(views)] == [ipywidgets.FloatSlider, ipywidgets.IntSlider]
+    strength, views, kind, output = live[0].children
+    assert [type(w) for w in (strength, views, kind)] == [ipywidgets.FloatSlider, ipywidgets.IntSlider, ipywidgets.Dropdown]
     assert not strength.continuous_update and not views.continuous_update and isinstance(output, ipywidgets.Output)
     assert calls == [DEFAULTS]
     views.value = 6
-    strength.value = 0.5
-    assert calls[-1] == {"views": 6, "strength": 0.5} and len(calls) == 3
+    kind.value = "byol"
+    assert calls[-1] == DEFAULTS | {"views": 6, "kind": "byol"} and len(calls) == 3
 
 
 FIGURE = {"image/png": "iVBORw0KGgo=", "text/html": "<img alt='a line'>", "text/plain": "[figure: a line]"}

@@ -2,7 +2,9 @@
 
 import io
 import os
+import struct
 import unicodedata
+import zlib
 
 import numpy as np
 import pytest
@@ -194,10 +196,16 @@ def test_images_of_other_depths_are_scaled_by_one_rule_that_is_said(tmp_path, re
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_metadata_around_a_good_picture(tmp_path):
-    for name, exif in (("x.png", b"junk" * 4), ("x.jpg", b"Exif\0\0MM\0*" + b"junk" * 3)):
-        Image.new("RGB", (16, 16), (200, 30, 30)).save(tmp_path / name, exif=exif)
-        pixels, _, done = image_files.decode(name, Piece(tmp_path / name), 16)
-        assert abs(pixels[:, 0, 0] - [200.0, 30, 30]).max() <= 2 and done == {"kept"}
+    save(tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    broken = (b"junk" * 4, zlib.crc32(b"eXIf" + b"junk" * 4)), (b"MM\0*", 0)
+    for content, checksum in broken:
+        chunk = struct.pack(">I4s", len(content), b"eXIf") + content + struct.pack(">I", checksum)
+        (tmp_path / "x.png").write_bytes(whole[:33] + chunk + whole[33:])
+        pixels, _, done = image_files.decode("x.png", Piece(tmp_path / "x.png"), 16)
+        assert pixels[:, 0, 0].tolist() == [200, 30, 30] and done == ({"kept"} if checksum else set())
+    Image.new("RGB", (16, 16)).save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*" + b"junk" * 3)
+    assert image_files.decode("x.jpg", Piece(tmp_path / "x.jpg"), 16)[2] == {"kept"}
 
 
 @pytest.mark.parametrize(("name", "content", "word"), [
