@@ -54,8 +54,8 @@ def baselines(lesson, images, counts, main: int, seeds: Sequence[int], network: 
     """
     found = {n: read(lesson, images, n, seeds, network) for n in counts}
     if not found[main]:
-        print(f"Lesson 1 left no record of {main} labels a class here, so the baseline is trained now, {len(seeds)} times.")
         how, tested, validation = settings_of(lesson), {}, {}
+        print(f"Lesson 1 left no record of {main} labels a class here, so the baseline is trained now, for only {how['steps']} steps.")
         for seed in seeds:
             labelled = images.few_labels(main, seed)
             torch.manual_seed(seed)
