@@ -52,7 +52,7 @@ assert "google.colab" in sys.modules
 from sslcourse.course.widgets import explore, switchboard
 def plot(*values): plt.figure(figsize=(1, 1)); plt.plot(values)
 ---
-explore(lambda height, kind, log: plot(0, height, len(kind), log), height=(0.0, 2.0, 0.5, 1.0), kind=["a", "bc"], log=False)
+explore(lambda height, kind, scale: plot(0, height, len(kind), scale), height=(0.0, 2.0, 0.5, 1.0), kind=["a", "bc"], scale=[1, 2])
 ---
 explore(lambda kind: plot({"a": 1, "b": 2}[kind]), kind=["a", "b", "c"])
 ---

@@ -233,5 +233,5 @@ def test_a_folder_is_read_in_order_and_what_is_damaged_is_named(tmp_path):
 
 def test_the_networks_that_come_with_the_package_can_be_read(recwarn):
     found = models.reference_networks()
-    assert not recwarn.list and len(found) == 13
+    assert not recwarn.list and set(found) == {path.stem for path in saved.REFERENCE_NETWORKS.glob("*.safetensors")} and len(found) > 9
     assert all(network.about["tier"] == "cpu" and network.origin == "committed" for network in found.values())
