@@ -11,6 +11,7 @@ from sslcourse import augment, evaluation, models, plots, results, training
 from sslcourse.course import comparison
 
 METHOD, BATCH = "supervised", 64
+ENCODER_LR_SCALE = 0.5  # in fine-tuning, of the rate of the new head
 _TRIED = json.loads((Path(results.__file__).parent / "reference" / "baseline_tried.json").read_text(encoding="utf-8"))
 
 
@@ -70,31 +71,103 @@ def baselines(lesson, images, counts, main: int, seeds: Sequence[int], network: 
     return {n: record for n, record in found.items() if record}
 
 
-def probes(groups: Mapping, images, counts: Sequence[int], split: str = "test", **options) -> dict[str, dict[int, dict]]:
-    """Linear probes with few labels: name -> labels a class -> seed -> Result on a split.
+class Comparison:
+    """A pretraining, read by probes and fine-tuned, against the baseline and an untrained network: seed by seed, on the same labels.
 
-    groups: name -> (encoders by the seed of their labels, the block to read). A probe sees its images in weak views, as the baseline sees
-    them in strong ones. options: those of `evaluation.features`.
+    name: of the pretraining, such as "SimCLR". encoders, untrained: encoders by seed. blocks: what probes read of the one and of the other.
+    network: the name of what make_encoder makes. A probe sees its images in weak views, fine-tuning in strong ones, as the baseline does.
+
+    tested: way -> labels a class -> seed -> Result on the test images. supervised: labels a class -> record of the baseline.
+    main: the labels a class with which the network is fine-tuned, per_class unless a class has fewer.
     """
-    view, found = augment.weak(options.get("size") or images.size), {}
-    for name, (encoders, block) in groups.items():
-        found[name] = {n: {} for n in counts}
-        for seed, encoder in encoders.items():
-            whole = evaluation.feature_set(encoder, images.few_labels(1, seed), block=block, **options)
-            for n in counts:
-                seen = evaluation.in_views(whole, encoder, images.few_labels(n, seed), view, block=block, seed=seed)
-                found[name][n][seed] = evaluation.linear_probe(seen, split=split)
+
+    def __init__(
+        self, lesson, images, name: str, encoders: Mapping, untrained: Mapping, blocks: Sequence[int], *, per_class: int, network: str,
+        make_encoder: Callable, frozen: str = "frozen",
+    ):  # fmt: skip
+        smallest_class = int(torch.bincount(images.train_labels).min())
+        self.lesson, self.images, self.network, self.encoders, self.main = lesson, images, network, encoders, min(per_class, smallest_class)
+        counts = sorted({n for n in (*lesson.pick(smoke=(2,), cpu=(2, 4, 10, 20, 50)), self.main) if n <= smallest_class})
+        self.steps = lesson.pick(smoke=10, cpu=200, gpu=600)  # of fine-tuning, at least
+        self.frozen, self.floor, self.tuned = f"{name}, {frozen}", "untrained, probe", f"{name}, fine-tuned"
+        self.names = {self.frozen: f"frozen {name}" if frozen == "frozen" else f"the {name} probe", self.tuned: f"fine-tuned {name}"}
+        self.blocks = dict(zip((self.frozen, self.floor), blocks, strict=True))
+        self.supervised = baselines(lesson, images, counts, self.main, list(encoders), network, make_encoder)
+        groups = {self.frozen: encoders, self.floor: untrained}
+        self.tested = {way: probes(group, images, counts, block=self.blocks[way]) for way, group in groups.items()}
+        self.tested[self.tuned] = {self.main: {seed: self.fine_tune(seed) for seed in encoders}}
+
+    def fine_tune(self, seed: int) -> evaluation.Result:
+        """The pretrained encoder of this seed with a new head, trained further on the labels of this seed; seen on the test images."""
+        labelled = self.images.few_labels(self.main, seed)
+        epochs = training.epochs_for(len(labelled.train_labels), self.steps, self.lesson.pick(smoke=1, cpu=4))
+        how = {"encoder_lr_scale": ENCODER_LR_SCALE, "augmentation": augment.strong(self.images.size), "batch_size": BATCH}
+        how |= {"seed": seed, "validate_every": 0, "split": "test", "name": f"{self.main} a class, fine-tuned, seed {seed}"}
+        return evaluation.fine_tune(self.encoders[seed], labelled, epochs, **how)
+
+    def against(self, way: str, n: int, labels: int | None = None) -> evaluation.uncertainty.PairedRuns:
+        """A way with n labels a class, less the baseline with as many, or with so many labels a class."""
+        return evaluation.paired_runs(self.tested[way][n], comparison.single_runs(self.supervised[labels or n]))
+
+    def verdicts(self) -> str:
+        """Every comparison of these runs in a sentence, as a list in Markdown."""
+        known = self.names | {self.floor: "the untrained network"}
+        pairs = []
+        for first, second in ((self.frozen, self.floor), (self.tuned, self.frozen)):
+            found = evaluation.paired_runs(self.tested[first][self.main], self.tested[second][self.main])
+            pairs.append((self.main, found.verdict(known[first], known[second])))
+        ways = [(self.tuned, self.main), *((self.frozen, n) for n in self.supervised)]
+        pairs += [(n, self.against(way, n).verdict(self.names[way], "supervised training")) for way, n in ways]
+        return "Seed by seed, on the same labels:\n\n" + "\n".join(f"* {n} labels a class: {told}" for n, told in pairs)
+
+    def curves(self, way: str) -> None:
+        """Test accuracy against labels a class, with standard errors over seeds; the title says what became of this way."""
+        x, series, errors = {}, {}, {}
+        for name, row in self.tested.items():
+            pairs = [evaluation.mean_and_error([100 * result.top1 for result in runs.values()]) for runs in row.values()]
+            x[name], (series[name], errors[name]) = list(row), zip(*pairs, strict=True)
+        top1 = [record["metrics"]["top1"] for record in self.supervised.values()]
+        x[METHOD], series[METHOD] = list(self.supervised), [100 * found["value"] for found in top1]
+        errors[METHOD] = [100 * (found["standard_error"] or math.nan) for found in top1]
+        title = f"{self.main} labels a class: {self.against(way, self.main).headline(self.names[way], METHOD)}"
+        where = {"xlabel": "labelled images a class", "ylabel": "test accuracy, %", "log_x": True}
+        plots.lines(x, series, errors=errors, title=title, chance=100 / self.images.num_classes, **where)
+
+    def records(self, settings: Mapping) -> list[dict]:
+        """Of every way and number of labels, and of the baseline where it was trained here. settings: of the pretraining."""
+        how = {way: {"block": block, "views": "weak"} for way, block in self.blocks.items()}
+        how[self.frozen] = dict(settings) | how[self.frozen]
+        how[self.tuned] = dict(settings) | {"steps": self.steps, "encoder_lr_scale": ENCODER_LR_SCALE, "views": "strong"}
+        found = [record for record in self.supervised.values() if record["lesson"] == self.lesson.number]
+        for way, row in self.tested.items():
+            about = {"seed": list(self.encoders), "network": self.network, "settings": how[way]}
+            found += [self.lesson.record_runs(way, list(runs.values()), self.images, n, **about) for n, runs in row.items()]
+        return found
+
+    def keep(self, history) -> None:
+        """Keep two networks of the first seed for lesson 7: the encoder, whose pretraining has this History, and what fine-tuning made of it."""
+        seed, size, name = next(iter(self.encoders)), self.images.size, self.tuned.split(",")[0]
+        tuned = self.tested[self.tuned][self.main][seed]
+        minutes = [log.final["seconds"] / 60 for log in (history, tuned.history)]
+        self.lesson.keep(self.encoders[seed], method=name, size=size, block=self.blocks[self.frozen], minutes=minutes[0])
+        about = {"labels": self.main * self.images.num_classes, "class_names": self.images.class_names, "size": size}
+        self.lesson.keep(tuned.model, method=self.tuned, minutes=sum(minutes), **about)
+
+    def headline(self) -> str:
+        """What the lesson found, in a line."""
+        told = {way: results.percent(*evaluation.mean_and_error([r.top1 for r in self.tested[way][self.main].values()])) for way in self.names}
+        alone = results.percent(*(self.supervised[self.main]["metrics"]["top1"][k] for k in ("value", "standard_error")))
+        labels, name = self.main * self.images.num_classes, self.tuned.split(",")[0]
+        found = f"{name}, {labels} labels: {told[self.frozen]} frozen, {told[self.tuned]} fine-tuned"
+        return f"{found}, supervised {alone} on {self.lesson.dataset}"
+
+
+def probes(encoders: Mapping, images, counts: Sequence[int], *, block: int | None) -> dict[int, dict]:
+    """Linear probes with few labels on the test images, in weak views: labels a class -> seed -> Result. encoders: by the seed of the labels."""
+    view, found = augment.weak(images.size), {n: {} for n in counts}
+    for seed, encoder in encoders.items():
+        whole = evaluation.feature_set(encoder, images.few_labels(1, seed), block=block)
+        for n in counts:
+            seen = evaluation.in_views(whole, encoder, images.few_labels(n, seed), view, block=block, seed=seed)
+            found[n][seed] = evaluation.linear_probe(seen, split="test")
     return found
-
-
-def curves(tested: Mapping[str, Mapping[int, Mapping]], baselines: Mapping[int, Mapping], *, title: str, num_classes: int) -> None:
-    """Test accuracy against labels a class, with standard errors over seeds. tested: as `probes` finds it. baselines: n -> its record."""
-    x, series, errors = {}, {}, {}
-    for name, row in tested.items():
-        pairs = [evaluation.mean_and_error([100 * result.top1 for result in runs.values()]) for runs in row.values()]
-        x[name], (series[name], errors[name]) = list(row), zip(*pairs, strict=True)
-    top1 = [record["metrics"]["top1"] for record in baselines.values()]
-    x[METHOD], series[METHOD] = list(baselines), [100 * found["value"] for found in top1]
-    errors[METHOD] = [100 * (found["standard_error"] or math.nan) for found in top1]
-    where = {"xlabel": "labelled images a class", "ylabel": "test accuracy, %", "log_x": True}
-    plots.lines(x, series, errors=errors, title=title, chance=100 / num_classes, **where)

@@ -95,6 +95,16 @@ def roster(networks: Mapping[str, models.Network]) -> results.Table:
     return results.Table(["name", "what it is", "trained on", "labels", "pixels", "minutes", "origin"], rows)
 
 
+def so_far(lesson, per_class: int | None = None) -> results.Table | None:
+    """What earlier lessons reached on this data set with per_class labels of each class, or with any number; None where nothing is known."""
+    known = [r for r in results.read(lesson.results_dir) if r["tier"] == lesson.tier]
+    known = results.fill(known, [r for r in results.reference() if r["lesson"] < lesson.number])
+    known = [r for r in known if r["lesson"] < lesson.number and r["dataset"] == lesson.dataset]
+    here = sorted((r for r in known if f"-{per_class}-a-class" in r["name"]), key=lambda r: r["lesson"])
+    columns = ["lesson", "method", "labels", "network", "top1", "tier", "origin"]
+    return results.table(here or sorted(known, key=lambda r: r["labels"]), columns) if known else None
+
+
 def by_labels(records: Iterable[Mapping]) -> results.Table:
     """Records of one data set, a row a method of a lesson and a column a number of labels; of two the one with more runs counts."""
     records = sorted((r for r in records if "top1" in r["metrics"]), key=lambda r: len(r["seeds"]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import coloured
 
-from sslcourse import datasets, evaluation, models, results
+from sslcourse import datasets, evaluation, models, results, training
 from sslcourse.course import baseline
 from sslcourse.course.lesson import Lesson
 
@@ -50,14 +50,30 @@ def test_without_a_record_the_baseline_is_trained_over_the_same_labels(lesson, i
     assert record["seeds"] == [0, 1] and record["labels"] == 6 and set(record["metrics"]) == {"top1", "validation"}
 
 
-def test_probes_see_the_labels_of_their_seed_in_views_and_are_drawn_beside_the_baseline(lesson, images, monkeypatch):
-    encoders = {seed: make_encoder() for seed in (0, 1)}
-    tested = baseline.probes({"ours": (encoders, 2)}, images, (2, 5))
-    assert [list(runs) for runs in tested["ours"].values()] == [[0, 1], [0, 1]] and tested["ours"][5][1].n == 12
-    told = {}
-    monkeypatch.setattr(baseline.plots, "lines", lambda x, series, **options: told.update(x=x, series=series))
-    baseline.curves(tested, {2: known(lesson, images, (0, 0), 0.5)}, title="", num_classes=3)
-    assert told["x"] == {"ours": [2, 5], "supervised": [2]} and told["series"]["supervised"] == [100.0]
+def test_a_comparison_holds_frozen_and_fine_tuned_encoders_against_the_baseline_on_the_labels_of_their_seeds(lesson, images, monkeypatch):
+    _ = [results.write(known(lesson, images, (1, 1), 0.5), lesson.results_dir)]
+    encoders, untrained = ({seed: make_encoder() for seed in (0, 1)} for _ in range(2))
+    about = {"per_class": 2, "network": NETWORK, "make_encoder": make_encoder}
+    compared = baseline.Comparison(lesson, images, "ours", encoders, untrained, (2, 1), **about)
+    assert {way: {n: list(runs) for n, runs in row.items()} for way, row in compared.tested.items()} == {
+        "ours, frozen": {2: [0, 1]}, "untrained, probe": {2: [0, 1]}, "ours, fine-tuned": {2: [0, 1]},
+    }  # fmt: skip
+    assert compared.tested["ours, frozen"][2][1].n == 12 and compared.main == 2 and len(compared.supervised) == 1
+    found = compared.against("ours, frozen", 2)
+    assert found.difference == pytest.approx(100 * sum(compared.tested["ours, frozen"][2][s].top1 for s in (0, 1)) / 2)  # less 0 % right
+    told = compared.verdicts()
+    assert told.count("2 labels a class") == 4 and all(name in told for name in ("fine-tuned ours", "frozen ours", "the untrained network"))
+    drawn = {}
+    monkeypatch.setattr(baseline.plots, "lines", lambda x, series, **options: drawn.update(x=x, series=series))
+    compared.curves("ours, frozen")
+    assert drawn["x"]["supervised"] == [2] and drawn["series"]["supervised"] == [0.0] and set(drawn["x"]) == {*compared.tested, "supervised"}
+    records = {record["method"]: record["settings"] for record in compared.records({"epochs": 7})}
+    assert records["ours, frozen"] == {"epochs": 7, "block": 2, "views": "weak"} and records["untrained, probe"] == {"block": 1, "views": "weak"}
+    assert records["ours, fine-tuned"]["epochs"] == 7 and "supervised" not in records  # which was lesson 1's
+    compared.keep(training.History(rows=[{"epoch": 1, "seconds": 60.0}]))
+    kept = {n.method: n.about["minutes"] for n in models.read_networks(lesson.results_dir / "networks").values()}
+    assert kept["ours"] == 1 and kept["ours, fine-tuned"] > 1
+    assert compared.headline().startswith("ours, 6 labels: ") and compared.headline().endswith(f"supervised 0.0 ± 0.0 % on {lesson.dataset}")
 
 
 def test_what_was_tried_is_told_of_these_images_only(images):
