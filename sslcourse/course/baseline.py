@@ -145,7 +145,7 @@ class Comparison:
         return found
 
     def keep(self, history) -> None:
-        """Keep two networks of the first seed for lesson 7: the encoder, whose pretraining has this History, and what fine-tuning made of it."""
+        """Keep the first seed's encoder for lesson 7, and what fine-tuning made of it. history: of its pretraining."""
         seed, size, name = next(iter(self.encoders)), self.images.size, self.tuned.split(",")[0]
         tuned = self.tested[self.tuned][self.main][seed]
         minutes = [log.final["seconds"] / 60 for log in (history, tuned.history)]
@@ -155,7 +155,8 @@ class Comparison:
 
     def headline(self) -> str:
         """What the lesson found, in a line."""
-        told = {way: results.percent(*evaluation.mean_and_error([r.top1 for r in self.tested[way][self.main].values()])) for way in self.names}
+        runs = {way: [result.top1 for result in self.tested[way][self.main].values()] for way in self.names}
+        told = {way: results.percent(*evaluation.mean_and_error(found)) for way, found in runs.items()}
         alone = results.percent(*(self.supervised[self.main]["metrics"]["top1"][k] for k in ("value", "standard_error")))
         labels, name = self.main * self.images.num_classes, self.tuned.split(",")[0]
         found = f"{name}, {labels} labels: {told[self.frozen]} frozen, {told[self.tuned]} fine-tuned"
@@ -163,7 +164,7 @@ class Comparison:
 
 
 def probes(encoders: Mapping, images, counts: Sequence[int], *, block: int | None) -> dict[int, dict]:
-    """Linear probes with few labels on the test images, in weak views: labels a class -> seed -> Result. encoders: by the seed of the labels."""
+    """Linear probes on the test images, with few labels in weak views: labels a class -> seed -> Result. encoders: by the labels' seed."""
     view, found = augment.weak(images.size), {n: {} for n in counts}
     for seed, encoder in encoders.items():
         whole = evaluation.feature_set(encoder, images.few_labels(1, seed), block=block)

@@ -96,7 +96,7 @@ def roster(networks: Mapping[str, models.Network]) -> results.Table:
 
 
 def so_far(lesson, per_class: int | None = None) -> results.Table | None:
-    """What earlier lessons reached on this data set with per_class labels of each class, or with any number; None where nothing is known."""
+    """What earlier lessons reached on this data set with per_class labels of each class, or any number; None where nothing is known."""
     known = [r for r in results.read(lesson.results_dir) if r["tier"] == lesson.tier]
     known = results.fill(known, [r for r in results.reference() if r["lesson"] < lesson.number])
     known = [r for r in known if r["lesson"] < lesson.number and r["dataset"] == lesson.dataset]
