@@ -100,12 +100,9 @@ def wide_float(x: Tensor) -> Tensor:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, torch's random numbers begin at this seed, on every device; afterwards the caller's go on as if nothing had been drawn."""
-    states = random_states()
-    try:
+    with random_states_kept():
         torch.manual_seed(seed)
         yield
-    finally:
-        set_random_states(states)
 
 
 @contextmanager

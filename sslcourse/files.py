@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -105,14 +104,8 @@ def write_atomically(path: str | os.PathLike, content: bytes | Callable, keep: s
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)  # mkstemp's files are the owner's alone
-        if keep is not None and path.exists():  # the old file gets a second name first, so that there always is one
-            between = Path(keep).with_name(f".{Path(keep).name}.part")
-            between.unlink(missing_ok=True)
-            try:
-                os.link(path, between)
-            except OSError:  # a file system without links
-                shutil.copy2(path, between)
-            os.replace(between, keep)
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -26,10 +26,6 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
-def _maximum(x: Tensor) -> Tensor:
-    return F.adaptive_max_pool2d(x, 1).flatten(1)
-
-
 class Encoder(nn.Module):
     """Blocks in a row, and the pooling that makes one vector of the last feature map.
 
@@ -80,7 +76,7 @@ def resnet9(width: int = 64) -> Encoder:
         conv_block(4 * w, 8 * w, pool=True),  # (N, 8w, H/8, W/8)
         Residual(8 * w),
     ]
-    return Encoder({"name": "resnet9", "width": w}, blocks, 8 * w, pool=_maximum)
+    return Encoder({"name": "resnet9", "width": w}, blocks, 8 * w, pool=lambda x: F.adaptive_max_pool2d(x, 1).flatten(1))
 
 
 def resnet18(small_images: bool = True, max_pool: bool | None = None) -> Encoder:

@@ -50,12 +50,14 @@ def record(
     """
     seeds = [int(s) for s in seed] if isinstance(seed, Sequence) and not isinstance(seed, str) else [int(seed)]
     commit, clean = git_state()
+    versions = {name: importlib.import_module(name).__version__ for name in ("torch", "torchvision", "sslcourse")}
+    versions["python"] = platform.python_version()
     result = {
         "kind": "sslcourse result", "schema": 1, "lesson": lesson, "name": name, "method": method, "source": source, "differs": differs,
         "dataset": dataset, "identity": identity, "image_size": plain(image_size), "network": network, "labels": plain(labels),
         "seeds": seeds, "tier": tier, "metrics": {str(key): metric(value, runs=len(seeds) or 1) for key, value in metrics.items()},
         "device": device_name(device), "seconds": round(float(seconds), 3), "settings": dict(settings or {}), "notes": notes,
-        "versions": versions(), "git_commit": commit, "git_clean": clean, "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": versions, "git_commit": commit, "git_clean": clean, "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }  # fmt: skip
     check(result)
     try:
@@ -108,11 +110,6 @@ def device_name(device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     named = re.search(r"^model name\s*:\s*(\S.*?)\s*$", cpuinfo.read_text(errors="replace") if cpuinfo.exists() else "", re.MULTILINE)
     return named[1] if named else platform.processor() or platform.machine() or "cpu"
-
-
-def versions() -> dict:
-    packages = ("torch", "torchvision", "sslcourse")
-    return {"python": platform.python_version()} | {name: importlib.import_module(name).__version__ for name in packages}
 
 
 @lru_cache(maxsize=1)

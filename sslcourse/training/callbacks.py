@@ -100,7 +100,7 @@ class Checkpoint(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar over the steps, with the loss of about a second ago, and the last row's accuracy and spread. On the first process only."""
+    """A bar over the steps, with the loss, read once a second, and the last row's accuracy and spread. On the first process only."""
 
     SHOWN = {"chance_loss": "chance {:.3f}", "validation_accuracy": "validation {:.1%}", "knn_accuracy": "kNN {:.1%}"}
     SHOWN |= {"feature_std": "std {:.3f}"}
@@ -108,32 +108,21 @@ class ProgressBar(Callback):
     def start(self, run: Run) -> None:
         steps = {"total": run.steps, "initial": run.epoch * len(run.loader) + run.loader.start}
         self.bar = progress_bar(name=run.options.name, unit="step", hidden=not run.options.progress or rank() > 0, **steps)
-        self.loss, self.read, self.on_its_way = math.nan, 0.0, None
+        self.told = 0.0
 
     def after_step(self, run: Run) -> None:
         self.bar.update()
-        if not self.bar.disable and time.monotonic() > self.read + 1:
-            self._read(run.loss.detach())
-            self._tell(run)
-
-    def _read(self, loss: torch.Tensor) -> None:
-        """Read the loss where that makes nobody wait: on a CPU at once, from CUDA when it has arrived."""
-        if loss.device.type == "cpu":
-            self.loss, self.read = loss.item(), time.monotonic()
-        elif loss.device.type == "cuda" and self.on_its_way is None:
-            self.on_its_way = loss.to("cpu", non_blocking=True), torch.cuda.Event()
-            self.on_its_way[1].record()
-        elif self.on_its_way is not None and self.on_its_way[1].query():
-            self.loss, self.read, self.on_its_way = self.on_its_way[0].item(), time.monotonic(), None
+        if not self.bar.disable and time.monotonic() > self.told + 1:
+            self._tell(run, run.loss.item())
 
     def after_epoch(self, run: Run) -> None:
         if run.row is not None and not self.bar.disable:
-            self.loss = run.row["loss"]
-            self._tell(run)
+            self._tell(run, run.row["loss"])
 
-    def _tell(self, run: Run) -> None:
+    def _tell(self, run: Run, loss: float) -> None:
         seen = [text.format(run.row[name]) for name, text in self.SHOWN.items() if name in (run.row or {})]
-        self.bar.set_postfix_str(", ".join([f"loss {self.loss:.3f}"] * math.isfinite(self.loss) + seen), refresh=False)
+        self.bar.set_postfix_str(", ".join([f"loss {loss:.3f}", *seen]), refresh=False)
+        self.told = time.monotonic()
 
     def end(self, run: Run) -> None:
         self.bar.close()
