@@ -120,8 +120,7 @@ def random_states_kept() -> Iterator[None]:
 def random_states() -> dict:
     """Where torch's random numbers are, on every device, to be kept in a file."""
     return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 

@@ -12,12 +12,9 @@ from pathlib import Path
 from sslcourse.errors import CourseError
 
 _REASONS = {  # what a failed call of the system means to its user
-    (errno.ENOSPC,): "the disk is full",
-    (errno.EDQUOT,): "your quota on this disk is used up",
-    (errno.EACCES, errno.EPERM): "you have no permission for it",
-    (errno.EROFS,): "it lies on a read-only disk",
-    (errno.ENOMEM,): "there is not enough memory",
-    (errno.ENODEV, errno.ENXIO, errno.EIO): "the device that it lies on does not answer",
+    (errno.ENOSPC,): "the disk is full", (errno.EDQUOT,): "your quota on this disk is used up",
+    (errno.EACCES, errno.EPERM): "you have no permission for it", (errno.EROFS,): "it lies on a read-only disk",
+    (errno.ENOMEM,): "there is not enough memory", (errno.ENODEV, errno.ENXIO, errno.EIO): "the device that it lies on does not answer",
 }
 ZIP = b"PK\x03\x04"  # what torch.save writes; torch's older formats are not read, for `weights_only` once did not hold there
 

@@ -139,11 +139,8 @@ def test_slow_steps_on_the_gpu_read_the_batches_they_were_given():
 
 
 @pytest.mark.parametrize(("tensors", "options", "named"), [
-    ([], {}, "tensor"),
-    ([torch.zeros(3), torch.zeros(4)], {}, r"\[3, 4\]"),
-    ([torch.zeros(0)], {}, "at least 1"),
-    ([torch.zeros(3)], {"batch_size": 1.5}, "batch_size"),
-    ([torch.zeros(3)], {"batch_size": 4, "drop_last": True}, "batch_size"),
+    ([], {}, "tensor"), ([torch.zeros(3), torch.zeros(4)], {}, r"\[3, 4\]"), ([torch.zeros(0)], {}, "at least 1"),
+    ([torch.zeros(3)], {"batch_size": 1.5}, "batch_size"), ([torch.zeros(3)], {"batch_size": 4, "drop_last": True}, "batch_size"),
     ([torch.zeros(49)], {"batch_size": 12, "drop_last": True, "part": (0, 5)}, "multiple of 5"),
     ([torch.zeros(49)], {"batch_size": 12, "part": (0, 2)}, "drop_last"),
 ])  # fmt: skip

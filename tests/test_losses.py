@@ -69,8 +69,7 @@ def pseudo_label_by_loops(weak, strong, threshold=0.95):
 
 
 CASES = [
-    *[(nt_xent, nt_xent_by_loops, temperature) for temperature in (0.005, 0.05, 0.5, 10.0)],
-    (byol_loss, byol_by_loops, None),
+    *[(nt_xent, nt_xent_by_loops, temperature) for temperature in (0.005, 0.05, 0.5, 10.0)], (byol_loss, byol_by_loops, None),
     *[(barlow_twins_loss, barlow_by_loops, lambda_param) for lambda_param in (0.0, 5e-3, 1.0)],
     *[(pseudo_label_loss, pseudo_label_by_loops, threshold) for threshold in (0.0, 0.5, 0.8, 0.95, 1.0)],
 ]
@@ -239,8 +238,7 @@ def test_tensors_that_cannot_be_meant_are_refused(loss, first, second, error, na
 @pytest.mark.parametrize(("loss", "arguments", "named"), [
     *((nt_xent, (ONES, ONES, temperature), "temperature") for temperature in (0, -0.5, math.inf, math.nan)),
     (nt_xent, (BATCH_OF_ONE, BATCH_OF_ONE), "at least 2 images"),
-    (nt_xent, (ONES * torch.tensor([1, 0, 1, 0])[:, None], ONES), "row of zeros"),
-    (byol_loss, (ONES, 0 * ONES), "row of zeros"),
+    (nt_xent, (ONES * torch.tensor([1, 0, 1, 0])[:, None], ONES), "row of zeros"), (byol_loss, (ONES, 0 * ONES), "row of zeros"),
     (barlow_twins_loss, (BATCH_OF_ONE, BATCH_OF_ONE), "at least 2 images"),
     *((barlow_twins_loss, (ONES, ONES, wrong), "lambda_param") for wrong in (-1, math.nan, math.inf)),
     (pseudo_label_loss, (ONES[:, :1], ONES[:, :1]), "at least two classes"),

@@ -117,8 +117,7 @@ BELOW = {
     "models": ["devices", "augment", "losses", "diagnostics"], "diagnostics": ["losses", "devices"],
     "training": ["devices", "augment", "datasets", "loaders", "losses", "models", "diagnostics", "evaluation.features"],
     "evaluation.features": ["devices", "augment", "datasets", "loaders"],
-    "evaluation": ["devices", "augment", "datasets", "loaders", "models", "training"],
-    "plots": ["augment"], "results": [],
+    "evaluation": ["devices", "augment", "datasets", "loaders", "models", "training"], "plots": ["augment"], "results": [],
 }  # fmt: skip
 
 

@@ -131,14 +131,10 @@ class Augmentation(nn.Module):
         """The operations with parameters from `draw`. images uint8 (N, 3, H, W) -> float32 (N, 3, size, size), normalised, in out."""
         x = self._cropped(images, drawn)  # in 0..1, and from here on written over
         in_this_order = {
-            "brightness": operations.adjust_brightness,
-            "contrast": operations.adjust_contrast,
-            "saturation": operations.adjust_saturation,
-            "hue": operations.adjust_hue,
-            "grayscale": operations.grayscale,
+            "brightness": operations.adjust_brightness, "contrast": operations.adjust_contrast, "saturation": operations.adjust_saturation,
+            "hue": operations.adjust_hue, "grayscale": operations.grayscale,
             "sigma": operations.only_where_asked(partial(operations.gaussian_blur, reach=self.blur_reach)),
-            "solarize": operations.only_where_asked(operations.solarize),
-            "cutout": operations.cut_out,
+            "solarize": operations.only_where_asked(operations.solarize), "cutout": operations.cut_out,
         }
         for name, operation in in_this_order.items():
             if name in drawn:

@@ -23,15 +23,10 @@ CONVERT = (  # pictures that are not read here: endings, marks among the first b
 )
 MAX_PIXELS = 120_000_000  # larger than any camera's photo; a small file can claim far more and fill the memory
 DONE = {  # what `decode` may do to an image
-    "turned": "turned upright, as their EXIF data says",
-    "kept": "kept as they are stored, not turned, because their metadata is broken",
-    "opaque": "made opaque on white",
-    "grey": "made RGB by repeating their one channel",
-    "colours": "converted to RGB from another colour space",
-    "frame": "reduced to their first frame or page",
-    "upper": "reduced from 16 bits a colour to the upper 8",
-    "cut": "cut to the square in their middle",
-    "resized": "resized",
+    "turned": "turned upright, as their EXIF data says", "kept": "kept as they are stored, not turned, because their metadata is broken",
+    "opaque": "made opaque on white", "grey": "made RGB by repeating their one channel",
+    "colours": "converted to RGB from another colour space", "frame": "reduced to their first frame or page",
+    "upper": "reduced from 16 bits a colour to the upper 8", "cut": "cut to the square in their middle", "resized": "resized",
 }
 
 

@@ -20,8 +20,7 @@ from sslcourse.errors import CourseError
 
 # address of the archive, checksum that its source publishes (or None), bytes of disk that it takes: archive, unpacked and prepared
 SOURCES = {
-    "stl10": (STL10.url, f"md5:{STL10.tgz_md5}", 9_000_000_000),
-    "cifar10": (CIFAR10.url, f"md5:{CIFAR10.tgz_md5}", 600_000_000),
+    "stl10": (STL10.url, f"md5:{STL10.tgz_md5}", 9_000_000_000), "cifar10": (CIFAR10.url, f"md5:{CIFAR10.tgz_md5}", 600_000_000),
     "flowers": (
         "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
         "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c", 700_000_000,

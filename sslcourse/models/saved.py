@@ -30,14 +30,11 @@ DESCRIPTION = "sslcourse network"  # the file's one entry of metadata
 REFERENCE_NETWORKS = Path(__file__).parents[1] / "results" / "reference" / NETWORKS_FOLDER
 
 _ABOUT = {
-    "type": "object",
-    "required": ["method", "dataset", "size"],
+    "type": "object", "required": ["method", "dataset", "size"],
     "properties": {
         **dict.fromkeys(("method", "dataset", "tier"), {"type": "string", "pattern": r"\S"}),
-        **dict.fromkeys(("seed", "labels"), {"type": ["integer", "null"], "minimum": 0}),
-        "size": {"type": "integer", "minimum": 1},
-        "lesson": {"type": ["integer", "null"], "minimum": 1},
-        "block": {"type": ["integer", "null"]},
+        **dict.fromkeys(("seed", "labels"), {"type": ["integer", "null"], "minimum": 0}), "size": {"type": "integer", "minimum": 1},
+        "lesson": {"type": ["integer", "null"], "minimum": 1}, "block": {"type": ["integer", "null"]},
         "class_names": {"type": ["array", "null"], "items": {"type": "string"}},
     },
 }

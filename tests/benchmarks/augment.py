@@ -35,10 +35,8 @@ def torchvision_v2(images, size, blur):
     from torchvision.transforms import v2
 
     steps = [
-        v2.RandomResizedCrop(size, scale=(0.08, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(),
-        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
-        v2.RandomGrayscale(0.2),
+        v2.RandomResizedCrop(size, scale=(0.08, 1.0), antialias=True), v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8), v2.RandomGrayscale(0.2),
     ]
     if blur:
         steps.append(v2.RandomApply([v2.GaussianBlur(2 * max(1, round(0.05 * size)) + 1, (0.1, 2.0))], p=blur))
@@ -58,9 +56,7 @@ def kornia(images, size, blur):
     import kornia.augmentation as k
 
     steps = [
-        k.RandomResizedCrop((size, size), scale=(0.08, 1.0)),
-        k.RandomHorizontalFlip(p=0.5),
-        k.ColorJitter(0.8, 0.8, 0.8, 0.2, p=0.8),
+        k.RandomResizedCrop((size, size), scale=(0.08, 1.0)), k.RandomHorizontalFlip(p=0.5), k.ColorJitter(0.8, 0.8, 0.8, 0.2, p=0.8),
         k.RandomGrayscale(p=0.2),
     ]
     if blur:
@@ -79,8 +75,7 @@ def kornia(images, size, blur):
 CONTENDERS = {
     "sslcourse": (ours, "whole batches, one thread or two"),
     "torchvision v2": (torchvision_v2, "image by image, DataLoader with 2 workers"),
-    "lightly": (lightly, "image by image, two views each, DataLoader with 2 workers"),
-    "kornia": (kornia, "whole batches, two threads"),
+    "lightly": (lightly, "image by image, two views each, DataLoader with 2 workers"), "kornia": (kornia, "whole batches, two threads"),
 }
 
 

@@ -31,8 +31,7 @@ def accuracy_collected(model, batches, training=False):
 
 RIGHT = {
     "1.1": [subset_by_class(lambda rows, n, generator: rows[torch.randperm(len(rows), generator=generator)[:n]])],
-    "1.2": [lambda logits, labels, smoothing: loss_of(logits.log_softmax(1), labels, smoothing)],
-    "1.3": [accuracy_collected],
+    "1.2": [lambda logits, labels, smoothing: loss_of(logits.log_softmax(1), labels, smoothing)], "1.3": [accuracy_collected],
 }
 
 WRONG = {
@@ -43,8 +42,7 @@ WRONG = {
         "same seed gave two": subset_by_class(lambda rows, n, generator: rows[torch.randperm(len(rows))[:n]]),
         "only a part": subset_by_class(lambda rows, n, generator: rows[torch.randperm(2 * n, generator=generator)[:n]]),
         "True/False flags": lambda labels, n, seed: torch.isin(torch.arange(300), stratified_subset(labels, n, seed)),
-        "in one row": lambda *a: stratified_subset(*a).view(3, 4),
-        "not positions": lambda *a: stratified_subset(*a) + 1000,
+        "in one row": lambda *a: stratified_subset(*a).view(3, 4), "not positions": lambda *a: stratified_subset(*a) + 1000,
         "for each class": lambda labels, n, seed: stratified_subset(labels, n // 2, seed),
     },
     "1.2": {
@@ -55,8 +53,7 @@ WRONG = {
         "was in training mode": lambda model, batches: accuracy_collected(model, batches, training=True),
         "left in evaluation mode": lambda model, batches: accuracy_collected(model.eval(), batches),
         "left in training mode": lambda model, batches: (accuracy_collected(model, batches), model.train())[0],
-        "Return two numbers": lambda *a: (*honest_accuracy(*a), 55),
-        "argmax taken over": lambda *a: (0.5, 0.07),
+        "Return two numbers": lambda *a: (*honest_accuracy(*a), 55), "argmax taken over": lambda *a: (0.5, 0.07),
         "its standard error is": lambda *a: (honest_accuracy(*a)[0], 0.07),
     },
 }

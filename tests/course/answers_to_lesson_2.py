@@ -67,8 +67,7 @@ def steps(clear_first=False, clear="before", step=True, backward=True, guard=Tru
 
 
 RIGHT = {
-    "2.1": [one_by_one],
-    "2.2": [steps_without_dot_grad, steps(clear_first=True, clear="after")],
+    "2.1": [one_by_one], "2.2": [steps_without_dot_grad, steps(clear_first=True, clear="after")],
     "2.3": [lambda accuracy, difference, z: math.ceil((z * math.sqrt(2 * accuracy * (1 - accuracy)) / difference) ** 2)],
 }
 
@@ -77,13 +76,10 @@ WRONG = {
         "the wrong dimensions were turned":
             [in_blocks(lambda x, turns, dims=dims: torch.rot90(x, turns, dims)) for dims in ((1, 2), (0, 3))],
         "is not image": [changed(torch.neg), changed(lambda images: images.flip(0), lambda labels: labels.flip(0))],
-        "3N images": lambda x: [rows[len(x) :] for rows in four_rotations(x)],
-        "image by image": interleaved,
+        "3N images": lambda x: [rows[len(x) :] for rows in four_rotations(x)], "image by image": interleaved,
         "images come in blocks, but": lambda x: (four_rotations(x)[0], torch.arange(4).repeat(len(x))),
-        "have to be int64": changed(labels=lambda labels: labels.float()),
-        "one-hot": changed(labels=lambda labels: F.one_hot(labels, 4)),
-        "are angles": changed(labels=lambda labels: 90 * labels),
-        "count from 1": changed(labels=lambda labels: labels + 1),
+        "have to be int64": changed(labels=lambda labels: labels.float()), "one-hot": changed(labels=lambda labels: F.one_hot(labels, 4)),
+        "are angles": changed(labels=lambda labels: 90 * labels), "count from 1": changed(labels=lambda labels: labels + 1),
         "labels are a list": changed(labels=lambda labels: labels.tolist()),
         "Some labels are off": changed(labels=lambda labels: (labels + 1) % 4),
         "still in a list": changed(lambda images: list(images.chunk(4))),
@@ -97,21 +93,14 @@ WRONG = {
         "no parameter moved": steps(step=False),
         "parameters are not those": lambda model, batches, loss_fn, lr: train_steps(model, batches, loss_fn, 0.9 * lr),
         "not plain floats": [steps(keep=lambda loss: loss), steps(keep=lambda loss: loss.detach())],
-        "came with old gradients": steps(clear="after"),
-        "frozen or unused": steps(guard=False),
-        "must not be recorded": steps(recorded=True),
-        "no graph to go back": torch.no_grad()(train_steps),
-        "Only one loss": lambda *a: train_steps(*a)[-1],
-        "inside the loop": lambda model, batches, *a: train_steps(model, batches[:1], *a),
-        "Go through the batches once": lambda *a: 2 * train_steps(*a),
-        "one tensor": lambda *a: torch.tensor(train_steps(*a)),
-        "the losses are not": lambda *a: train_steps(*a)[::-1],
-        "return statement": lambda *a: train_steps(*a) and None,
+        "came with old gradients": steps(clear="after"), "frozen or unused": steps(guard=False),
+        "must not be recorded": steps(recorded=True), "no graph to go back": torch.no_grad()(train_steps),
+        "Only one loss": lambda *a: train_steps(*a)[-1], "inside the loop": lambda model, batches, *a: train_steps(model, batches[:1], *a),
+        "Go through the batches once": lambda *a: 2 * train_steps(*a), "one tensor": lambda *a: torch.tensor(train_steps(*a)),
+        "the losses are not": lambda *a: train_steps(*a)[::-1], "return statement": lambda *a: train_steps(*a) and None,
     },
     "2.3": {
-        "percent": lambda a, d, z: math.ceil(exactly(a, d / 100, z)),
-        "rounded down": lambda *a: math.floor(exactly(*a)),
-        "not an int": lambda *a: float(images_needed(*a)),
-        "it takes": lambda *a: 3 * images_needed(*a),
+        "percent": lambda a, d, z: math.ceil(exactly(a, d / 100, z)), "rounded down": lambda *a: math.floor(exactly(*a)),
+        "not an int": lambda *a: float(images_needed(*a)), "it takes": lambda *a: 3 * images_needed(*a),
     },
 }

@@ -48,17 +48,13 @@ def knn_by_loops(bank, bank_labels, queries, k, temperature):
 
 
 RIGHT = {
-    "3.1": [losses.nt_xent, loss_by_halves],
-    "3.2": [geometry_from_cosines],
-    "3.3": [knn_by_loops],
+    "3.1": [losses.nt_xent, loss_by_halves], "3.2": [geometry_from_cosines], "3.3": [knn_by_loops],
 }
 
 WRONG = {
     "3.1": {
-        "no gradient reaches z1": lambda z0, z1, t: my_nt_xent(z0, z1.detach(), t),
-        "its gradient is not": loss_candidates_detached,
-        "single number": nt_xent_with(reduce=lambda rows: rows),
-        "overflows": loss_unstable,
+        "no gradient reaches z1": lambda z0, z1, t: my_nt_xent(z0, z1.detach(), t), "its gradient is not": loss_candidates_detached,
+        "single number": nt_xent_with(reduce=lambda rows: rows), "overflows": loss_unstable,
         "log(2N − 1)": lambda *a: my_nt_xent(*a) + 0.05,
     },
     "3.2": {
@@ -70,8 +66,7 @@ WRONG = {
         "votes of every class": lambda bank, labels, queries, k, t: evaluation.knn_scores(bank, labels, queries, 4, k, t),
         "scores, and not classes": lambda bank, labels, queries, k, t: evaluation.knn_scores(bank, labels, queries, 4, k, t).amax(1),
         "one value for each neighbour": lambda bank, labels, queries, k, t: labels[(queries @ bank.T).topk(k).indices],
-        "have to be int64": lambda *a: knn_predict(*a).int(),
-        "single query": lambda *a: knn_predict(*a).squeeze(),
+        "have to be int64": lambda *a: knn_predict(*a).int(), "single query": lambda *a: knn_predict(*a).squeeze(),
         "predictions differ": lambda bank, labels, queries, k, t: knn_predict(bank, labels, queries, 3, t),
     },
 }

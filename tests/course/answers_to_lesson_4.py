@@ -92,9 +92,7 @@ def meters_by_hand(z):
 
 
 RIGHT = {
-    "4.1": [losses.byol_loss, loss_by_distance],
-    "4.2": [ema_by_name_and_copy, ema_through_data],
-    "4.3": [meters_by_hand],
+    "4.1": [losses.byol_loss, loss_by_distance], "4.2": [ema_by_name_and_copy, ema_through_data], "4.3": [meters_by_hand],
 }
 
 WRONG = {
@@ -103,21 +101,16 @@ WRONG = {
         "wrong side": lambda p, z: 2 - 2 * F.cosine_similarity(p.detach(), z).mean(),
         "no gradient comes back": [torch.no_grad()(my_byol_loss), lambda p, z: my_byol_loss(p.detach(), z)],
         "its gradient is not": lambda p, z: 2 - 2 * (p / p.detach().norm(dim=1, keepdim=True) * F.normalize(z.detach())).sum(1).mean(),
-        "backward() fails": loss_spoils_its_graph,
-        "changes its input z": loss_changes_its_input,
+        "backward() fails": loss_spoils_its_graph, "changes its input z": loss_changes_its_input,
         "p = 3·z": lambda p, z: my_byol_loss(p, z) + 0.05,
     },
     "4.2": {
         "recorded for backward": ema_recorded,
         "require gradients now": lambda target, online, tau: ema_update(target.requires_grad_(True), online, tau),
-        "new parameter tensors": ema_new_parameters,
-        "own tensors": ema_by_reference,
-        "shares memory": ema_shares_data,
-        "returns a new network": ema_new_network,
-        "online network changed": lambda target, online, tau: ema_update(online, target, tau),
+        "new parameter tensors": ema_new_parameters, "own tensors": ema_by_reference, "shares memory": ema_shares_data,
+        "returns a new network": ema_new_network, "online network changed": lambda target, online, tau: ema_update(online, target, tau),
         "no longer be trained": lambda target, online, tau: ema_update(target, online.requires_grad_(False), tau),
-        "running statistics of batch normalisation changed": ema_of_the_state,
-        "numbers did not move": ema_of_matrices_only,
+        "running statistics of batch normalisation changed": ema_of_the_state, "numbers did not move": ema_of_matrices_only,
         "By hand": lambda target, online, tau: ema_update(target, online, 0.9),
     },
     "4.3": {

@@ -95,8 +95,7 @@ WRONG = {
         "two equal views have a diagonal of 1": lambda *a: my_barlow_twins_loss(*a) + 0.05,
     },
     "5.2": {
-        "left behind": first(remove=False),
-        "was there before is gone": first_clears_all_hooks,
+        "left behind": first(remove=False), "was there before is gone": first_clears_all_hooks,
         "Infinity is overlooked": first(bad=lambda o: o.isnan().any()),
         "was done before": [first(pick=lambda names, model: names[-1]), first(modules="named_children")],
         "last module with a bad output": first(pick=lambda names, model: names[-2] if names[1:] else names[0]),
@@ -105,8 +104,7 @@ WRONG = {
         "modes of the modules": [lambda model, x, mode=mode: first_nonfinite(model.train(mode), x) for mode in (False, True)],
         "empty text": lambda model, x: first_nonfinite(model, x) or None,
         "the module itself": first(pick=lambda names, model: model.get_submodule(names[0])),
-        "Expected the name to be a str": first(pick=lambda names, model: names[:1]),
-        "in place of None": first(none=""),
+        "Expected the name to be a str": first(pick=lambda names, model: names[:1]), "in place of None": first(none=""),
         "child's own name": first(pick=lambda names, model: names[0].split(".")[-1]),
         "function returned None": first(pick=lambda names, model: None),
         "The wrong module is named": first(pick=lambda names, model: "layer"),
@@ -114,8 +112,7 @@ WRONG = {
     "5.3": {
         "mean is 10,000": lambda z, eps: (z - z.mean(0)) / ((z * z).mean(0) - z.mean(0) ** 2 + eps).clamp(min=eps / 2).sqrt(),
         "is a part of the graph cut off": lambda z, eps: (z - z.mean(0).detach()) / (z.var(0, correction=0).detach() + eps).sqrt(),
-        "no gradient comes back": lambda z, eps: safe_standardise(z, eps).detach(),
-        "Not all of the gradient is finite": safe_afterwards,
+        "no gradient comes back": lambda z, eps: safe_standardise(z, eps).detach(), "Not all of the gradient is finite": safe_afterwards,
     },
     "5.4": {
         "isfinite on the batch excludes it": lambda patient: "NaN in the data",
@@ -123,9 +120,7 @@ WRONG = {
         "len(batch) excludes it": lambda patient: "batch of one",
         "The stds of the dimensions do not show it": lambda patient: "constant dimension",
         "here the loss is NaN": [lambda patient: "eps outside the power", diagnosis_by_anomaly_mode],
-        "Rounding needs a mean": lambda patient: "variance in one pass",
-        "0/0 would show in the forward pass": diagnosis_without_the_loss,
-        "is not among the suspects": lambda patient: "the batch",
-        "Expected the name of the fault to be a str": lambda patient: 3,
+        "Rounding needs a mean": lambda patient: "variance in one pass", "0/0 would show in the forward pass": diagnosis_without_the_loss,
+        "is not among the suspects": lambda patient: "the batch", "Expected the name of the fault to be a str": lambda patient: 3,
     },
 }

@@ -62,9 +62,7 @@ def ece_by_histogram(confidence, right, bins):
 
 
 RIGHT = {
-    "6.1": [losses.pseudo_label_loss, loss_by_one_hot],
-    "6.2": [ramp_by_clamping],
-    "6.3": [rates_by_indexing],
+    "6.1": [losses.pseudo_label_loss, loss_by_one_hot], "6.2": [ramp_by_clamping], "6.3": [rates_by_indexing],
     "6.4": [ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / n), ece_by_histogram],
 }
 
@@ -88,20 +86,16 @@ WRONG = {
     "6.3": {
         "The coverage is off": rates(lambda sure, right: sure.mean() + 0.03),
         "The precision is off": rates(precision=lambda sure, right: (sure * right).sum() / sure.sum() - 0.02),
-        "other order": lambda *a: coverage_and_precision(*a)[::-1],
-        "Expected": lambda *a: coverage_and_precision(*a)[0],
-        "Return two numbers": lambda *a: [0.5],
-        ">= and not >": rates(sureness=lambda z, y: z.double().softmax(1).amax(1) - 1e-9),
+        "other order": lambda *a: coverage_and_precision(*a)[::-1], "Expected": lambda *a: coverage_and_precision(*a)[0],
+        "Return two numbers": lambda *a: [0.5], ">= and not >": rates(sureness=lambda z, y: z.double().softmax(1).amax(1) - 1e-9),
         "Neither 0 nor 1": lambda *a: [0.0 if math.isnan(rate) else rate for rate in coverage_and_precision(*a)],
-        "it is divided by 0": rates_divide_by_nobody,
-        "is a number written into": rates(lambda sure, right: sure.sum() / 20),
+        "it is divided by 0": rates_divide_by_nobody, "is a number written into": rates(lambda sure, right: sure.sum() / 20),
     },
     "6.4": {
         "is a number written into": lambda c, right, bins: expected_calibration_error(c, right, 5 if len(right) > 4 else bins),
         "NaN spreads": lambda c, right, bins: math.nan if (c * bins).ceil().unique().numel() < bins else 0.0,
         "without rows divides by 0": ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / len(c) * len(c) / n),
         "exactly 1": lambda c, right, bins: expected_calibration_error(c[c < 1], right[c < 1], bins) * (c < 1).float().mean(),
-        "single number": lambda c, right, bins: torch.zeros(bins),
-        "The error is off": lambda *a: expected_calibration_error(*a) + 0.01,
+        "single number": lambda c, right, bins: torch.zeros(bins), "The error is off": lambda *a: expected_calibration_error(*a) + 0.01,
     },
 }

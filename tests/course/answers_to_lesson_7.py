@@ -46,10 +46,7 @@ def copies_changing_input(unlabelled, test):
 
 
 RIGHT = {
-    "7.1": [p_by_counting],
-    "7.2": [interval_from_scipy],
-    "7.3": [epoch_by_loop],
-    "7.4": [copies_by_loop, copies_by_unique],
+    "7.1": [p_by_counting], "7.2": [interval_from_scipy], "7.3": [epoch_by_loop], "7.4": [copies_by_loop, copies_by_unique],
 }
 
 WRONG = {
@@ -64,8 +61,7 @@ WRONG = {
         "only the second, p is": of_split(lambda b, c: stats.binomtest(b, b + c).pvalue * (0.9 if b == 2 else 1)),
     },
     "7.2": {
-        "Return three numbers": lambda *a: paired_interval(*a)[1:],
-        "other order": lambda *a: [paired_interval(*a)[i] for i in (0, 2, 1)],
+        "Return three numbers": lambda *a: paired_interval(*a)[1:], "other order": lambda *a: [paired_interval(*a)[i] for i in (0, 2, 1)],
         "is a number written into": interval(lambda runs: 3.182446),
         "the ends are off": interval(lambda runs: stats.t.ppf(0.995, runs - 1)),
         "mean of first": interval(differ=lambda a, b: 100 * (a / b - 1)),

@@ -41,15 +41,11 @@ def test_start_seeds_everything_and_sets_the_style(begin):
 
 
 @pytest.mark.parametrize("name, value", [
-    *(("tier", tier) for tier in ("huge", None)),
-    *(("seed", seed) for seed in (True, -1, 2**32, 1.0)),
-    *(("dataset", name) for name in (" ", 3)),
-    *(("size", size) for size in (8, 513, "32", True)),
-    *(("data_dir", folder) for folder in ("", 5)),
-    *(("epochs", number) for number in (-2, 1.5)),
+    *(("tier", tier) for tier in ("huge", None)), *(("seed", seed) for seed in (True, -1, 2**32, 1.0)),
+    *(("dataset", name) for name in (" ", 3)), *(("size", size) for size in (8, 513, "32", True)),
+    *(("data_dir", folder) for folder in ("", 5)), *(("epochs", number) for number in (-2, 1.5)),
     *(("labels_per_class", number) for number in ("10", 2.5, 0, True)),
-    *(("budget", number) for number in ("x", 0, -1.0, float("nan"), float("inf"), True)),
-    *(("width", number) for number in (-1, 8.0)),
+    *(("budget", number) for number in ("x", 0, -1.0, float("nan"), float("inf"), True)), *(("width", number) for number in (-1, 8.0)),
     *(("temperature", number) for number in (-2, float("nan"))),
 ])  # fmt: skip
 def test_wrong_parameters_get_a_sentence_that_names_them(begin, name, value):
@@ -136,12 +132,10 @@ def test_pick_falls_back_towards_smaller_tiers(begin):
 
 
 @pytest.mark.parametrize("tier, size, width, name, like", [
-    ("smoke", 32, 0, "ResNet-9, width 8", models.resnet9(8)),
-    ("cpu", 96, 0, "ResNet-9, width 16", models.resnet9(16)),
+    ("smoke", 32, 0, "ResNet-9, width 8", models.resnet9(8)), ("cpu", 96, 0, "ResNet-9, width 16", models.resnet9(16)),
     ("full", 32, 0, "ResNet-18", models.resnet18(small_images=True)),
     ("full", 64, 0, "ResNet-18", models.resnet18(small_images=True, max_pool=True)),
-    ("full", 96, 0, "ResNet-18", models.resnet18(small_images=False)),
-    ("full", 96, 6, "ResNet-9, width 6", models.resnet9(6)),
+    ("full", 96, 0, "ResNet-18", models.resnet18(small_images=False)), ("full", 96, 6, "ResNet-9, width 6", models.resnet9(6)),
 ])  # fmt: skip
 def test_the_network_suits_the_tier_and_its_stem_the_images(begin, tier, size, width, name, like):
     found, make = begin(1, tier=tier, dataset="toybox").network(size, width)

@@ -55,10 +55,8 @@ def test_a_notebook_in_order_has_no_problems(stored):
 
 FORM, IMAGE = "not in its stored form", "an image in .* has no alt text"
 WRONG = {
-    "widget": (code("w", [shown(**WIDGET)]), FORM),
-    "timing": (code("x", execution={"iopub.execute_input": "2024-01-01"}), FORM),
-    "injected": (code("x", tags=["injected-parameters"]), FORM),
-    "not run": (code("x", count=None), "execution counts are"),
+    "widget": (code("w", [shown(**WIDGET)]), FORM), "timing": (code("x", execution={"iopub.execute_input": "2024-01-01"}), FORM),
+    "injected": (code("x", tags=["injected-parameters"]), FORM), "not run": (code("x", count=None), "execution counts are"),
     "error": (code("x", [new_output("error", ename="ValueError", evalue="v", traceback=[])]), "Cell 2 .*stopped with ValueError"),
     "long": (code("\n".join(["x = 1"] * 41)), "Cell 2 .*41 lines; 40 is the most"),
     "solution": (code("x", tags=["solution"], jupyter={"source_hidden": True}), "Cell 2 .*has to be folded"),
@@ -94,8 +92,7 @@ def test_clean_puts_right_what_it_can_and_keeps_the_rest(stored):
     printed = new_output("stream", name="stdout", text="100 % done\n1\n")
     cells = [
         code("print(1)", [printed], 7, execution={"iopub.status.busy": "2024-01-01"}, papermill={}, tags=[]),
-        code("SEED = 3", count=8, tags=["injected-parameters"]),
-        code("3", [result, shown(**WIDGET)], 9, tags=["kept"]),
+        code("SEED = 3", count=8, tags=["injected-parameters"]), code("3", [result, shown(**WIDGET)], 9, tags=["kept"]),
     ]
     path = stored(*cells, metadata={"widgets": {}, "papermill": {}, "colab": {}, "language_info": {"name": "python", "version": "3.9"}})
     os.chmod(path, 0o640)

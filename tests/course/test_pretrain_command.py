@@ -96,22 +96,14 @@ def test_each_method_with_views_and_optimizer_of_ones_own(data, tmp_path, method
 
 
 @pytest.mark.parametrize(("more", "told"), [
-    (["--option", "temprature", "1"], "hidden_dim, out_dim"),
-    (["--option", "temperature", "open('x','w')"], "number"),
-    (["--option", "temperature", "-1"], "temperature"),
-    (["--augment", "zoom", "2"], "crop"),
-    (["--augment", "crop", "0.2"], "crop takes 2 numbers"),
-    (["--augment", "blur", "1e999"], "blur takes 1 number"),
-    (["--batch-size", "97"], "--batch-size 97: there are only 96"),
-    (["--view", "7"], "--view 7"),
-    (["--lr-scale", "predictor", "2"], "encoder, projector"),
-    (["--lr-scale", "encoder", "-1"], "must not be negative"),
-    (["--data-dir", "s3://bucket/data"], "--data-dir"),
-    (["--network", "resnet18", "--width", "4"], "--width"),
-    (["--device", "abc"], "--device is 'abc'"),
-    (["--device", "cuda"], "PyTorch has no such device here"),
-    (["--dataset", "nowhere"], "nowhere"),
-    (["--size", "7"], "size"),
+    (["--option", "temprature", "1"], "hidden_dim, out_dim"), (["--option", "temperature", "open('x','w')"], "number"),
+    (["--option", "temperature", "-1"], "temperature"), (["--augment", "zoom", "2"], "crop"),
+    (["--augment", "crop", "0.2"], "crop takes 2 numbers"), (["--augment", "blur", "1e999"], "blur takes 1 number"),
+    (["--batch-size", "97"], "--batch-size 97: there are only 96"), (["--view", "7"], "--view 7"),
+    (["--lr-scale", "predictor", "2"], "encoder, projector"), (["--lr-scale", "encoder", "-1"], "must not be negative"),
+    (["--data-dir", "s3://bucket/data"], "--data-dir"), (["--network", "resnet18", "--width", "4"], "--width"),
+    (["--device", "abc"], "--device is 'abc'"), (["--device", "cuda"], "PyTorch has no such device here"),
+    (["--dataset", "nowhere"], "nowhere"), (["--size", "7"], "size"),
 ])  # fmt: skip
 def test_what_cannot_be_is_said_in_a_sentence(more, told, data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -153,21 +153,16 @@ def test_a_dead_kernel_and_a_timeout_are_failures_with_their_cell(go, write_note
 
 REFUSED = [
     *[({name: "?"}, f"--{name} is '\\?'") for name in ("tier", "device")],
-    *[({name: ""}, f"--{name} is ''") for name in ("dataset", "out")],
-    ({"dataset": "imagenet"}, "'imagenet' .* toybox, stl10.* DATA_DIR"),
+    *[({name: ""}, f"--{name} is ''") for name in ("dataset", "out")], ({"dataset": "imagenet"}, "'imagenet' .* toybox, stl10.* DATA_DIR"),
     ({"dataset": "stl10"}, "'stl10' .*/notebooks/data.*python data_setup.py stl10.* DATA_DIR"),
-    ({"chosen": ["2"], "parameters": {"DATA_DIR": ""}}, "DATA_DIR is ''"),
-    ({"chosen": ["5-7"]}, "'5-7'. .*01_first, 02_second"),
+    ({"chosen": ["2"], "parameters": {"DATA_DIR": ""}}, "DATA_DIR is ''"), ({"chosen": ["5-7"]}, "'5-7'. .*01_first, 02_second"),
     ({"parameters": {"SEDE": 1}}, "SEDE is not a parameter .* SEED"),
     ({"parameters": {"EPOCHS": 1}}, "EPOCHS is not a parameter of 01_first;"),
     ({"parameters": {"SEED": "three"}}, "SEED of 01_first has to be a whole number, .*'three'"),
     ({"chosen": ["2"], "parameters": {"FLIP": "yes"}}, "FLIP of 02_second"),
-    ({"chosen": ["2"], "parameters": {"RATE": "-1e999"}}, "RATE is -inf"),
-    ({"chosen": ["2"], "parameters": {"NAMES": "[1, "}}, "a list"),
-    ({"parameters": {"TIER": "cpu"}}, "--tier"),
-    ({"notebooks_dir": "/nowhere"}, "/nowhere"),
-    *[({"seeds": seeds}, "at least one, and each only once") for seeds in ([], [0, 3, 3])],
-    ({"seeds": [0, -1]}, "SEED is -1"),
+    ({"chosen": ["2"], "parameters": {"RATE": "-1e999"}}, "RATE is -inf"), ({"chosen": ["2"], "parameters": {"NAMES": "[1, "}}, "a list"),
+    ({"parameters": {"TIER": "cpu"}}, "--tier"), ({"notebooks_dir": "/nowhere"}, "/nowhere"),
+    *[({"seeds": seeds}, "at least one, and each only once") for seeds in ([], [0, 3, 3])], ({"seeds": [0, -1]}, "SEED is -1"),
     ({"seeds": [0, 10], "parameters": {"SEED": 1}}, "not both"),
 ]
 

@@ -242,16 +242,12 @@ def test_unreadable_files_are_named_counted_and_skipped_or_refused(tmp_path, rea
 
 
 LAYOUTS = {
-    "a.png b.png": "no images in class folders",
-    "train/a.png train/b.png test/c.png": "test and train, and no class folders",
+    "a.png b.png": "no images in class folders", "train/a.png train/b.png test/c.png": "test and train, and no class folders",
     "seg_train/a.png seg_test/c.png": "no class folders",
     "cat/train/a.png cat/test/b.png dog/train/a.png dog/test/a.png": "splits inside of the classes",
-    "cat/a.png cat/b.png": "one class only, 'cat'",
-    "train/cat/a.png test/cat/b.png": "one class only, 'cat'",
-    "cat/a.png cat/b.png dog/": "class 'dog'.*is empty",
-    "train/cat/a.png train/dog/a.png test/cat/a.png test/cow/a.png": "test/cow",
-    "test/cat/a.png test/dog/b.png": "no train/<class>/",
-    "train/a/a.png train/b/a.png val/a/a.png valid/a/a.png": "both 'val' and 'valid'",
+    "cat/a.png cat/b.png": "one class only, 'cat'", "train/cat/a.png test/cat/b.png": "one class only, 'cat'",
+    "cat/a.png cat/b.png dog/": "class 'dog'.*is empty", "train/cat/a.png train/dog/a.png test/cat/a.png test/cow/a.png": "test/cow",
+    "test/cat/a.png test/dog/b.png": "no train/<class>/", "train/a/a.png train/b/a.png val/a/a.png valid/a/a.png": "both 'val' and 'valid'",
     "cat/a.png cat/b.png dog/a.png": "Class 'dog' has 1 usable",
     "cat/a.jpg dog/a.jpg": "Class 'cat' has no readable image in train.*dog/a.jpg",
 }

@@ -66,8 +66,7 @@ def test_an_image_set_knows_its_size_and_prints_as_a_line():
     ({"train_images": torch.zeros(20, 3, 8, 8)}, TypeError, "train_images .* not torch.float32"),
     ({"test_images": torch.zeros(20, 8, 8, 3, dtype=torch.uint8)}, ValueError, "test_images must have shape"),
     ({"unlabeled": torch.zeros(4, 3, 9, 9, dtype=torch.uint8)}, ValueError, "unlabeled must have shape"),
-    ({"train_labels": torch.zeros(20)}, TypeError, "int64"),
-    ({"train_images": None}, TypeError, "train_images .* not NoneType"),
+    ({"train_labels": torch.zeros(20)}, TypeError, "int64"), ({"train_images": None}, TypeError, "train_images .* not NoneType"),
     ({"test_labels": torch.zeros(19, dtype=torch.int64)}, ValueError, "one label an image"),
     ({"train_labels": torch.full((20,), -1)}, ValueError, "unlabelled images belong in .unlabeled"),
     ({"validation_labels": torch.full((20,), 2)}, ValueError, "contains 2, and there are 2 classes"),
@@ -245,8 +244,7 @@ def change_about(folder, change):
     ("test_images.npy", lambda f: np.save(f / "test_images.npy", np.zeros((39, 3, 8, 8), np.uint8))),
     ("test_labels.npy", lambda f: np.save(f / "test_labels.npy", np.zeros(40, np.float32))),
     ("test_labels.npy", lambda f: np.save(f / "test_labels.npy", np.full(40, 2))),
-    ("about.json", lambda f: (f / "about.json").write_text("{")),
-    ("about.json", lambda f: (f / "about.json").unlink()),
+    ("about.json", lambda f: (f / "about.json").write_text("{")), ("about.json", lambda f: (f / "about.json").unlink()),
     ("about.json", lambda f: (f / "about.json").write_text("[]")),
     ("about.json.*format 99", lambda f: change_about(f, lambda about: about.update(format=99))),
     ("about.json.*test_images", lambda f: change_about(f, lambda about: about["counts"].clear())),
@@ -263,8 +261,7 @@ def test_names(tmp_path):
     (tmp_path / "photos").mkdir()
     for name, match in {
         "STL10": "'stl10' is not prepared.*python data_setup.py stl10 .*!python -m sslcourse data stl10",
-        "photos": "is not a prepared data set.*--from",
-        "cifar100": "Did you mean 'cifar10'",
+        "photos": "is not a prepared data set.*--from", "cifar100": "Did you mean 'cifar10'",
         **dict.fromkeys(("", "../x", "a/b", ".hidden", None, "x" * 100), "cannot name a data set"),
     }.items():
         with pytest.raises(CourseError, match=match):

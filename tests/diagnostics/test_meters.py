@@ -55,8 +55,7 @@ def test_rows_of_zeros_count_as_no_direction():
 
 @pytest.mark.parametrize(("z", "error", "word"), [
     *((torch.ones(shape), ValueError, r"\(N, D\)") for shape in [(4,), (1, 3), (4, 0), (2, 3, 4)]),
-    (torch.ones(4, 3).long(), TypeError, "int64"),
-    (np.ones((4, 3)), TypeError, "ndarray"),
+    (torch.ones(4, 3).long(), TypeError, "int64"), (np.ones((4, 3)), TypeError, "ndarray"),
     *((torch.tensor([[1.0, 1], [1, bad], [bad, bad]]), ValueError, "2 of the 3 rows") for bad in (math.nan, math.inf)),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_refused(z, error, word):

@@ -65,8 +65,7 @@ def test_healthy_models_of_torchvision(build):
 
 
 @pytest.mark.parametrize(("build", "name", "module"), [
-    (resnet, "layer2.0.downsample.0.weight", "Conv2d"),
-    (resnet, "layer3.1.bn2.running_var", "BatchNorm2d"),
+    (resnet, "layer2.0.downsample.0.weight", "Conv2d"), (resnet, "layer3.1.bn2.running_var", "BatchNorm2d"),
     (vit, "encoder.layers.encoder_layer_1.self_attention.in_proj_weight", "MultiheadAttention"),
 ])  # fmt: skip
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

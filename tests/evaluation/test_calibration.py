@@ -57,10 +57,8 @@ def test_without_a_mistake_or_without_a_hint_it_stops_at_its_bounds():
 
 @pytest.mark.parametrize("function", [calibration, fit_temperature])
 @pytest.mark.parametrize(("logits", "labels", "told"), [
-    (torch.zeros(3, 2), torch.zeros(4), "Logits"),
-    (torch.zeros(3, 1), torch.zeros(3), "Logits"),
-    (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "NaN or inf"),
-    (torch.zeros(2, 2), torch.tensor([0, 2]), "Labels"),
+    (torch.zeros(3, 2), torch.zeros(4), "Logits"), (torch.zeros(3, 1), torch.zeros(3), "Logits"),
+    (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "NaN or inf"), (torch.zeros(2, 2), torch.tensor([0, 2]), "Labels"),
 ])  # fmt: skip
 def test_what_cannot_be_calibrated_is_refused(function, logits, labels, told):
     with pytest.raises(ValueError, match=told):

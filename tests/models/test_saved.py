@@ -108,10 +108,8 @@ def with_nan(kept):
 
 
 @pytest.mark.parametrize(("make", "about", "named"), [
-    (lambda: nn.Linear(2, 2), {}, "Linear"),
-    (lambda: models.SimCLR(encoder()), {}, "SimCLR"),
-    (lambda: with_nan(encoder()), {}, r"blocks\.1\.1\.running_var holds NaN"),
-    (encoder, {"minutes": math.nan}, "plain"),
+    (lambda: nn.Linear(2, 2), {}, "Linear"), (lambda: models.SimCLR(encoder()), {}, "SimCLR"),
+    (lambda: with_nan(encoder()), {}, r"blocks\.1\.1\.running_var holds NaN"), (encoder, {"minutes": math.nan}, "plain"),
     (encoder, {"how": object()}, "plain"),
 ])  # fmt: skip
 def test_what_cannot_be_made_again_is_not_kept(make, about, named, tmp_path):

@@ -27,8 +27,7 @@ DAMAGED = {
     "truncated": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
     "malicious": lambda file: with_parts(file, parts=Malicious(str(file.with_name("witness")))),
     "malicious pickle": lambda file: file.write_bytes(pickle.dumps(Malicious(str(file.with_name("witness"))), protocol=2)),
-    "a list": lambda file: torch.save([1, 2, 3], file),
-    "no settings": lambda file: with_parts(file, settings=None),
+    "a list": lambda file: torch.save([1, 2, 3], file), "no settings": lambda file: with_parts(file, settings=None),
     "no random state": lambda file: with_parts(file, rng={}),
     "odd weights": lambda file: with_parts(file, parts={"model": {"head.weight": torch.zeros(2, 2)}}),
 }

@@ -98,8 +98,7 @@ def ill_models():
     whole = "A child of this module was done before: take the hook that fires first, not the first name."
     yield nested, "1.0", {
         None: "There is a NaN in this model, and the function returned None. Is every module looked at, the nested ones too?",
-        "1": whole, "": whole,
-        "0": "The child's own name is not enough. Use the full path, as named_modules() has it: 1.0.",
+        "1": whole, "": whole, "0": "The child's own name is not enough. Use the full path, as named_modules() has it: 1.0.",
         "2": "This is the last module with a bad output. The first one is the culprit.",
     }  # fmt: skip
     infinite = nn.Sequential(nn.Linear(3, 3), make(math.inf), Backwards(lambda x: x - x), nn.Linear(3, 3))

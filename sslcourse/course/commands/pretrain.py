@@ -33,15 +33,13 @@ TITLES = {"rotation": "rotation", "simclr": "SimCLR", "byol": "BYOL", "barlow_tw
 LESSONS = {"rotation": 2, "simclr": 3, "byol": 4, "barlow_twins": 5}
 # what a method is trained with where nothing else is said: the settings of the lessons at tier gpu
 TRAINING = {
-    "rotation": {"batch_size": 128, "lr": 4e-3},
-    "simclr": {"batch_size": 256, "lr": 3e-3},
+    "rotation": {"batch_size": 128, "lr": 4e-3}, "simclr": {"batch_size": 256, "lr": 3e-3},
     "byol": {"batch_size": 256, "lr": 1.5e-3, "lr_scales": {"predictor": 20.0}},
     "barlow_twins": {"batch_size": 256, "lr": 2e-3, "weight_decay": 0.2},
 }
 GIVEN = ("batch_size", "lr", "weight_decay", "optimizer", "warmup", "clip_norm", "look_every", "precision", "seed", "checkpoint_every")
 OPTIONS = {
-    "byol": {"hidden_dim": 1024, "out_dim": 256, "tau0": 0.99},
-    "barlow_twins": {"hidden_dim": 2048, "out_dim": 2048, "lambda_param": 5e-3},
+    "byol": {"hidden_dim": 1024, "out_dim": 256, "tau0": 0.99}, "barlow_twins": {"hidden_dim": 2048, "out_dim": 2048, "lambda_param": 5e-3},
 }
 NUMBERS = {"crop": 2, "ratio": 2, "jitter": 4, "sigma": 2, "mean": 3, "std": 3}  # what these options of the views take; others take one
 
