@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslcourse import models
+from sslcourse import datasets, models
 
 
 @pytest.fixture
@@ -14,6 +14,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with toybox at 16 pixels."""
+    folder = tmp_path_factory.mktemp("data")
+    datasets.load("toybox", folder, size=16)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,16 @@
 """The lessons at tier smoke on data sets such as people bring: every set in three lessons or more, every lesson with two sets."""
 
-import contextlib
-import io
-import linecache
 import warnings
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+from cells import NOTEBOOKS, run
 from PIL import Image
 
-from sslcourse.course import notebook_files
 from sslcourse.datasets import sources
 from sslcourse.plots import style
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 # name -> images of each class, the mode of the pictures, what a lesson says first, and the lessons
 SETS = {
     "two": ({"$": 30, "$_$": 30}, "L", "dealt anew", (1, 2, 3, 5, 7)),
@@ -38,25 +33,13 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def run(number, **parameters):
-    """Run a lesson's code cells in one namespace, as a kernel would; returns what they printed."""
-    printed, space = io.StringIO(), {"__name__": "__main__", "display": print}
-    with contextlib.redirect_stdout(printed), matplotlib.rc_context():
-        for k, cell in enumerate(notebook_files.load(NOTEBOOKS[number - 1]).cells):
-            if cell.cell_type == "code":
-                name = f"<cell {k} of lesson {number}>"  # where tracebacks and the exercises find the source
-                linecache.cache[name] = len(cell.source), None, cell.source.splitlines(keepends=True), name
-                exec(compile(cell.source, name, "exec"), space)
-                space |= parameters if "parameters" in notebook_files.tags(cell) else {}
-    return printed.getvalue()
-
-
 @pytest.mark.parametrize(("name", "number"), [(name, number) for name, (*_, numbers) in SETS.items() for number in numbers])
-def test_lessons_run_to_their_end_on_own_images(data_dir, tmp_path, monkeypatch, one_thread, name, number):
+def test_lessons_run_to_their_end_on_own_images(data_dir, tmp_path, monkeypatch, capsys, one_thread, name, number):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(style, "png", lambda figure: figure.canvas.draw() or b"")  # drawn, and not written
     folders = {"DATA_DIR": str(data_dir), "RESULTS_DIR": str(tmp_path / "results")}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.filterwarnings("error", message="Glyph")
-        told = run(number, TIER="smoke", DEVICE="cpu", DATASET=name, SIZE=16, **folders)
+        run(NOTEBOOKS[number - 1], TIER="smoke", DEVICE="cpu", DATASET=name, SIZE=16, **folders)
+    told = capsys.readouterr().out
     assert f"On {name}: " in told and SETS[name][2] in told.replace("\n", " ") and f"Lesson {number} took" in told

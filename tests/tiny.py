@@ -21,6 +21,13 @@ class NeverTouched:
         raise AssertionError("the test split was touched")
 
 
+def pretrain_words(data, out, *more, method="simclr"):
+    """The command line of a tiny run of `pretrain`, which looks at nothing."""
+    base = ["pretrain", "--method", method, "--data-dir", str(data), "--out", str(out), "--epochs", "2", "--size", "16", "--device", "cpu"]
+    base += ["--batch-size", "32", "--network", "resnet9", "--width", "4", "--unlabeled", "96", "--precision", "fp32", "--quiet"]
+    return [*base, "--look-every", "0", *more]
+
+
 class Malicious:
     """Makes an empty file at this path, if it is ever unpickled."""
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import pretrain_words
 
 from sslcourse import augment, datasets, evaluation, models, results, training
 from sslcourse.course.commands import pretrain as pretrain_command
@@ -23,17 +24,8 @@ from sslcourse.training import distributed
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    datasets.load("toybox", folder, size=16)
-    return folder
-
-
 def arguments(data, out, *more, method="simclr"):
-    base = ["pretrain", "--method", method, "--data-dir", str(data), "--out", str(out), "--epochs", "2", "--size", "16", "--device", "cpu"]
-    base += ["--batch-size", "32", "--network", "resnet9", "--width", "4", "--unlabeled", "96", "--precision", "fp32", "--quiet"]
-    return [*base, "--look-every", "1", *more]
+    return pretrain_words(data, out, "--look-every", "1", *more, method=method)
 
 
 @pytest.fixture(scope="module")

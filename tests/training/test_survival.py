@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import image_set, same_weights, simclr
+from tiny import image_set, pretrain_words, same_weights, simclr
 
-from sslcourse import datasets, files, models, training
+from sslcourse import files, models, training
 from sslcourse.course.commands.main import main
 from sslcourse.errors import CourseError
 
@@ -94,17 +94,8 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(tmp_path):
     assert same_weights(again, whole) and len(history.rows) == 4
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    datasets.load("toybox", folder, size=16)
-    return folder
-
-
 def command(data, out, *more, epochs=3):
-    arguments = ["pretrain", "--method", "simclr", "--data-dir", str(data), "--out", str(out), "--epochs", str(epochs), "--size", "16"]
-    arguments += ["--batch-size", "32", "--network", "resnet9", "--width", "4", "--unlabeled", "128", "--precision", "fp32"]
-    return [*arguments, "--device", "cpu", "--look-every", "0", "--quiet", *more]
+    return pretrain_words(data, out, "--epochs", str(epochs), "--unlabeled", "128", *more)
 
 
 def hear_signals():
