@@ -51,21 +51,19 @@ class Augmentation(nn.Module):
         super().__init__()
         if int(size) != size or size < 4:
             raise ValueError(f"size is in pixels a side and must be a whole number of at least 4, not {size}.")
-        if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
-            raise ValueError(f"crop is a range of the image's area, two numbers with 0 < smallest ≤ largest ≤ 1, not {crop}.")
-        for name, pair in (("ratio", ratio), ("sigma", sigma)):
-            if not 0 < pair[0] <= pair[1]:
-                raise ValueError(f"{name} must be two positive numbers, the smaller first, not {pair}.")
+        for name, pair, most in (("crop", crop or (1, 1), 1), ("ratio", ratio, math.inf), ("sigma", sigma, math.inf)):
+            if not 0 < pair[0] <= pair[1] <= most:
+                raise ValueError(f"{name} must be two positive numbers up to {most}, the smaller first, not {pair}.")
         if len(jitter) != 4 or min(jitter) < 0 or max(jitter[:3]) > 1 or jitter[3] > 0.5:
             raise ValueError(f"jitter is (brightness, contrast, saturation, hue), the first three in 0..1 and hue in 0..0.5, not {jitter}.")
-        if not 0 <= translate < 0.5:
-            raise ValueError(f"translate is a part of the side and must lie in 0..0.5, not {translate}.")
         if min(std) <= 0:
             raise ValueError(f"std is divided by and must be positive, not {tuple(std)}.")
         parts = {"flip": flip, "jitter_p": jitter_p, "grayscale": grayscale, "blur": blur, "solarize": solarize, "cutout": cutout}
         for name, value in parts.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in 0..1, not {value}.")
+        if not 0 <= translate < 0.5:
+            raise ValueError(f"translate is a part of the side and must lie in 0..0.5, not {translate}.")
         self.flip, self.jitter_p, self.grayscale, self.blur, self.solarize, self.cutout = map(float, parts.values())
         self.size, self.translate, self.crop = int(size), float(translate), tuple(map(float, crop)) if crop else None
         self.ratio, self.sigma, self.jitter = (tuple(map(float, given)) for given in (ratio, sigma, jitter))
@@ -226,6 +224,4 @@ def byol_views(size: int, **options) -> TwoViews:
     return TwoViews(*(Augmentation(size, **{**settings, **own, **options}) for own in (first, second)))
 
 
-def barlow_views(size: int, **options) -> TwoViews:
-    """Barlow Twins' two views (Zbontar et al. 2021, section 2.2): BYOL's."""
-    return byol_views(size, **options)
+barlow_views = byol_views  # Zbontar et al. 2021, section 2.2

@@ -23,7 +23,7 @@ _BLOCK = r"<!-- results:{} -->\n(?:(?!<!-- /?results).)*<!-- /results -->"
 def tables(records: Iterable[Mapping]) -> dict[str, str]:
     """name of the place -> Markdown table. A table without any record is left out."""
     records = list(records)
-    made = {"reference": results.readme_table(records) if records else None, "toybox": toybox_table(records)}
+    made = {"reference": results.overview(records)._repr_markdown_() if records else None, "toybox": toybox_table(records)}
     made["originals"] = comparison.final_table(records)._repr_markdown_() if records else None
     return {name: table for name, table in made.items() if table}
 

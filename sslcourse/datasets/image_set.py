@@ -28,7 +28,6 @@ class DatasetInfo:
     download_bytes: int
     how: str
     prepared: bool = False
-    needs_network = property(lambda self: self.download_bytes > 0)
 
 
 # What is known before a data set is there. Where they come from is in sources.SOURCES.

@@ -7,11 +7,7 @@ from torch.nn import functional as F
 CHUNK = 128  # images worked on at once; part of what a seed means
 SEVERITIES = 5
 
-# Each of the six takes x, float (n, 3, H, W) in 0..1; the severity's amount; and draw(distribution, *shape) -> (CHUNK, *shape).
-
-
-def _noise(x, amount, draw):
-    return x + amount * draw(torch.randn, *x.shape[1:])[: len(x)]
+# Each takes x, float (n, 3, H, W) in 0..1; the severity's amount; and draw(distribution, *shape) -> (CHUNK, *shape).
 
 
 def _blur(x, amount, draw):
@@ -44,10 +40,10 @@ def _occlusion(x, amount, draw):
 
 # name -> (function, its amounts at severities 1 to 5)
 CORRUPTIONS = {
-    "gaussian_noise": (_noise, (0.04, 0.08, 0.12, 0.18, 0.26)),  # deviation, of 0..1
+    "gaussian_noise": (lambda x, a, draw: x + a * draw(torch.randn, *x.shape[1:])[: len(x)], (0.04, 0.08, 0.12, 0.18, 0.26)),  # deviation
     "blur": (_blur, (0.015, 0.025, 0.035, 0.05, 0.065)),  # deviation, of the side: 0.5 to 2.1 pixels of 32
     "contrast": (_contrast, (0.7, 0.5, 0.35, 0.2, 0.1)),  # what is left of the distance from each channel's mean
-    "brightness": (lambda x, amount, draw: x + amount, (0.1, 0.2, 0.3, 0.4, 0.5)),  # added to every pixel, of 0..1
+    "brightness": (lambda x, a, draw: x + a, (0.1, 0.2, 0.3, 0.4, 0.5)),  # added to every pixel, of 0..1
     "pixelate": (_pixelate, (0.75, 0.6, 0.5, 0.35, 0.25)),  # of the side: 24 to 8 pixels of 32
     "occlusion": (_occlusion, (0.2, 0.3, 0.4, 0.5, 0.6)),  # side of a grey square anywhere in the image, of the side
 }

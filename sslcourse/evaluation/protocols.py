@@ -15,18 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from sslcourse.devices import one_thread, seeded
-from sslcourse.evaluation.features import (
-    FeatureSet,
-    check_labels,
-    check_split,
-    evaluation_view,
-    feature_set,
-    knn_scores,
-    neighbours,
-    predict,
-)
-from sslcourse.evaluation.uncertainty import standard_error, wilson_interval
+from sslcourse.evaluation.uncertainty import standard_error
 from sslcourse.models import Classifier
+
+from sslcourse.evaluation.features import (  # isort: skip
+    FeatureSet, check_labels, check_split, evaluation_view, feature_set, knn_scores, neighbours, predict,
+)  # fmt: skip
 
 SMALL_PROBE = 300_000  # numbers; fitting fewer, threads on shared cores wait for each other far longer than they work
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # inverse strengths of the probe's weight penalty, scikit-learn's C
@@ -45,7 +39,6 @@ class Result:
     top1 = property(lambda self: top_k(self.logits, self.labels, 1))
     top3 = property(lambda self: top_k(self.logits, self.labels, 3))  # 1, which says nothing, where there are three classes or fewer
     standard_error = property(lambda self: standard_error(self.top1, self.n))
-    confidence_interval = property(lambda self: wilson_interval(self.top1, self.n))
 
     predictions = cached_property(lambda self: self.logits.argmax(1))  # (N,)
     probabilities = cached_property(lambda self: self.logits.softmax(1))  # (N, C)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 def conv_block(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
     """3×3 convolution, batch normalisation, ReLU, and where asked a 2×2 max-pool that halves the sides."""
     layers = [nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
+    return nn.Sequential(*layers, *[nn.MaxPool2d(2)] * pool)
 
 
 class Residual(nn.Module):

@@ -5,4 +5,4 @@ from sslcourse.results.records import (
     SUMMARY_PREFIX, device_name, file_name, fill, measured_costs, original_projects, over_runs, read, read_one,
     record, record_costs, reference, write,
 )  # fmt: skip
-from sslcourse.results.tables import Table, overview, percent, readme_table, table
+from sslcourse.results.tables import Table, overview, percent, table

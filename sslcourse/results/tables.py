@@ -73,11 +73,6 @@ def overview(records: Iterable[Mapping]) -> Table:
     return table(rows, ["lesson", "method", "dataset", "pixels", "labels", "network", "top1", "top3", "runs", "tier", "lesson took"])
 
 
-def readme_table(records: Iterable[Mapping]) -> str:
-    """`overview` in Markdown."""
-    return overview(records)._repr_markdown_()
-
-
 def _cell(row: Mapping, column: str) -> str:
     if column in row.get("metrics", {}):
         found = metric(row["metrics"][column])

@@ -1,7 +1,6 @@
 """The loop that every training of this package goes through: the step is in `train`, what happens around it in `callbacks`.
 
-Nothing inside a step waits for the device: losses are added up where they are computed and read once an epoch (by a progress bar, once a
-second).
+Nothing inside a step waits for the device: losses are added up where they are computed and read once an epoch.
 """
 
 import math

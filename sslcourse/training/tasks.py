@@ -25,16 +25,14 @@ def pretrain(
     """Train a method (`models.Rotation`, `models.SimCLR`, ...) on `images.unlabeled`, without any label.
 
     method: forward(uint8 (N, 3, H, W)) -> scalar loss; trained in place, left in evaluation mode. It may have after_step(step, steps),
-    called after each of the optimizer's steps, with their number counted from 1.
-    images: a datasets.ImageSet, whose test split is never touched. epochs: passes over the unlabelled images.
-    batch_size: images a step, at most all of them, shared by the processes where there are several; a last smaller batch is left out.
+    called after each of the optimizer's steps, counted from 1. images: a datasets.ImageSet, whose test split is never touched.
+    epochs: passes over the unlabelled images. batch_size: images a step, of all processes together, at most all; a last smaller one is out.
     look_every: epochs between two looks at the encoder, and once at the end; 0 never looks. A look measures how spread the features of the
     validation images are (`diagnostics.collapse`), and how many of them the nearest of 5,000 labelled training images classify rightly.
-    options: lr, optimizer, weight_decay, clip_norm, guard, device, precision, seed, checkpoint, ...: those of `training.Options`.
+    options: those of `training.Options`. Schedule: Loshchilov and Hutter 2017, as in SimCLR (Chen et al. 2020, section 2.2).
 
     Returns the History, a row an epoch: epoch, step, lr, loss, chance_loss, the method's own metrics, seconds; at looks also feature_std,
     healthy_std, feature_rank, knn_accuracy. A loss that is not finite ends the run at the end of that epoch, with a warning.
-    Schedule: Loshchilov and Hutter 2017, as in SimCLR (Chen et al. 2020, section 2.2).
     """
     options = make_ready(method, images, "unlabeled", epochs, batch_size=batch_size, warmup=warmup, name=name, **options)
     options.batch_size = batch_size = min(batch_size, len(images.unlabeled))
@@ -83,14 +81,11 @@ def fit_classifier(
     """Train a classifier on `images.train_images` with AdamW, a one-cycle schedule and label smoothing; watch the validation split.
 
     model: normalised float images (N, 3, size, size) -> logits (N, classes); trained in place, left in evaluation mode.
-    images: a datasets.ImageSet, whose test split is never touched. epochs: passes over the labelled images.
-    batch_size: at most the number of labelled images. augmentation: a module of `augment`; `augment.weak` when None.
-    validate_every: epochs between two looks at the validation split, each of which gives a row, besides one after the first epoch; 0 looks
-    once, at the end.
-    options: lr, weight_decay, lr_scales, guard, device, precision, seed, checkpoint, ...: those of `training.Options`.
+    images: a datasets.ImageSet, whose test split is never touched. epochs: passes over the labelled images. batch_size: at most all.
+    augmentation: a module of `augment`; None is `augment.weak`. validate_every: epochs between two looks at the validation split, each of
+    which gives a row, besides one after the first epoch; 0 looks once, at the end. options: those of `training.Options`.
 
     Returns the History: epoch, step, lr, loss (with label smoothing, in training mode), validation_loss, validation_accuracy, seconds.
-    A loss that is not finite ends the run at the end of that epoch, with a warning.
     Müller et al. 2019 (label smoothing), Loshchilov and Hutter 2019 (AdamW), Smith 2018 (one cycle).
     """
     options = make_ready(model, images, "train_images", epochs, batch_size=batch_size, warmup=warmup, name=name, **options)

@@ -114,7 +114,7 @@ def test_results_of_the_package_itself(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 2 + len(results.reference()) > 2
     assert main(["results", "--reference", "--markdown"]) == 0
-    assert capsys.readouterr().out == results.readme_table(results.reference()) + "\n"
+    assert capsys.readouterr().out == results.overview(results.reference())._repr_markdown_() + "\n"
     monkeypatch.setattr(published_tables, "update", lambda: ["README.md"])
     assert main(["results", "--update"]) == 0 and "README.md" in capsys.readouterr().out
 

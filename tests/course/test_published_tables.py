@@ -39,7 +39,7 @@ def test_methods_are_rows_and_numbers_of_labels_are_columns():
 
 def test_the_tables_are_put_between_their_comments_and_nothing_else_changes():
     records = [record(1, "supervised", (0.5,)), record(1, "supervised", (0.5,), dataset="flowers")]
-    toybox, everything = published_tables.toybox_table(records), results.readme_table(records)
+    toybox, everything = published_tables.toybox_table(records), results.overview(records)._repr_markdown_()
     beside = comparison.final_table(records)._repr_markdown_()
     filled = page(*(f"\n{table}\n\n" for table in (toybox, everything, beside)))
     for old in (page(), page("\n| old |\n", "\n| older |\n\n| more |\n"), filled):
@@ -67,7 +67,7 @@ def test_update_keeps_the_files_permissions_and_says_what_changed(tmp_path):
     assert published_tables.update(tmp_path) == ["README.md", "docs/RESULTS.md", "notebooks/TEACHING.md"]
     assert published_tables.update(tmp_path) == []
     assert stat.S_IMODE(readme.stat().st_mode) == 0o664 and "to come" not in teaching.read_text()
-    assert results.readme_table(results.reference()) in long.read_text()
+    assert results.overview(results.reference())._repr_markdown_() in long.read_text()
 
 
 def test_costs_stand_in_the_last_column_of_a_lessons_row(monkeypatch):

@@ -277,7 +277,7 @@ def test_available_lists_known_and_own_data_sets(tmp_path):
     (tmp_path / "broken" / "about.json").write_text("{")
     infos = datasets.available(tmp_path)
     assert [info.name for info in infos] == ["toybox", "stl10", "cifar10", "flowers", "cats-vs-dogs", "mine"]
-    assert [info.prepared for info in infos] == [False] * 5 + [True] and [info.needs_network for info in infos[:2]] == [False, True]
+    assert [info.prepared for info in infos] == [False] * 5 + [True]
     assert (infos[-1].classes, infos[-1].images, infos[-1].size) == (2, 120, 16)
     lines = str(infos).splitlines()
     assert len(lines) == 8 and "2.6 GB" in lines[2] and "python data_setup.py stl10" in lines[2]

@@ -168,7 +168,7 @@ def test_whatever_is_read_can_be_shown_and_written_again(tmp_path_factory, data)
         assert str(reason).startswith("one.json: ")
         return
     filled = results.fill([found], [make()])
-    results.readme_table(filled)
+    results.overview(filled)._repr_markdown_()
     results.table(filled, [*found, "origin", "runs", "top1", "loss"])._repr_html_()
     assert results.read_one(results.write(found, folder / "again")) == found
 

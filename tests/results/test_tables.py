@@ -44,7 +44,7 @@ def test_runs_tier_and_origin_can_be_shown():
 
 def test_the_overview_is_in_order_of_lesson_data_set_labels_and_method():
     records = [make(lesson=2, labels=n, method=m) for n in (None, 500, 100) for m in ("b", "a")] + [make(seed=[0, 1])]
-    lines = results.readme_table(records).splitlines()
+    lines = results.overview(records)._repr_markdown_().splitlines()
     assert lines[0] == "| lesson | method | dataset | pixels | labels | network | top1 | top3 | runs | tier | lesson took |"
     assert lines[2] == "| 1 | Supervised | toybox | 32 | 100 | ResNet-9 | 87.3 ± 0.4 % | – | 2 | cpu | 0.2 min |"
     assert [line.split(" | ")[1] + line.split(" | ")[4] for line in lines[3:]] == ["a100", "b100", "a500", "b500", "aall", "ball"]

@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"made anew: {', '.join(changed)}" if changed else "all tables are up to date")
         return 0
     if args.reference:
-        records = results.reference()
-        print(results.readme_table(records) if args.markdown else results.overview(records))
+        found = results.overview(results.reference())
+        print(found._repr_markdown_() if args.markdown else found)
         return 0
     own, below, shown = folder / "results", table_over_seeds.run_folders(folder), []
     own = own if own.is_dir() else folder
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         records = results.read(own)
         if not records:
             raise CourseError(f"There are no result records in {own}; a lesson writes them in its last cell.")
-        shown.append(results.readme_table(records) if args.markdown else str(results.table(records)))
+        shown.append(results.overview(records)._repr_markdown_() if args.markdown else str(results.table(records)))
     if below:
         shown.append(table_over_seeds.collect(below).text(args.markdown))
     print("\n\n".join(shown))
