@@ -112,7 +112,7 @@ def test_a_training_comes_to_what_it_comes_to_on_the_cpu(name, device, monkeypat
         assert there[column] == pytest.approx(here[column], rel=0.02, abs=2e-3), column
 
 
-def test_what_is_measured_is_measured_there(device):
+def test_what_is_measured_or_searched_is_so_there(device):
     images, encoder = image_set(), models.resnet9(2).to(DEVICE)
     images.test_images, images.test_labels = coloured(30, 2)
     found = evaluation.feature_set(encoder, images, block=-1)
@@ -124,9 +124,6 @@ def test_what_is_measured_is_measured_there(device):
         assert torch.equal(evaluation.corrupt(there[:4], kind, 3).cpu(), evaluation.corrupt(images.test_images[:4], kind, 3))
     spread = diagnostics.collapse(torch.randn(8, 4).to(DEVICE))
     assert 0 < spread.std and spread.effective_rank > 1
-
-
-def test_a_search_for_what_is_not_finite_works_there(device):
     method = models.SimCLR(models.resnet9(2)).to(DEVICE)
     with torch.no_grad():
         next(method.encoder.parameters()).view(-1)[0] = torch.nan

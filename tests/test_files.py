@@ -17,7 +17,7 @@ def course(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_default_folder_is_the_same_from_everywhere_in_the_repository(course, monkeypatch):
+def test_the_default_folder_is_the_same_from_everywhere_in_the_repository_and_a_home_is_expanded(course, monkeypatch):
     assert files.folder_of("default", "DATA_DIR", "data") == files.folder_of("default", "--data-dir", "data") == course / "data"
     for variable in (str(course / "elsewhere"), "elsewhere"):
         monkeypatch.setenv("SSLCOURSE_DATA_DIR", variable)
@@ -26,9 +26,6 @@ def test_the_default_folder_is_the_same_from_everywhere_in_the_repository(course
     assert files.folder_of("data", "DATA_DIR", "data", course) == course / "data"
     (course / "pyproject.toml").write_text('[project]\nname = "something-else"\n')
     assert files.folder_of("default", "RESULTS_DIR", "results") == course / "notebooks" / "results"
-
-
-def test_a_home_folder_is_expanded(course, monkeypatch):
     monkeypatch.setenv("HOME", str(course / "home"))
     assert files.folder_of("~/data", "--data-dir", "data") == course / "home" / "data"
 

@@ -97,7 +97,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         assert main([name, "--help"]) == 0
 
 
-def test_results_prints_the_table(tmp_path, capsys):
+def test_results_prints_the_table_of_a_folder_and_of_the_package(tmp_path, capsys, monkeypatch):
     given = {"method": "Supervised", "dataset": "toybox", "labels": 100, "tier": "cpu", "device": "cpu", "seconds": 1, "seed": 0}
     results.write(results.record(1, "supervised", metrics={"top1": 0.5}, **given), tmp_path / "runs" / "results")
     assert main(["results", str(tmp_path / "runs")]) == 0  # the folder of a run
@@ -107,9 +107,6 @@ def test_results_prints_the_table(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["results", str(tmp_path / "empty")]) == 1
     assert "no result records" in capsys.readouterr().err
-
-
-def test_results_of_the_package_itself(capsys, monkeypatch):
     assert main(["results", "--reference"]) == 0
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 2 + len(results.reference()) > 2

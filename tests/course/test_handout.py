@@ -103,14 +103,11 @@ def test_solved_copies_hold_right_answers(lesson):
         assert task["docs"]  # what the arguments are is still said
 
 
-def test_filling_in_keeps_docstring_and_comments(small):
+def test_filling_in_keeps_docstring_and_comments_and_names_what_has_no_solution(small):
     made = copies.solved_copy(notebook_files.load(small / "03_x.ipynb"), "03_x.ipynb", begin="    # begin\n", end="\n    # end")
     head = '@exercise("3.1")\ndef double(x, by=2):\n    """x -> a number"""\n'
     (cell,) = [cell for cell in made.cells if copies.exercise_in(cell)]
     assert cell.source == head + "    # begin\n    # by hand\n    y = by * x\n\n    return y\n    # end"
-
-
-def test_an_exercise_without_a_solution_is_named(small):
     notebook = notebook_files.load(small / "03_x.ipynb")
     (cell,) = [cell for cell in notebook.cells if "solution" in notebook_files.tags(cell)]
     cell.source = "def solution_3_1(x):\n    return x"

@@ -96,7 +96,7 @@ def test_a_folder_that_is_a_file_is_refused_at_the_start_and_at_the_end(begin, t
         begun.finish(headline="x")
 
 
-def test_tier_auto_asks_the_environment_then_the_machine(monkeypatch):
+def test_tier_and_data_set_ask_the_environment_then_the_machine_and_the_tier(monkeypatch):
     monkeypatch.setenv("SSLCOURSE_TIER", "smoke")
     assert lessons.resolve_tier("auto") == "smoke" and lessons.resolve_tier("cpu") == "cpu"
     monkeypatch.setenv("SSLCOURSE_TIER", "tiny")
@@ -106,6 +106,9 @@ def test_tier_auto_asks_the_environment_then_the_machine(monkeypatch):
     for cuda, tier in ((True, "gpu"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         assert lessons.resolve_tier("auto") == tier and lessons.resolve_tier("auto", torch.device("cpu")) == "cpu"
+    assert [lessons.resolve_dataset("default", tier) for tier in lessons.TIERS] == ["toybox", "toybox", "cifar10", "stl10"]
+    monkeypatch.setenv("SSLCOURSE_DATASET", "cifar10")
+    assert lessons.resolve_dataset("default", "smoke") == "cifar10" and lessons.resolve_dataset("flowers", "smoke") == "flowers"
 
 
 def test_the_device_that_is_asked_for_is_taken_or_refused_with_its_parameter_or_variable(begin, monkeypatch):
@@ -115,12 +118,6 @@ def test_the_device_that_is_asked_for_is_taken_or_refused_with_its_parameter_or_
     with pytest.raises(CourseError, match="^The environment variable SSLCOURSE_DEVICE is 'meta'"):
         begin(1, tier="smoke")
     assert begin(1, tier="smoke", device="cpu").device.type == "cpu"
-
-
-def test_the_default_data_set_follows_the_tier_unless_the_environment_says_otherwise(monkeypatch):
-    assert [lessons.resolve_dataset("default", tier) for tier in lessons.TIERS] == ["toybox", "toybox", "cifar10", "stl10"]
-    monkeypatch.setenv("SSLCOURSE_DATASET", "cifar10")
-    assert lessons.resolve_dataset("default", "smoke") == "cifar10" and lessons.resolve_dataset("flowers", "smoke") == "flowers"
 
 
 def test_pick_falls_back_towards_smaller_tiers(begin):

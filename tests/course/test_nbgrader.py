@@ -168,7 +168,7 @@ def test_released_notebooks_have_stubs_in_place_of_solutions(graded):
     assert marked["test_4_1"].metadata["editable"] is False and "editable" not in marked["exercise_4_1"].metadata
 
 
-def test_points_are_what_the_answers_deserve(graded):
+def test_points_are_what_the_answers_deserve_and_feedback_shows_the_hint(graded):
     from nbgrader.api import Gradebook
 
     with Gradebook(f"sqlite:///{graded / 'gradebook.db'}") as gradebook:
@@ -177,6 +177,9 @@ def test_points_are_what_the_answers_deserve(graded):
         # a test that was deleted is for a person to look at
         assert {id: s.needs_manual_grade for id, s in found.items()} == {"ann": False, "bob": False, "carol": True}
         assert gradebook.find_student("ann").first_name == "Ann"
+    nbgrader(graded, "generate_feedback", "lesson_4")
+    page = (graded / "feedback" / "bob" / "lesson_4" / "04_byol.html").read_text(encoding="utf-8")
+    assert "Exercise 4.1: The value is right, but a gradient reaches z" in page and "Exercise 4.3: not attempted yet." in page
 
 
 @pytest.mark.parametrize("student", ["ann", "bob", "carol"])
@@ -188,9 +191,3 @@ def test_graded_lessons_ran_to_the_end_at_tier_smoke(graded, student):
     text = "\n".join(output.get("text", "") for _, output in outputs)
     assert "tier smoke" in text and "Lesson 4 took" in text
     assert f"seed {655887550 if student == 'ann' else 0}" in text
-
-
-def test_feedback_shows_the_hint(graded):
-    nbgrader(graded, "generate_feedback", "lesson_4")
-    page = (graded / "feedback" / "bob" / "lesson_4" / "04_byol.html").read_text(encoding="utf-8")
-    assert "Exercise 4.1: The value is right, but a gradient reaches z" in page and "Exercise 4.3: not attempted yet." in page

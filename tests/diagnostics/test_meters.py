@@ -28,12 +28,16 @@ def test_collapse_against_loops():
     assert (found.n, found.dim, found.healthy_std) == (12, 5, 5**-0.5)
 
 
-def test_directions_spread_evenly_are_healthy():
+def test_directions_spread_evenly_are_healthy_and_rows_of_zeros_have_none():
     eye = torch.eye(6, dtype=torch.float64)
     found = collapse(torch.cat([eye, -eye]) * 3)
     assert found.std == pytest.approx(found.healthy_std, rel=1e-14) and found.effective_rank == pytest.approx(6, rel=1e-14)
     assert "effective rank 6.0 of 6, mean length 3" in str(found)
     assert 9 < collapse(rows(10, 500)).effective_rank <= 10 and "of 10," in str(collapse(rows(10, 500)))
+    found = collapse(torch.zeros(10, 4))
+    assert (found.std, found.effective_rank, found.norm) == (0, 0, 0)
+    half = collapse(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    assert half.std == pytest.approx((0.3 + 0.4) / 2) and half.effective_rank == pytest.approx(1) and half.norm == 2.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -44,13 +48,6 @@ def test_one_point_is_a_complete_collapse(dtype):
         assert collapse(z).std < precision and collapse(z).effective_rank == pytest.approx(1, abs=100 * precision)
     noisy = collapse(rows(1, 32) + 1e-4 * rows(500, 32, seed=1))  # still a collapse: centred, the noise alone would have rank 31
     assert noisy.std < 1e-3 * noisy.healthy_std and noisy.effective_rank < 1.1
-
-
-def test_rows_of_zeros_count_as_no_direction():
-    found = collapse(torch.zeros(10, 4))
-    assert (found.std, found.effective_rank, found.norm) == (0, 0, 0)
-    half = collapse(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
-    assert half.std == pytest.approx((0.3 + 0.4) / 2) and half.effective_rank == pytest.approx(1) and half.norm == 2.5
 
 
 @pytest.mark.parametrize(("z", "error", "word"), [

@@ -151,15 +151,12 @@ def test_frozen_parts_shared_parts_and_callers_without_gradients():
             assert find_nonfinite(model, x, forward=lambda x: (model(x) * 0).sqrt().sum()).operation.startswith("SqrtBackward0")
 
 
-def test_a_scripted_part():
+def test_a_scripted_part_and_one_that_backward_runs_again():
     model = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.ReLU())), nn.Linear(3, 1))
     assert find_nonfinite(model, torch.ones(1, 3)) is None
     nn.init.constant_(model[0][0].weight, 3e38)
     found = find_nonfinite(model, torch.ones(1, 3))
     assert (found.kind, found.name, found.operation) == ("output", "0", "aten.addmm")  # its inside is not known
-
-
-def test_checkpointed_parts_are_run_again_in_backward():
     layer = Wrong(nn.Linear(3, 3), lambda y: y + (y - y).sqrt())
     found = find_nonfinite(layer, torch.ones(2, 3), forward=lambda x: checkpoint(layer, x, use_reentrant=False).mean())
     assert found.kind == "gradient" and found.operation.startswith("SqrtBackward0")
@@ -202,5 +199,3 @@ def test_statistics_that_one_batch_spoils_while_its_loss_is_finite():
     found = find_nonfinite(model, torch.randn(4, 3), forward=loss)
     assert (found.kind, found.name, found.module) == ("buffer", "1.running_var", "BatchNorm1d")
     assert model[1].running_var.isfinite().all()
-
-

@@ -255,13 +255,10 @@ def test_the_seed_of_fine_tuning_decides_and_the_random_state_is_neither_heard_n
     assert not torch.equal(found[0].logits, found[2].logits)
 
 
-def test_fine_tuning_is_measured_at_the_size_it_was_trained_at():
+def test_fine_tuning_learns_and_is_measured_at_its_size_on_the_split_that_is_named():
     result = tune(encoder(), augmentation=augment.weak(12, mean=(0.2, 0.3, 0.4)))
     seen = augment.evaluation(12, mean=(0.2, 0.3, 0.4))
     torch.testing.assert_close(result.logits, evaluation.predict(result.model, image_set().validation_images, transform=seen))
-
-
-def test_fine_tuning_learns_and_is_measured_on_the_split_that_is_named():
     tested = coloured(21, 2)
     result = tune(encoder(), image_set(test_images=tested[0], test_labels=tested[1]), epochs=12, lr=1e-2, split="test")
     assert torch.equal(result.labels, tested[1]) and torch.equal(result.logits, evaluation.predict(result.model, tested[0]))

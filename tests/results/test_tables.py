@@ -20,16 +20,13 @@ def test_a_table_sets_ours_beside_others():
         results.table([{"source": "rumour"}])
 
 
-def test_a_table_escapes_what_it_shows_and_chooses_columns():
+def test_a_table_chooses_columns_escapes_what_it_shows_and_breaks_long_names_of_code():
     row = {"method": "<script>|x", "labels": 5000, "metrics": {"loss": {"value": 1.23456, "unit": "number"}}}
     two = make(labels=None, metrics={"loss": {"value": 2, "unit": "number"}})
     made = results.table([row, two], columns=["method", "labels", "loss", "nothing"])
     assert made.rows == [["<script>|x", "5,000", "1.235", "–"], ["Supervised", "all", "2", "–"]]
     assert "<script>" not in made._repr_html_() and "&lt;script&gt;" in made._repr_html_()
     assert "| &lt;script>\\|x |" in made._repr_markdown_()  # Markdown takes HTML as it is
-
-
-def test_on_a_narrow_page_numbers_keep_their_units_and_long_names_of_code_may_break():
     cells = ["87.3 ± 0.4 %", "LogSoftmaxBackward0, output 0", "buffer: norm.running_mean", "SimCLR, initialisation"]
     shown = results.Table(["top1"], [[cell] for cell in cells])._repr_html_()
     assert ">87.3 ± 0.4&nbsp;%<" in shown and ">SimCLR, initialisation<" in shown

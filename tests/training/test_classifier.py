@@ -22,13 +22,10 @@ def test_epochs_make_the_steps_on_few_labels_and_the_passes_on_many():
     assert training.epochs_for(10, 250, batch_size=10) == 250 and training.epochs_for(5_000, 10) == 1
 
 
-def test_few_images_are_one_batch_and_need_no_validation_split():
+def test_few_images_are_one_batch_without_validation_split_and_others_give_rows_with_every_number():
     nothing = {"validation_images": torch.empty(0, 3, 8, 8, dtype=torch.uint8), "validation_labels": torch.empty(0, dtype=torch.long)}
     history = fit(new_model(), image_set(n=9, **nothing), epochs=2, batch_size=64)
     assert history["step"] == [1, 2] and "validation_loss" not in history.final
-
-
-def test_a_row_an_epoch_with_every_number():
     history = fit(new_model(), epochs=3)
     assert history["epoch"] == [1, 2, 3] and history["step"] == [3, 6, 9] and history.stopped == ""
     assert list(history.final) == ["epoch", "step", "lr", "loss", "validation_loss", "validation_accuracy", "seconds"]
