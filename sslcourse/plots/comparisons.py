@@ -13,7 +13,7 @@ def bars(values: Mapping[str, float], *, title: str, ylabel: str, errors: Mappin
     names, numbers = list(values), [float(v) for v in values.values()]
     spread = [errors[n] if math.isfinite(errors.get(n, math.nan)) else 0.0 for n in names]
     room = 0.5 * (chance is not None)  # for its name, below the bars
-    figure, axis = plt.subplots(figsize=(7.2, 0.42 * (len(names) + room) + 1.2))
+    figure, axis = plt.subplots(figsize=(7.2, 0.42 * (len(names) + room) + 1.2), layout="tight")
     colours = [COLOURS[i % 6] for i in range(len(names))]
     axis.barh(names, numbers, xerr=spread if any(spread) else None, color=colours, capsize=3, height=0.65)
     shown = [f"{number:.1f}" + (f" ± {error:.1f}" if error else "") for number, error in zip(numbers, spread, strict=True)]
@@ -25,14 +25,13 @@ def bars(values: Mapping[str, float], *, title: str, ylabel: str, errors: Mappin
     axis.set_ylim(len(names) - 0.45 + room, -0.55)
     axis.margins(x=0.18)
     axis.set(xlabel=ylabel, title=title)
-    figure.tight_layout()
     told = "; ".join(f"{name} {text}" for name, text in zip(names, shown, strict=True))
     show(figure, f"{title}. {ylabel}: {told}" + (f"; guessing {chance:.1f}" if chance is not None else "") + ".")
 
 
 def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel: str) -> None:
     """Differences with their intervals; filled where 0 is outside. rows: name -> (difference, low, high), NaN where not known."""
-    figure, axis = plt.subplots(figsize=(7.6, 0.42 * len(rows) + 1.25))
+    figure, axis = plt.subplots(figsize=(7.6, 0.42 * len(rows) + 1.25), layout="tight")
     axis.axvline(0, color="black", linestyle=":", linewidth=1.2)
     told = []
     for i, (name, (difference, low, high)) in enumerate(rows.items()):
@@ -52,5 +51,4 @@ def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel
     axis.grid(axis="y", visible=False)
     axis.set(xlabel=xlabel)
     axis.set_title(title, x=0)
-    figure.tight_layout()
     show(figure, f"{title}. {xlabel}, with intervals: {'; '.join(told)}.")

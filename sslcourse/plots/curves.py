@@ -49,7 +49,7 @@ def lines(
     """
     own = {name: np.asarray(x[name] if isinstance(x, Mapping) else x, float) for name in series}
     everywhere = np.sort(np.concatenate([*own.values()])) if isinstance(x, Mapping) else np.asarray(x, float)
-    figure, axis = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(8.8, 4.2) if len(series) > 3 else (6.4, 3.6))
+    figure, axis = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(8.8, 4.2) if len(own) > 3 else (6.4, 3.6), layout="tight")
     ends = (everywhere[0], everywhere[-1])
     told = [_line(axis, own[name], values, name, i, xlabel, ends, errors.get(name)) for i, (name, values) in enumerate(series.items())]
     if chance is not None:
@@ -70,14 +70,13 @@ def lines(
     if len(series) > 1:
         axis.legend(**({"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 9.5} if len(series) > 3 else {}))
     if ax is None:
-        figure.tight_layout()
         show(figure, f"{title}. {ylabel} against {xlabel}, from {ends[0]:.4g} to {ends[1]:.4g}: {'; '.join(told)}.")
     return "; ".join(told) if ax is not None else None  # which a notebook would show below the figure
 
 
 def training_curves(history, *, title: str, num_classes: int) -> None:
     """Training and validation loss on the left, validation accuracy on the right, with what guessing has. history: a training.History."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.4), layout="tight")
     epochs, ends = np.asarray(history["epoch"], float), (history["epoch"][0], history["epoch"][-1])
     percent = 100 * np.asarray(history["validation_accuracy"], float)
     told = [
@@ -97,7 +96,6 @@ def training_curves(history, *, title: str, num_classes: int) -> None:
     left.legend()
     right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100), title="Accuracy")
     heading(figure, title)
-    figure.tight_layout()
     show(figure, f"{title}. Two panels over {epochs[-1]:g} epochs: {'; '.join(told)}.")
 
 
@@ -127,7 +125,7 @@ def pretraining_curves(history, *, title: str, num_classes: int) -> None:
     panels = [panel for panel in _PRETRAINING if any(column in measured for column in panel[2])]
     across = len(panels) if len(panels) < 4 else 2
     rows = len(panels) // across
-    figure, axes = plt.subplots(rows, across, figsize=((5.4, 9.4, 10.8)[across - 1], 3.2 * rows + 0.2), squeeze=False)
+    figure, axes = plt.subplots(rows, across, figsize=((5.4, 9.4, 10.8)[across - 1], 3.2 * rows + 0.2), squeeze=False, layout="tight")
     epochs, told = np.asarray(history["epoch"], float), ""
     ends = (epochs[0], epochs[-1])
     for axis, (heads, ylabel, columns) in zip(axes.flat, panels, strict=True):
@@ -153,5 +151,4 @@ def pretraining_curves(history, *, title: str, num_classes: int) -> None:
             low = low if heads == "Loss" else 0
             axis.set_ylim(low, high + 0.1 * (high - low))
     heading(figure, title)
-    figure.tight_layout()
     show(figure, f"{title}. {len(panels)} panel{'s' if len(panels) > 1 else ''} over {ends[1]:g} epochs.{told}")

@@ -20,7 +20,7 @@ def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *,
     points = {name: torch.as_tensor(value).detach().cpu().double().numpy() for name, value in panels.items()}
     across = 2 if len(points) == 4 else min(len(points), 3)
     rows = -(-len(points) // across)
-    figure, axes = plt.subplots(rows, across, figsize=(3.9 * across, 3.6 * rows + 0.3), squeeze=False)
+    figure, axes = plt.subplots(rows, across, figsize=(3.9 * across, 3.6 * rows + 0.3), squeeze=False, layout="tight")
     size, edge = float(np.clip(18000 / len(labels), 14, 42)), {"edgecolors": "0.25", "linewidths": 0.2}
     for axis, (name, value) in zip(axes.flat, points.items(), strict=False):
         for c in np.unique(labels):
@@ -32,7 +32,6 @@ def scatter(panels: Mapping[str, Tensor], labels, class_names: Sequence[str], *,
     for axis in axes.flat[len(points) :]:
         axis.axis("off")
     heading(figure, title)
-    figure.tight_layout()
     handles, names = axes[0, 0].get_legend_handles_labels()
     if len(names) <= 40:
         columns = 1 + (len(names) - 1) // 20

@@ -29,7 +29,7 @@ def matrix(
     both = low < 0 < high or start < 0 < end
     start, end = (-max(-start, end), max(-start, end)) if both else (start, end)
     unit = min(0.55, 6.5 / max(n, m))
-    figure, axis = plt.subplots(figsize=(max(unit * m, 2.2) + 2.4, max(unit * n, 1.6) + 1.1))
+    figure, axis = plt.subplots(figsize=(max(unit * m, 2.2) + 2.4, max(unit * n, 1.6) + 1.1), layout="tight")
     axis.patch.set(facecolor="0.75", edgecolor="0.45", hatch="////", linewidth=0)
     drawn = axis.imshow(cells, cmap="RdBu_r" if both else "Blues", vmin=start, vmax=end, interpolation="nearest", aspect="auto")
     figure.colorbar(drawn, ax=axis, label=colour_label)
@@ -46,7 +46,6 @@ def matrix(
         axis.set_yticks(range(n), row_names or range(n))
     axis.grid(False)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    figure.tight_layout()
     told = f"{colour_label or 'values'} from {low:.3g} to {high:.3g}"
     if n == m and list(row_names or ()) == list(column_names or ()):  # the same things along both sides
         for name, where in (("on the diagonal", np.eye(n, dtype=bool)), ("off the diagonal", ~np.eye(n, dtype=bool))):
@@ -89,7 +88,6 @@ def confusion(result, *, title: str) -> None:
     percent, classes = _row_percent(result.confusion), result.class_names
     look = {"cmap": "Blues", "vmin": 0, "vmax": 100}
     figure, *_ = _class_grid(percent, classes, title, (0.6, 0), percent >= 0.5, ".0f", percent > 55, **look)
-    figure.tight_layout()
     pairs = ", ".join(f"{true} taken for {predicted} {count} times" for true, predicted, count in result.most_confused(3))
     diagonal = np.diag(percent)
     told = f"best {classes[diagonal.argmax()]} with {diagonal.max():.0f}, worst {classes[diagonal.argmin()]} with {diagonal.min():.0f}; "
@@ -114,7 +112,6 @@ def confusion_difference(first, second, *, title: str, names: Sequence[str]) -> 
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0f}" if value else "0")
     for i in range(min(k, NAMED)):  # the diagonal means something else than the rest
         axis.add_patch(plt.Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1))
-    figure.tight_layout()
     diagonal, beside = np.diag(change), _beside(change)
     told = f"{after} gets {(diagonal > 0.5).sum()} classes better than {before} and {(diagonal < -0.5).sum()} worse"
     best, worst = int(diagonal.argmax()), int(diagonal.argmin())
@@ -131,7 +128,7 @@ def _class_grid(cells: np.ndarray, classes: Sequence[str], title: str, more: tup
     cells, written, dark = (values[np.ix_(shown, shown)] for values in (cells, written, dark))
     classes = [classes[c] for c in shown]
     side = min(0.5 * len(classes) + 1.9, 8)
-    figure, axis = plt.subplots(figsize=(side + more[0], side + more[1]))
+    figure, axis = plt.subplots(figsize=(side + more[0], side + more[1]), layout="tight")
     drawn = axis.imshow(cells, **look)
     for i, j in zip(*np.nonzero(written), strict=True):
         _write(axis, i, j, format(cells[i, j], form).replace("-", "−"), dark[i, j])

@@ -13,14 +13,13 @@ from sslcourse.plots.style import COLOURS, LINES, MARKERS, show
 
 def probabilities(values: Tensor, class_names: Sequence[str], *, title: str, truth: int) -> None:
     """One bar a class for a single image's probabilities, the true class marked. values: (C,)."""
-    figure, axis = plt.subplots(figsize=(6.4, 2.4))
+    figure, axis = plt.subplots(figsize=(6.4, 2.4), layout="tight")
     numbers = 100 * np.asarray(values, float)
     look = {"facecolor": COLOURS[2], "hatch": "//", "edgecolor": "white"}
     axis.bar(range(len(numbers)), numbers, color=COLOURS[0])[truth].set(**look)
     axis.legend(handles=[Patch(label=f"true class: {class_names[truth]}", **look)])
     axis.set_xticks(range(len(numbers)), class_names, rotation=35, ha="right")
     axis.set(ylabel="probability, %", title=title, ylim=(0, 100))
-    figure.tight_layout()
     best = int(numbers.argmax())
     told = f"highest {class_names[best]} with {numbers[best]:.0f} percent; the true class, {class_names[truth]}, gets {numbers[truth]:.0f}"
     show(figure, f"{title}. Probabilities over {len(numbers)} classes: {told}.")
@@ -31,7 +30,7 @@ def reliability(calibrations: Mapping, *, title: str) -> None:
 
     calibrations: name -> evaluation.Calibration. Points are larger the more images a bin has; bins with less than 1 % have none.
     """
-    figure, (top, below) = plt.subplots(2, 1, figsize=(7.6, 5.4), sharex=True, gridspec_kw={"height_ratios": [3.4, 1]})
+    figure, (top, below) = plt.subplots(2, 1, figsize=(7.6, 5.4), sharex=True, gridspec_kw={"height_ratios": [3.4, 1]}, layout="tight")
     top.plot([0, 100], [0, 100], color="0.45", linestyle=":", linewidth=1.4, marker="")
     top.text(3, 7, "as sure as right", rotation=45, rotation_mode="anchor", transform_rotates_text=True, fontsize=8.5, color="0.35")
     told = []
@@ -52,7 +51,6 @@ def reliability(calibrations: Mapping, *, title: str) -> None:
     top.set(ylabel="accuracy, %", xlim=(0, 102), ylim=(0, 102), title=title)
     top.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)  # beside: lines can run through every corner
     below.set(xlabel="confidence, %", ylabel="images, %")
-    figure.tight_layout()
     show(figure, f"{title}. Accuracy against confidence; on the diagonal they agree: {'; '.join(told)}.")
 
 
@@ -63,12 +61,11 @@ def coverage_and_precision(thresholds, coverage, precision, *, title: str, chose
     """
     at = np.asarray(thresholds, float)
     parts = {"coverage": 100 * np.asarray(coverage, float), "precision": 100 * np.asarray(precision, float)}
-    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="tight")
     told = lines(at, parts, title="", xlabel="threshold of confidence", ylabel="%", ylim=(0, 103), ax=axis)
     axis.axvline(chosen, color="black", linestyle=":", linewidth=1.2)
     axis.annotate(f"{chosen:g}", (chosen, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9)
     axis.set_title(title, pad=16)
-    figure.tight_layout()
     k = int(np.abs(at - chosen).argmin())
     there = " and ".join(f"{name} {values[k]:.1f}" for name, values in parts.items())
     told += f"; at {at[k]:.3g}, nearest to the chosen {chosen:g}, {there} percent"
