@@ -119,10 +119,8 @@ def random_states_kept() -> Iterator[None]:
 
 def random_states() -> dict:
     """Where torch's random numbers are, on every device, to be kept in a file."""
-    return {
-        "cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-    }
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda, "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None}
 
 
 def set_random_states(states: dict) -> None:
@@ -176,8 +174,7 @@ class OneOrAll:
 
     def __call__(self, work: Callable, units: int):
         """work(), which is so many units, such as images."""
-        every = torch.get_num_threads()
-        if every == 1:
+        if (every := torch.get_num_threads()) == 1:
             return work()
         better, other = sorted((every, 1), key=lambda threads: self.costs.get(threads, 0.0))  # what is not known yet comes first
         trial = self.since_trial > 20 * units * self.costs.get(other, math.inf)

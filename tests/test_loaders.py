@@ -104,14 +104,11 @@ def test_every_image_is_seen_once_by_one_process(world):
             assert torch.equal(torch.cat([part for (part,) in parts]), joint) and len({len(part) for (part,) in parts}) == 1
 
 
-def test_batches_go_to_the_device_and_keep_their_kind():
+def test_batches_go_to_the_device_and_whole_sets_up_to_a_third_of_what_it_has_free(monkeypatch):
     tensor = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
     ((batch,),) = list(TensorLoader(tensor, batch_size=4, device="meta"))
     assert batch.device.type == "meta" and batch.dtype == torch.uint8
     assert TensorLoader(tensor, batch_size=4).device == tensor.device
-
-
-def test_a_third_of_what_a_gpu_has_free_is_the_limit(monkeypatch):
     moved = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 400, 10_000))
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(len(self)) or self)

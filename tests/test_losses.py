@@ -145,11 +145,9 @@ def test_a_constant_dimension_counts_as_uncorrelated():
 
 HOSTILE = {
     "constant dimensions": lambda z: torch.cat([z[:, :2], torch.full_like(z[:, 2:], 3.0)], 1),
-    "all rows equal": lambda z: z[:1].expand_as(z).clone(),
-    "duplicated rows": lambda z: z[torch.arange(len(z)) // 2],
+    "all rows equal": lambda z: z[:1].expand_as(z).clone(), "duplicated rows": lambda z: z[torch.arange(len(z)) // 2],
     "large": lambda z: z * 5e3,  # up to 36,000: float16 ends at 65,504
-    "small": lambda z: z * 5e-5,
-    "large and nearly constant": lambda z: 1e4 + z * 1e-3,
+    "small": lambda z: z * 5e-5, "large and nearly constant": lambda z: 1e4 + z * 1e-3,
 }
 
 

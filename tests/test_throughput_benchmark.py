@@ -25,18 +25,6 @@ def images():
     return throughput.image_set(throughput.smooth_images(13, 8))
 
 
-def test_contenders_take_turns_and_the_missing_one_is_left_out():
-    calls = []
-
-    def contender(name, rate):
-        return (lambda seconds: (calls.append(name), (rate * seconds, seconds))[1]), name
-
-    rows = {"ours": contender("ours", 300), "lightly": contender("lightly", 100), "gone": (None, throughput.MISSING)}
-    rates = throughput.take_turns(rows, rounds=2, seconds=3.0)
-    assert calls == ["ours", "lightly", "ours", "lightly"]
-    assert rates == {"ours": [300.0, 300.0], "lightly": [100.0, 100.0], "gone": []}
-
-
 def test_the_same_two_views_are_given_each_time(images):
     with_augmentation, made_before = (throughput.new_method(options_of(), made) for made in (False, True))
     torch.manual_seed(3)

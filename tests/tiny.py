@@ -38,6 +38,15 @@ class Malicious:
         return open, (self.path, "w")
 
 
+def encoder(seed=0, width=4):
+    """A small ResNet-9, made without moving the random state, whose statistics are not the first ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = models.resnet9(width)
+        made(torch.randn(8, 3, 16, 16))
+    return made
+
+
 def coloured(n, seed, classes=3, size=8):
     """Images whose class is the channel that is bright."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,4 @@
-"""Exercises that never block: the learner's function where it is right, the reference where it is not.
-
-    @exercise("3.1")
-    def my_nt_xent(z0, z1, temperature):
-        ...
+"""Exercises that never block: the learner's function, below @exercise("3.1"), where it is right, the reference where it is not.
 
 The exercises of lesson n are listed in `sslcourse/course/checks/lesson_n.py`. A check calls the function it is given on inputs of its
 own and raises `Wrong` with a hint to reject it; returning means that it is right.

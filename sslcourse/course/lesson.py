@@ -65,8 +65,7 @@ def resolve_dataset(dataset: str, tier: str, named: str = "DATASET") -> str:
 _WHOLE = {
     "SEED": (range(2**32), "from 0 to 4294967295, such as 0"),  # NumPy takes no larger one
     "SIZE": ((0, *range(16, 513)), "of pixels from 16 to 512, or 0 for the data set's own size"),
-    "LABELS_PER_CLASS": (range(1, 10**9), "of at least 1, such as 10"),
-    "EPOCHS": (range(1, 10**9), "of at least 1, such as 20"),
+    "LABELS_PER_CLASS": (range(1, 10**9), "of at least 1, such as 10"), "EPOCHS": (range(1, 10**9), "of at least 1, such as 20"),
     "WIDTH": (range(513), "of channels up to 512, or 0 for the network that suits the tier"),
 }
 

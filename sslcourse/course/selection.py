@@ -49,10 +49,9 @@ def find_notebooks(notebooks_dir: str | Path | None = None) -> list[Path]:
             raise CourseError("There are no lessons here. Run this inside the course's folder, or name theirs with --notebooks.")
         notebooks_dir = root / "notebooks"
     folder = folder_of(notebooks_dir, "--notebooks", "notebooks")
-    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not found:
-        raise CourseError(f"There are no lessons in {folder}; their files are named like 03_simclr.ipynb.")
-    return found
+    if found := sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        return found
+    raise CourseError(f"There are no lessons in {folder}; their files are named like 03_simclr.ipynb.")
 
 
 def select(chosen: Sequence[str | int] | None, notebooks_dir: str | Path | None = None) -> list[Notebook]:
@@ -64,8 +63,7 @@ def matching(chosen: Sequence[str | int] | None, found: Sequence[Path]) -> list[
     """The files that are chosen, in their order. Raises CourseError, with the names there are, for a choice that fits none."""
     wanted = set()
     for selector in [part.strip() for item in chosen or [] for part in str(item).split(",") if part.strip()]:
-        matches = [path for path in found if _matches(selector, path)]
-        if not matches:
+        if not (matches := [path for path in found if _matches(selector, path)]):
             names = ", ".join(path.stem for path in found)
             raise CourseError(f"There is no lesson {selector!r}. Choose by number (3), range (3-5) or name: {names}.")
         wanted.update(matches)
@@ -73,8 +71,7 @@ def matching(chosen: Sequence[str | int] | None, found: Sequence[Path]) -> list[
 
 
 def _matches(selector: str, path: Path) -> bool:
-    span = re.fullmatch(r"(\d+)(?:-(\d+))?", selector)
-    if span:
+    if span := re.fullmatch(r"(\d+)(?:-(\d+))?", selector):
         return int(span[1]) <= int(path.name[:2]) <= int(span[2] or span[1])
     return Path(selector).name.lower().removesuffix(".ipynb") in (path.stem.lower(), path.stem.lower()[3:])
 
@@ -85,8 +82,7 @@ def check_parameters(notebooks: Sequence[Notebook], given: Mapping) -> dict:
     for name, value in given.items():
         if name in _RESERVED:
             raise CourseError(f"{name} is set with {_RESERVED[name]}, not as a parameter.")
-        lacking = [notebook.path.stem for notebook in notebooks if name not in notebook.parameters]
-        if lacking:
+        if lacking := [notebook.path.stem for notebook in notebooks if name not in notebook.parameters]:
             shared = sorted(set.intersection(*(set(notebook.parameters) for notebook in notebooks)) - set(_RESERVED))
             raise CourseError(f"{name} is not a parameter of {', '.join(lacking)}; all of them take {', '.join(shared) or 'none'}.")
         for notebook in notebooks:

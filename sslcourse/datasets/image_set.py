@@ -66,8 +66,7 @@ class ImageSet:
         self.mean, self.std = tuple(map(float, self.mean)), tuple(map(float, self.std))
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(f"mean and std need 3 values each, not {len(self.mean)} and {len(self.std)}.")
-        if self.unlabeled is None:
-            self.unlabeled = self.train_images
+        self.unlabeled = self.train_images if self.unlabeled is None else self.unlabeled
         for part in prepared.PARTS:
             tensor, kind = getattr(self, part), torch.int64 if part.endswith("_labels") else torch.uint8
             if not isinstance(tensor, Tensor) or tensor.dtype != kind:
@@ -179,7 +178,6 @@ def load(name="toybox", data_dir: str | os.PathLike = "data", size: int | None =
     name: one of `available()`. `toybox` is drawn on first use; the others have to be prepared once: `python data_setup.py stl10`.
     size: pixels, 8..512; None is the stored size. Another size is made once (bilinear, antialiased; toybox is drawn anew) and kept as
     `<name>-<size>`. options, for toybox only: shortcut, upright, seed, and the counts unlabeled, train, validation, test.
-
     CourseError if the data set is unknown, not prepared or damaged, or if the disk cannot take what is made; ValueError for a wrong option.
     """
     check_size(size)

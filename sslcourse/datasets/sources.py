@@ -49,12 +49,10 @@ def prepare(name, data_dir="data", *, source=None, size=None, strict=False, limi
     """Get the data set `name` ready in `data_dir`, for `datasets.load(name, data_dir)`.
 
     A second call does nothing and says so; with another source, size, limit or strictness it is refused, unless `force` is given.
-
     name: one of datasets.KNOWN, or with `source` a name of your own. source: the path of an archive or folder (images as at
     `image_folders.read`, or the original files of STL-10 or CIFAR-10). size: pixels, 8..512, at which image folders are stored (None: their
     own, or 96); the others get a second, resized copy. strict: refuse files that cannot be read, instead of skipping them. limit: at most
     that many images a class and split (and that many unlabelled ones a class). keep_archive: keep the downloaded archive.
-
     CourseError for everything that can go wrong on the way, with nothing half-made left; ValueError for a wrong size or limit.
     """
     check_size(size)

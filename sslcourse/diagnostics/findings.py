@@ -59,8 +59,7 @@ def finite(*values) -> bool:
     """Are all numbers of these tensors finite? What is not a tensor of floating-point or complex numbers counts as finite."""
     tensors = [v for v in values if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) and not v.is_meta]
     with torch.no_grad():
-        tensors = [tensor for tensor in map(plain, tensors) if tensor.numel()]
-        if not tensors:
+        if not (tensors := [tensor for tensor in map(plain, tensors) if tensor.numel()]):
             return True
         # one wait for the device, as NaN and infinity stay in a norm; where it overflows, each number is looked at
         norms = torch.stack([norm.float().to(tensors[0].device) for norm in torch._foreach_norm(tensors)])

@@ -36,8 +36,7 @@ def collapse(z: Tensor) -> Collapse:
     A row of zeros has no direction and stays zero. Raises TypeError or ValueError when z is not floating-point (N, D), or not finite.
     """
     if not isinstance(z, Tensor) or not z.is_floating_point():
-        kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"collapse needs a floating-point tensor: z is {kind}; convert it with torch.as_tensor(...).float().")
+        raise TypeError(f"collapse needs a floating-point tensor, and z is a {type(z).__name__} {getattr(z, 'dtype', '')}: use .float().")
     if z.ndim != 2 or len(z) < 2 or not z.shape[1]:
         raise ValueError(f"collapse needs a tensor (N, D) of at least 2 rows: z has shape {tuple(z.shape)}.")
     if bad := int((~z.isfinite()).any(1).sum()):

@@ -109,14 +109,11 @@ class FeatureSet:
 
 def feature_set(encoder: nn.Module, images, **options) -> FeatureSet:
     """Features of all three splits of an ImageSet. options: those of `features`."""
-    fields = {}
-    for name in SPLITS:
-        pictures = getattr(images, f"{name}_images")
-        fields[name] = features(encoder, pictures, **options) if len(pictures) else torch.zeros(0, 0)
-        fields[f"{name}_labels"] = getattr(images, f"{name}_labels").cpu()
-    dim = max(fields[name].shape[1] for name in SPLITS)
-    fields |= {name: torch.zeros(0, dim) for name in SPLITS if not len(fields[name])}
-    return FeatureSet(**fields, class_names=list(images.class_names))
+    pictures = {name: getattr(images, f"{name}_images") for name in SPLITS}
+    rows = {name: features(encoder, part, **options) for name, part in pictures.items() if len(part)}
+    none = next(iter(rows.values()), torch.zeros(0, 0))[:0]
+    labels = {f"{name}_labels": getattr(images, f"{name}_labels").cpu() for name in SPLITS}
+    return FeatureSet(**{name: rows.get(name, none) for name in SPLITS}, **labels, class_names=list(images.class_names))
 
 
 def in_views(found: FeatureSet, encoder: nn.Module, images, view: nn.Module, *, repeats: int = 0, seed: int = 0, **options) -> FeatureSet:

@@ -29,8 +29,7 @@ def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean of several runs and its standard error (sample deviation / sqrt(runs)); the error of a single run is unknown: NaN."""
-    values = [float(v) for v in values]
-    if not values:
+    if not (values := [float(v) for v in values]):
         raise ValueError("mean_and_error needs at least one value.")
     n, mean = len(values), sum(values) / len(values)
     return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else math.nan

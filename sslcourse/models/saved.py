@@ -72,8 +72,7 @@ def save_network(path: str | os.PathLike, model: nn.Module, **about) -> Path:
     encoder, head = model, None
     if isinstance(model, Classifier):
         encoder, head = model.encoder, {"classes": model.head.out_features, "dropout": model.dropout.p}
-    recipe = getattr(encoder, "recipe", None)
-    if not recipe:
+    if not (recipe := getattr(encoder, "recipe", None)):
         raise ValueError(f"Only the encoders of `models` and classifiers over them can be kept: this is a {type(encoder).__name__}.")
     about = {name: list(value) if isinstance(value, tuple) else plain(value) for name, value in about.items()}
     about = getattr(encoder, "trained_on", {}) | about

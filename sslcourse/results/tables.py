@@ -87,6 +87,6 @@ def _cell(row: Mapping, column: str) -> str:
     value = len(row["seeds"]) if column == "runs" and "runs" not in row and row.get("seeds") else row.get(column)
     if value is None or value == "":
         return "–"
-    if isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int:
         return f"{value:,}"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

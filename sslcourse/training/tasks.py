@@ -30,7 +30,6 @@ def pretrain(
     look_every: epochs between two looks at the encoder, and once at the end; 0 never looks. A look measures how spread the features of the
     validation images are (`diagnostics.collapse`), and how many of them the nearest of 5,000 labelled training images classify rightly.
     options: those of `training.Options`. Schedule: Loshchilov and Hutter 2017, as in SimCLR (Chen et al. 2020, section 2.2).
-
     Returns the History, a row an epoch: epoch, step, lr, loss, chance_loss, the method's own metrics, seconds; at looks also feature_std,
     healthy_std, feature_rank, knn_accuracy. A loss that is not finite ends the run at the end of that epoch, with a warning.
     """
@@ -84,7 +83,6 @@ def fit_classifier(
     images: a datasets.ImageSet, whose test split is never touched. epochs: passes over the labelled images. batch_size: at most all.
     augmentation: a module of `augment`; None is `augment.weak`. validate_every: epochs between two looks at the validation split, each of
     which gives a row, besides one after the first epoch; 0 looks once, at the end. options: those of `training.Options`.
-
     Returns the History: epoch, step, lr, loss (with label smoothing, in training mode), validation_loss, validation_accuracy, seconds.
     Müller et al. 2019 (label smoothing), Loshchilov and Hutter 2019 (AdamW), Smith 2018 (one cycle).
     """
@@ -134,7 +132,6 @@ def fit_semi_supervised(
     all there are; unlabeled_ratio: unlabelled images for each of them (the paper's µ). Every step sees both.
     look_every: epochs between two looks at the validation images, and once at the end; 0 never looks. on_look: called at each with epoch
     and validation logits (N, C). options: as in `pretrain`; lr_scales with names such as "classifier.encoder".
-
     Returns the History, a row an epoch: epoch, step, lr, loss, supervised_loss, pseudo_loss, pseudo_weight, coverage, seconds; at looks
     also validation_loss and validation_accuracy of the averaged classifier, and pseudo_precision: the part that it classifies rightly of
     the validation images that it is sure of (at least the threshold), where there are any.

@@ -47,9 +47,7 @@ def knn_by_loops(bank, bank_labels, queries, k, temperature):
     return torch.tensor(predicted)
 
 
-RIGHT = {
-    "3.1": [losses.nt_xent, loss_by_halves], "3.2": [geometry_from_cosines], "3.3": [knn_by_loops],
-}
+RIGHT = {"3.1": [losses.nt_xent, loss_by_halves], "3.2": [geometry_from_cosines], "3.3": [knn_by_loops]}
 
 WRONG = {
     "3.1": {

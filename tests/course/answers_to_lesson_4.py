@@ -91,9 +91,7 @@ def meters_by_hand(z):
     return spread.item(), math.exp(-float((share * share.log()).sum()))
 
 
-RIGHT = {
-    "4.1": [losses.byol_loss, loss_by_distance], "4.2": [ema_by_name_and_copy, ema_through_data], "4.3": [meters_by_hand],
-}
+RIGHT = {"4.1": [losses.byol_loss, loss_by_distance], "4.2": [ema_by_name_and_copy, ema_through_data], "4.3": [meters_by_hand]}
 
 WRONG = {
     "4.1": {

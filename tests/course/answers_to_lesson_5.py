@@ -73,8 +73,7 @@ def diagnosis_by_anomaly_mode(patient):
 
 RIGHT = {
     "5.1": [
-        losses.barlow_twins_loss,
-        loss_of(lambda z: root_of_variance(z, correction=1), n_less=1),
+        losses.barlow_twins_loss, loss_of(lambda z: root_of_variance(z, correction=1), n_less=1),
         loss_of(lambda z: z.std(0, correction=0) + 1e-6),  # torch's std has a finite slope at 0
     ],
     "5.2": [first()],

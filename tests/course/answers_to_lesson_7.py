@@ -45,9 +45,7 @@ def copies_changing_input(unlabelled, test):
     return mask
 
 
-RIGHT = {
-    "7.1": [p_by_counting], "7.2": [interval_from_scipy], "7.3": [epoch_by_loop], "7.4": [copies_by_loop, copies_by_unique],
-}
+RIGHT = {"7.1": [p_by_counting], "7.2": [interval_from_scipy], "7.3": [epoch_by_loop], "7.4": [copies_by_loop, copies_by_unique]}
 
 WRONG = {
     "7.1": {

@@ -17,8 +17,10 @@ def read(tmp_path):
     return read
 
 
-def test_one_id_a_line(read):
+def test_one_id_a_line_and_files_that_cannot_be_read_are_named(read):
     assert [student["id"] for student in read("# group A\nann\n\n  bob.b@x.org \n2024_17\n")] == ["ann", "bob.b@x.org", "2024_17"]
+    with pytest.raises(CourseError, match="class.csv.*utf-8"):
+        read("müller\n", "latin-1")
 
 
 @pytest.mark.parametrize("heading", ["email", "E-Mail", '"Email address"', "USERNAME", "Student ID", "\ufeffid"])
@@ -50,11 +52,6 @@ BAD |= {"name,group\nann,1\n": "name, group, .* called id", "Name\nann\n": "id"}
 def test_lists_that_are_not_right_are_refused(read, text):
     with pytest.raises(CourseError, match=BAD[text]):
         read(text)
-
-
-def test_files_that_cannot_be_read_are_named(read):
-    with pytest.raises(CourseError, match="class.csv.*utf-8"):
-        read("müller\n", "latin-1")
 
 
 def test_seeds_depend_on_the_id_alone_and_share_no_run():

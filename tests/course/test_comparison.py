@@ -11,19 +11,13 @@ import example_records
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from tiny import new_model, same_weights
+from tiny import encoder, new_model, same_weights
 
 from sslcourse import models, plots, results
 from sslcourse.course import comparison
 from sslcourse.course.lesson import network_file_name
 
 ABOUT = {"dataset": "toybox", "size": 8, "tier": "cpu"}
-
-
-def encoder(width=4, seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return models.resnet9(width)
 
 
 def keep(folder, model, **about):
@@ -65,7 +59,7 @@ def test_committed_networks_fill_in_and_the_fewest_labels_and_the_smallest_seed_
 
 
 def test_a_fresh_encoder_is_of_the_first_ones_kind():
-    like = [models.Network(encoder(8), ABOUT | {"method": "SimCLR", "size": 16})]
+    like = [models.Network(encoder(width=8), ABOUT | {"method": "SimCLR", "size": 16})]
     state = torch.get_rng_state()
     made, again, other = (
         comparison.fresh(like, lambda: pytest.fail("not asked for"), dataset="toybox", size=8, seed=seed, device="cpu")
@@ -75,7 +69,7 @@ def test_a_fresh_encoder_is_of_the_first_ones_kind():
     assert made.encoder.recipe == like[0].encoder.recipe and made.size == 16 and not made.model.training
     assert same_weights(made.model, again.model) and not same_weights(made.model, other.model)
     assert comparison.network_name(made) == "ResNet-9, width 8"
-    alone = comparison.fresh([], lambda: encoder(4), dataset="toybox", size=8, seed=0, device="cpu")
+    alone = comparison.fresh([], encoder, dataset="toybox", size=8, seed=0, device="cpu")
     assert alone.size == 8 and alone.encoder.recipe["width"] == 4
     assert "just made" in str(comparison.roster({comparison.RANDOM: alone}))
 

@@ -84,15 +84,11 @@ def test_an_untouched_function_gives_the_reference(body, capsys):
 
 
 @pytest.mark.parametrize(("body", "hint"), [
-    ("return ((x - y) ** 2).sum()", "You summed; take the mean."),
-    ("return (x - y).abs().mean()", "Square the difference"),
-    ("return 3", "Square the difference"),
-    ("z = (x - y) ** 2", "returned nothing. Is the return statement missing?"),
-    ("return (x - y) ** 2", "single number, of shape (), and it has shape (4, 3)"),
-    ("return 'text'", "it is str text"),
+    ("return ((x - y) ** 2).sum()", "You summed; take the mean."), ("return (x - y).abs().mean()", "Square the difference"),
+    ("return 3", "Square the difference"), ("z = (x - y) ** 2", "returned nothing. Is the return statement missing?"),
+    ("return (x - y) ** 2", "single number, of shape (), and it has shape (4, 3)"), ("return 'text'", "it is str text"),
     ("return mean((x - y) ** 2)", "NameError: name 'mean' is not defined in line 2 of the cell: `return mean((x - y) ** 2)`."),
-    ("return my(x, y)", "calls itself without end"),
-    ("exit(1)", "stopped with SystemExit"),
+    ("return my(x, y)", "calls itself without end"), ("exit(1)", "stopped with SystemExit"),
     ("return ((x - y) ** 2).mean() / 0 * 0", "Not all of the result is finite"),
     ("x -= y\n    return (x ** 2).mean()", "changes its input x in place"),
     ("d = ...\n    return (d ** 2).mean()", "There is still a ... to fill in: `d = ...`."),

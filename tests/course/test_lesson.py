@@ -191,7 +191,7 @@ def test_peak_memory_grows_with_what_is_held():
     assert lessons.peak_memory() >= before and lessons.peak_memory() > block.nbytes
 
 
-def test_expect_error_prints_the_error_and_insists_on_one(capsys):
+def test_expect_error_prints_the_error_and_insists_on_one_and_say_prints_its_text(capsys):
     with lessons.expect_error(ValueError):
         raise ValueError("shapes differ\nsecond\nthird\nfourth")
     assert capsys.readouterr().out == "ValueError: shapes differ\nsecond\nthird\n"
@@ -202,9 +202,6 @@ def test_expect_error_prints_the_error_and_insists_on_one(capsys):
         pass
     with pytest.raises(TypeError), lessons.expect_error(ValueError):
         raise TypeError("another one")
-
-
-def test_say_prints_its_text_without_the_space_around_it(capsys):
     lessons.say("\n    With **10** labels\n    it is 5 $.\n")
     assert capsys.readouterr().out == "With **10** labels\nit is 5 $.\n"
 

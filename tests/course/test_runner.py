@@ -88,10 +88,8 @@ def test_what_makes_a_lesson_run_again(go, write_notebook, tmp_path, monkeypatch
     assert json.loads(state.read_text())["lessons"]["01_first"]["parameters"]["SEED"] == 7
     changes = [
         lambda: None,  # the parameters are others again
-        (tmp_path / "out" / "01_first.ipynb").unlink,
-        lambda: write_notebook("01_first.ipynb", SUMMARY, "2"),
-        lambda: monkeypatch.setattr(runner, "code_digest", lambda: "other code"),
-        lambda: state.write_text('{"lessons": {"01_first"'),
+        (tmp_path / "out" / "01_first.ipynb").unlink, lambda: write_notebook("01_first.ipynb", SUMMARY, "2"),
+        lambda: monkeypatch.setattr(runner, "code_digest", lambda: "other code"), lambda: state.write_text('{"lessons": {"01_first"'),
         lambda: monkeypatch.setenv("SSLCOURSE_DATA_DIR", str(tmp_path / "elsewhere")),
         lambda: monkeypatch.setattr(runner.lessons, "find_data", lambda *given: "other images"),
         lambda: monkeypatch.setattr(runner.lessons, "resolve_device", lambda *given: torch.device("meta")),

@@ -77,13 +77,9 @@ def test_slides_follow_the_metadata_and_need_nothing_but_reveal(tmp_path, write_
 
     figure = new_output("display_data", data={"text/html": '<img alt="a red square" src="data:image/png;base64,AA">'})
     path = write_notebook(
-        "03_x.ipynb",
-        cell("## First $x^2$", "slide"),
-        cell("draw_it()", "subslide", "slides-hide-input", outputs=[figure]),
-        cell("@exercise('3.1')", "-", "slides-hide-output", outputs=[new_output("stream", text="not attempted")]),
-        cell("a hint", "notes"),
-        cell("secret = 1", "skip", "solution"),
-        parameters=None,
+        "03_x.ipynb", cell("## First $x^2$", "slide"), cell("draw_it()", "subslide", "slides-hide-input", outputs=[figure]),
+        cell("@exercise('3.1')", "-", "slides-hide-output", outputs=[new_output("stream", text="not attempted")]), cell("a hint", "notes"),
+        cell("secret = 1", "skip", "solution"), parameters=None,
     )
     config = ROOT / "docs" / "slides" / "nbconvert_config.py"
     command = [sys.executable, "-m", "nbconvert", "--to", "slides", "--config", config, "--reveal-prefix", "reveal.js", path]

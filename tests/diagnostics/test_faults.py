@@ -92,6 +92,14 @@ def test_infinities_that_do_no_harm_are_passed_over_for_the_one_that_does():
 
     found = find_nonfinite(Model(loss), rows())
     assert (found.kind, found.operation) == ("gradient", "SqrtBackward0 (aten.div)")
+    class Masked(nn.Module):
+        def forward(self, x):
+            return x.masked_fill(x < 0, -math.inf).log_softmax(1)
+
+    x = -rows().abs()
+    assert find_nonfinite(Masked(), x).operation == "aten._log_softmax"  # everything masked
+    x[:, 0] = 1  # no loss is known: -inf from a mask is an output like any other
+    assert find_nonfinite(Masked(), x) is None
 
 
 class Attention(nn.Module):
@@ -120,14 +128,3 @@ def test_causal_attention_with_its_mask_in_a_buffer_or_in_the_batch():
     assert find_nonfinite(encoder, padded) is None
     encoder.layers[1].linear1.weight.fill_(3e38)
     assert find_nonfinite(encoder, padded).name.startswith("layers.1")
-
-
-def test_masked_log_probabilities_as_an_output():
-    class Masked(nn.Module):
-        def forward(self, x):
-            return x.masked_fill(x < 0, -math.inf).log_softmax(1)
-
-    x = -rows().abs()
-    assert find_nonfinite(Masked(), x).operation == "aten._log_softmax"  # everything masked
-    x[:, 0] = 1  # no loss is known: -inf from a mask is an output like any other
-    assert find_nonfinite(Masked(), x) is None

@@ -126,14 +126,11 @@ def test_a_scaler_may_have_bad_gradients_for_a_while_and_not_for_ever():
         step(BAD[0])
 
 
-def test_a_step_that_cannot_be_repeated():
+def test_a_step_that_cannot_be_repeated_and_a_folder_that_cannot_be_written(tmp_path):
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(NonFiniteError, match="could not be repeated"):
         NonFiniteGuard().check(0, torch.tensor(math.nan), model, optimizer, good(), forward=lambda batch: model(batch[0]).mean())
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NonFiniteError, match="(?s)SqrtBackward0.*could not be written"):
         train(made(Overflowing), [BAD], NonFiniteGuard(tmp_path / "file"))

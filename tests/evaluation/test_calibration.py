@@ -16,9 +16,13 @@ def calibrated(n, seed=0, classes=10):
     return logits, torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
 
 
-def test_an_edge_belongs_to_the_bin_below_it():
+def test_an_edge_belongs_to_the_bin_below_it_and_the_temperature_stops_at_its_bounds():
     assert calibration(torch.zeros(2, 2), torch.tensor([0, 1]), bins=2).bin_count == (2, 0)  # both are 0.5 sure
     assert calibration(torch.tensor([[900.0, 0.0]]), torch.tensor([0])).bin_count[-1] == 1  # wholly sure
+    eye = torch.eye(5)
+    assert fit_temperature(10 * eye, torch.arange(5)) == pytest.approx(0.05)
+    assert fit_temperature(10 * eye, (torch.arange(5) + 1) % 5) == pytest.approx(20)  # always wrong: best to say nothing
+    assert 0.05 <= fit_temperature(torch.zeros(6, 3), torch.arange(6) % 3) <= 20
 
 
 @pytest.mark.parametrize(("bins", "scale"), [(1, 1.0), (7, 0.3), (10, 5.0)])
@@ -46,13 +50,6 @@ def test_the_temperature_undoes_an_exaggeration_on_other_images_too(exaggeration
     found = fit_temperature(logits[::2], labels[::2])
     assert found == pytest.approx(exaggeration, rel=0.05)
     assert calibration(logits[1::2] / found, labels[1::2]).ece < 0.02
-
-
-def test_without_a_mistake_or_without_a_hint_it_stops_at_its_bounds():
-    eye = torch.eye(5)
-    assert fit_temperature(10 * eye, torch.arange(5)) == pytest.approx(0.05)
-    assert fit_temperature(10 * eye, (torch.arange(5) + 1) % 5) == pytest.approx(20)  # always wrong: best to say nothing
-    assert 0.05 <= fit_temperature(torch.zeros(6, 3), torch.arange(6) % 3) <= 20
 
 
 @pytest.mark.parametrize("function", [calibration, fit_temperature])

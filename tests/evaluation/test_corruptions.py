@@ -63,12 +63,9 @@ def test_blur_is_torchvisions_away_from_the_edges(severity):
     assert torch.equal(corrupt(flat, "blur", severity), flat)  # no dark frame
 
 
-def test_brightness_adds_and_cuts_off():
+def test_brightness_adds_and_cuts_off_and_pixelate_makes_larger_pixels():
     images = torch.tensor([0, 100, 250], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     assert corrupt(images, "brightness", 2)[0, :, 0, 0].tolist() == [51, 151, 255]
-
-
-def test_pixelate_makes_larger_pixels():
     blocks = corrupt(smooth(2), "pixelate", 5).view(2, 3, 8, 4, 8, 4)
     assert torch.equal(blocks, blocks[:, :, :, :1, :, :1].expand_as(blocks))
     for picture, small in zip(smooth(2), blocks[:, :, :, 0, :, 0], strict=True):

@@ -156,8 +156,6 @@ def test_the_vote_against_adding_up(k, temperature):
     torch.testing.assert_close(evaluation.knn_scores(bank * lengths, labels, 7 * queries, 4, k, temperature), scores)
 
 
-
-
 def test_in_views_has_each_labelled_image_in_several_views_and_leaves_the_other_splits(model):
     encoder, tiny_images = model.encoder, image_set()
     found = evaluation.feature_set(encoder, tiny_images, block=2)

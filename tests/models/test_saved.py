@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import Malicious, image_set, new_model, same_weights
+from tiny import Malicious, encoder, image_set, new_model, same_weights
 from torch import nn
 
 from sslcourse import evaluation, models, training
@@ -20,14 +20,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ABOUT = {"method": "SimCLR", "dataset": "toybox", "size": 16}
 MAKERS = {"resnet9": lambda: models.resnet9(8), "resnet18": models.resnet18, "resnet50": models.resnet50, "alexnet": models.alexnet}
-
-
-def encoder(seed=0, width=4):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = models.resnet9(width)
-        made(torch.randn(8, 3, 16, 16))  # statistics that are not the first ones
-    return made
 
 
 @pytest.fixture

@@ -50,8 +50,7 @@ def test_file_names_keep_tiers_seeds_and_two_long_runs_apart():
 
 
 @pytest.mark.parametrize(("other", "named"), [
-    ({"network": "ResNet-50"}, "network 'ResNet-9' there and 'ResNet-50' here"),
-    ({"image_size": 96}, "image_size 32 there and 96 here"),
+    ({"network": "ResNet-50"}, "network 'ResNet-9' there and 'ResNet-50' here"), ({"image_size": 96}, "image_size 32 there and 96 here"),
     ({"settings": {"lr": 0.1, "view": 24}}, "settings.view None there and 24 here"),
     ({"name": "Supervised!"}, "name "),  # of one name in files
     ({"identity": "b"}, "identity 'a' there and 'b' here"),
@@ -99,25 +98,13 @@ def top1(**changes):
 
 @pytest.mark.parametrize(("changes", "field"), [
     *[({name: ...}, name) for name in ("kind", "lesson", "labels", "image_size", "differs", "seeds", "metrics", "source")],
-    ({"schema": 99}, "schema"),
-    ({"labels": 1.5}, "labels"),
-    ({"network": ["ResNet-9"]}, "network"),
-    ({"lesson": True}, "lesson"),
-    ({"seconds": 10**400}, "seconds"),
-    ({"metrics": [0.5]}, "metrics"),
-    ({"metrics": {"top1": 0.6}}, "metrics.top1"),
-    ({"method": "\ud800"}, "not readable as JSON"),
-    ({"settings": {"lr": math.inf}}, "not readable as JSON"),
+    ({"schema": 99}, "schema"), ({"labels": 1.5}, "labels"), ({"network": ["ResNet-9"]}, "network"), ({"lesson": True}, "lesson"),
+    ({"seconds": 10**400}, "seconds"), ({"metrics": [0.5]}, "metrics"), ({"metrics": {"top1": 0.6}}, "metrics.top1"),
+    ({"method": "\ud800"}, "not readable as JSON"), ({"settings": {"lr": math.inf}}, "not readable as JSON"),
     (top1(value="0.6"), "value"),  # a file holds numbers as numbers
-    (top1(value=10**400, unit="number"), "value"),
-    (top1(standard_error=-0.1), "standard_error"),
-    (top1(n=2.5), r"top1\.n "),
-    (top1(runs=0), "runs"),
-    (top1(values=[]), "values"),
-    (top1(values=[0.5, 0.7]), "2 values for 3 runs"),
-    (top1(values=[0.2, 0.2, 1.4]), r"values\[2\]"),
-    (top1(values=[0.5, 0.6, 0.8]), "mean of 0.633"),
-    (top1(unit="percent"), "unit"),
+    (top1(value=10**400, unit="number"), "value"), (top1(standard_error=-0.1), "standard_error"), (top1(n=2.5), r"top1\.n "),
+    (top1(runs=0), "runs"), (top1(values=[]), "values"), (top1(values=[0.5, 0.7]), "2 values for 3 runs"),
+    (top1(values=[0.2, 0.2, 1.4]), r"values\[2\]"), (top1(values=[0.5, 0.6, 0.8]), "mean of 0.633"), (top1(unit="percent"), "unit"),
     (top1(mean=0.6), "mean"),
 ])  # fmt: skip
 def test_a_damaged_record_is_left_out_by_name(tmp_path, changes, field):

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from sslcourse import datasets, files
+from sslcourse.course.commands.arguments import DATA_DIR_HELP
 from sslcourse.datasets import sources
 from sslcourse.errors import CourseError
 
@@ -15,8 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the images, 8 to 512")
     parser.add_argument("--limit", type=int, metavar="N", help="take at most N images a class and split, for a quick look")
     parser.add_argument("--strict", action="store_true", help="refuse files that cannot be read, instead of skipping them")
-    where = "where data sets are kept (default: SSLCOURSE_DATA_DIR, or the folder data of the course, as in the lessons)"
-    parser.add_argument("--data-dir", default="default", metavar="FOLDER", help=where)
+    parser.add_argument("--data-dir", default="default", metavar="FOLDER", help=DATA_DIR_HELP)
     parser.add_argument("--force", action="store_true", help="prepare it again, even if it is there")
     parser.add_argument("--keep-archive", action="store_true", help="keep the downloaded archive after it has been unpacked")
     parser.add_argument("--list", action="store_true", help="only say what there is")

@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     own, below, shown = folder / "results", table_over_seeds.run_folders(folder), []
     own = own if own.is_dir() else folder
     if own != folder or not below:
-        records = results.read(own)
-        if not records:
+        if not (records := results.read(own)):
             raise CourseError(f"There are no result records in {own}; a lesson writes them in its last cell.")
         shown.append(results.overview(records)._repr_markdown_() if args.markdown else str(results.table(records)))
     if below:

@@ -51,8 +51,7 @@ def source_copy(notebook, name: str, *, answers: bool = True):
         elif cell.cell_type == "code" and "lesson = start(" in cell.source:
             _mark(cell, "start")
     made.cells = cells
-    lacking = {"imports", "tier", "start"} - {cell.metadata.get("nbgrader", {}).get("grade_id") for cell in cells}
-    if lacking:
+    if lacking := {"imports", "tier", "start"} - {cell.metadata.get("nbgrader", {}).get("grade_id") for cell in cells}:
         raise CourseError(f"{name} cannot be made into an assignment: it has no cell for {', '.join(sorted(lacking))}.")
     return made
 
