@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sslcourse.devices import one_thread, seeded
-from sslcourse.evaluation.uncertainty import standard_error
+from sslcourse.evaluation.uncertainty import standard_error, wilson_interval
 from sslcourse.models import Classifier
 
 from sslcourse.evaluation.features import (  # isort: skip
@@ -39,6 +39,7 @@ class Result:
     top1 = property(lambda self: top_k(self.logits, self.labels, 1))
     top3 = property(lambda self: top_k(self.logits, self.labels, 3))  # 1, which says nothing, where there are three classes or fewer
     standard_error = property(lambda self: standard_error(self.top1, self.n))
+    confidence_interval = property(lambda self: wilson_interval(self.top1, self.n))
 
     predictions = cached_property(lambda self: self.logits.argmax(1))  # (N,)
     probabilities = cached_property(lambda self: self.logits.softmax(1))  # (N, C)

@@ -2,6 +2,8 @@
 # ruff: noqa: F401, I001
 
 from sslcourse.models.encoders import Residual, alexnet, count_parameters, encoder_from_recipe, resnet9, resnet18, resnet50
-from sslcourse.models.methods import BYOL, BarlowTwins, Classifier, ProjectionHead, Rotation, SimCLR, ema_tau, four_rotations
+from sslcourse.models.methods import (
+    BYOL, BarlowTwins, Classifier, PredictionHead, ProjectionHead, Rotation, SimCLR, ema_tau, four_rotations,
+)  # fmt: skip
 from sslcourse.models.saved import COMMITTED, NETWORKS_FOLDER, Network, load_network, read_networks, reference_networks, save_network
 from sslcourse.models.semi_supervised import FixMatch, PseudoLabeling

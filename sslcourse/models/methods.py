@@ -52,6 +52,10 @@ class ProjectionHead(nn.Sequential):
         super().__init__(*parts, *([nn.BatchNorm1d(out_dim, affine=False)] if last_norm else []))
 
 
+class PredictionHead(ProjectionHead):
+    """Projections (N, in_dim) -> predictions (N, out_dim) of another projection: a head of two layers (Grill et al. 2020)."""
+
+
 class Method(nn.Module):
     """What the methods share. forward(images uint8 (N, 3, H, W)) -> scalar loss.
 
@@ -193,7 +197,7 @@ class BYOL(TwoViewMethod):
         if not 0 <= tau0 <= 1:
             raise ValueError(f"tau0 is the part of the target that a step keeps and must lie between 0 and 1, not {tau0}.")
         super().__init__(encoder, augmentation, hidden_dim, out_dim, last_norm=last_norm)
-        self.predictor = ProjectionHead(out_dim, hidden_dim, out_dim) if predictor else nn.Identity()
+        self.predictor = PredictionHead(out_dim, hidden_dim, out_dim) if predictor else nn.Identity()
         self.target = copy.deepcopy(nn.Sequential(encoder, self.projector)).requires_grad_(False) if moving_average else None
         self.tau0, self.stop_gradient = float(tau0), stop_gradient
 

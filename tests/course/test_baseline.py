@@ -73,7 +73,8 @@ def test_a_comparison_holds_frozen_and_fine_tuned_encoders_against_the_baseline_
     compared.keep(training.History(rows=[{"epoch": 1, "seconds": 60.0}]))
     kept = {n.method: n.about["minutes"] for n in models.read_networks(lesson.results_dir / "networks").values()}
     assert kept["ours"] == 1 and kept["ours, fine-tuned"] > 1
-    assert compared.headline().startswith("ours, 6 labels: ") and compared.headline().endswith(f"supervised 0.0 ± 0.0 % on {lesson.dataset}")
+    told = compared.headline()
+    assert told.startswith("ours, 6 labels: ") and told.endswith(f"supervised 0.0 ± 0.0 % on {lesson.dataset}")
 
 
 def test_what_was_tried_is_told_of_these_images_only(images):

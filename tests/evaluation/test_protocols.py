@@ -51,6 +51,7 @@ def test_accuracies_and_confusion_against_a_loop():
         confusion[label, prediction] += 1
     assert (result.confusion == confusion).all()
     assert result.standard_error == pytest.approx((result.predictions == result.labels).numpy().std() / 200**0.5)
+    assert result.confidence_interval == evaluation.wilson_interval(result.top1, 200)
     torch.testing.assert_close(result.probabilities.sum(1), torch.ones(200))
 
 

@@ -195,7 +195,7 @@ def test_collapse_shows_in_the_metrics():
 @pytest.mark.parametrize(("make", "named"), [
     (lambda: models.Classifier(models.resnet9(4), 1), "num_classes"),
     *((lambda v=v: models.ProjectionHead(v, 4, 4), "in_dim") for v in (0, -1, 2.5)), (lambda: models.ProjectionHead(4, 0, 4), "hidden_dim"),
-    (lambda: models.ProjectionHead(4, 4, 0), "out_dim"), (lambda: models.ProjectionHead(4, 4, 4, layers=0), "layers"),
+    (lambda: models.PredictionHead(4, 4, 0), "out_dim"), (lambda: models.ProjectionHead(4, 4, 4, layers=0), "layers"),
     *((lambda tau=tau: byol(tau0=tau), "tau0") for tau in (-0.1, 1.1, math.nan)), (lambda: barlow(scale=0.0), "scale"),
     *((lambda make=make: make()(torch.zeros(4, 3, 16, 16)), "uint8 images") for make in MAKERS.values()),
     *((lambda x=x: models.four_rotations(x), "square images") for x in (torch.zeros(2, 3, 8, 9), torch.zeros(3, 8, 8))),
