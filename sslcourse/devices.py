@@ -37,8 +37,7 @@ def choose_device(device: str | torch.device | None = None, named: str = "device
     there = chosen.type in (*gpus, "cpu")
     if chosen.type not in ("cuda", "mps", "cpu"):  # what else torch may have a module for, such as torch.xpu
         there = getattr(getattr(torch, chosen.type, None), "is_available", lambda: False)()
-    number = torch.cuda.device_count() if chosen.type == "cuda" else 1
-    if not there or (chosen.index or 0) >= number:
+    if not there or (chosen.index or 0) >= (torch.cuda.device_count() if chosen.type == "cuda" else 1):
         raise CourseError(f"{named} is {str(device)!r}, and PyTorch has no such device here. Leave it out, or take one of: {here}.")
     return chosen
 
@@ -56,8 +55,7 @@ def choose_precision(device: torch.device, precision: str = "auto") -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    tiles = device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return "bf16" if tiles else "fp32"
+    return "bf16" if device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "fp32"
 
 
 def autocast(device: torch.device, precision: str):

@@ -7,8 +7,7 @@ from tqdm import tqdm
 
 def in_notebook() -> bool:
     """Whether a Jupyter kernel runs this, so that HTML and widgets can be shown."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return hasattr(shell, "kernel")
+    return "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel")
 
 
 def request() -> str | None:

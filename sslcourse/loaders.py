@@ -116,7 +116,6 @@ class PairedLoader:
 def loader_for(*tensors: Tensor, device: str | torch.device, **options) -> TensorLoader:
     """A TensorLoader of tensors that are moved to the device first, or batch by batch if they take over a third of a GPU's free memory."""
     device = torch.device(device)
-    size = sum(t.nbytes for t in tensors if t.device != device)
-    if device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 3:
+    if device.type != "cuda" or sum(t.nbytes for t in tensors if t.device != device) <= torch.cuda.mem_get_info(device)[0] // 3:
         tensors = tuple(t.to(device) for t in tensors)
     return TensorLoader(*tensors, device=device, **options)

@@ -59,11 +59,6 @@ def test_whoever_compares_results_in_a_lesson_asks_whether_the_difference_is_sho
             assert not claimed or "paired_" in cell.source, f"{path.name} compares without paired_runs: {claimed}"
 
 
-def test_a_comparison_that_asks_nobody_is_found():
-    assert list(differences_of_accuracies("gain = 100 * (ours.top1 - theirs.top1)")) == ["ours.top1 - theirs.top1"]
-    assert list(differences_of_accuracies("few_wrong = 100 - row['top1']")) == [] and re.search(CLAIMS, "ours beats theirs")
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_solutions_in_the_notebook_are_right_answers(path):
     names = "import math\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"

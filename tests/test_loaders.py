@@ -73,7 +73,7 @@ def test_a_pass_that_was_broken_off_goes_on_behind_the_batches_that_were_given(m
     assert before + taken(second, 18 - given)[0] == whole
 
 
-def test_the_labelled_images_go_round_as_often_as_a_pass_takes():
+def test_the_labelled_images_of_a_pair_go_round_as_often_as_a_pass_takes():
     loader = paired()
     batches, _ = taken(loader, 24)
     assert len(loader) == 6
@@ -83,9 +83,6 @@ def test_the_labelled_images_go_round_as_often_as_a_pass_takes():
     assert len({tuple(x) for x, *_ in batches}) > 12  # in a new order every time
     for first in range(0, 24, 6):
         assert {v for *_, u in batches[first : first + 6] for v in u} == set(range(36))
-
-
-def test_a_pair_wants_two_tensors_and_one_and_whole_batches():
     numbers = torch.arange(8)
     two, one = TensorLoader(numbers, numbers, batch_size=2, drop_last=True), TensorLoader(numbers, batch_size=4, drop_last=True)
     assert len(PairedLoader(two, one)) == 2

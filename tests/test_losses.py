@@ -269,13 +269,10 @@ def test_nan_among_logits_is_not_hidden(damaged, threshold):
     assert pseudo_label_loss(*logits, threshold).isnan()
 
 
-def test_the_threshold_itself_passes():
+def test_the_threshold_itself_passes_and_the_weights_are_those_of_the_paper():
     even, undecided = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, 2)  # probabilities of exactly one half
     assert pseudo_label_loss(even, undecided, 0.5).item() == pytest.approx(math.log(2))
     assert pseudo_label_loss(even, undecided, 0.5 + 1e-9) == 0
-
-
-def test_the_weights_of_the_paper_and_a_ramp_without_length_is_a_switch():
     epochs = {0: 0.0, 50: 0.0, 100: 0.0, 225: 0.75, 350: 1.5, 599: 3 * 499 / 500, 600: 3.0, 601: 3.0, 10_000: 3.0}
     for epoch, wanted in epochs.items():
         assert pseudo_label_weight(epoch, 100, 600, 3) == pytest.approx(wanted, abs=1e-12)

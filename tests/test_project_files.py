@@ -26,12 +26,9 @@ def dependencies(extras=("lab", "test")):
     return [Requirement(name) for name in names]
 
 
-def test_constraints_are_exact_versions_and_nothing_else():
+def test_constraints_are_exact_versions_and_every_dependency_has_one_within_its_range():
     for line in CONSTRAINTS:
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+", line), line
-
-
-def test_every_dependency_has_a_known_good_version_within_its_range():
     pinned = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in CONSTRAINTS}
     for requirement in dependencies():
         name = canonicalize_name(requirement.name)
@@ -52,17 +49,16 @@ def test_conda_environment_installs_this_project_and_lists_nothing_twice():
     assert SpecifierSet(PROJECT["requires-python"]).contains(python)
 
 
-def test_make_and_readme_install_the_same_extras_with_the_constraints():
+def test_make_ci_and_readme_install_the_same_extras_and_name_the_same_targets():
     command = r'--constraint constraints\.txt --editable "\.\[lab,test\]"'
     assert re.search(command, (ROOT / "Makefile").read_text())
     assert re.search(command, (ROOT / "README.md").read_text())
-
-
-def test_readme_and_teaching_name_the_targets_of_make_that_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     readme = set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text()))
     teaching = set(re.findall(r"`make ([a-z-]+)", (ROOT / "notebooks" / "TEACHING.md").read_text()))
     assert {"run", "test", "lab"} <= readme <= targets and teaching and teaching <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
 def test_links_and_pictures_of_the_readme_exist():
@@ -86,11 +82,6 @@ def test_published_tables_and_costs_are_those_of_the_committed_records():
         assert published_tables.with_costs(published_tables.with_tables(text, records)) == text, "run python -m sslcourse results --update"
     for table in published_tables.tables(records).values():
         assert long.count(table) == 1
-
-
-def test_ci_runs_the_test_command_of_the_readme():
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
-    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
 def tracked_texts():

@@ -135,7 +135,7 @@ def entries() -> list[tuple[list[str], str, str, int, str]]:
     return [(re.findall(r'id="([^"]+)"', ids), term.rstrip("."), text.strip(), int(n), link) for ids, term, text, n, link in found]
 
 
-def test_glossary_has_its_entries_in_alphabetical_order_with_an_anchor_each():
+def test_glossary_is_in_alphabetical_order_with_an_anchor_each_and_its_terms_are_used_by_the_lesson_named():
     terms = [term for _, term, *_ in entries()]
     assert len(terms) == len(re.findall(r'^<a id="', GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)), "anchor without entry"
     assert terms == sorted(set(terms), key=lambda term: re.sub(r"[^a-z ]", "", term.lower()))
@@ -143,9 +143,6 @@ def test_glossary_has_its_entries_in_alphabetical_order_with_an_anchor_each():
     assert len(ids) == len(set(ids))
     for own, term, *_ in entries():
         assert re.sub(r"[^a-z -]", "", term.lower()).replace(" ", "-") in own, f"{term}: no anchor of that name"
-
-
-def test_glossary_terms_are_used_by_the_lesson_that_they_name():
     for ids, term, text, number, link in entries():
         assert link == LESSONS[number].name, term
         other_names = re.match(r"\(([^)]*\)?[^)]*?)\)\.|", text)[1]  # in brackets

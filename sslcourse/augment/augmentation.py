@@ -53,7 +53,7 @@ class Augmentation(nn.Module):
             raise ValueError(f"size is in pixels a side and must be a whole number of at least 4, not {size}.")
         for name, pair, most in (("crop", crop or (1, 1), 1), ("ratio", ratio, math.inf), ("sigma", sigma, math.inf)):
             if not 0 < pair[0] <= pair[1] <= most:
-                raise ValueError(f"{name} must be two positive numbers up to {most}, the smaller first, not {pair}.")
+                raise ValueError(f"{name} must be two positive numbers, the smaller first{', at most 1' * (most == 1)}, not {pair}.")
         if len(jitter) != 4 or min(jitter) < 0 or max(jitter[:3]) > 1 or jitter[3] > 0.5:
             raise ValueError(f"jitter is (brightness, contrast, saturation, hue), the first three in 0..1 and hue in 0..0.5, not {jitter}.")
         if min(std) <= 0:

@@ -115,8 +115,7 @@ def translation_matrix(shift: Tensor, size: int, reach: int) -> Tensor:
 
 def blur_matrix(sigma: Tensor, size: int, reach: int) -> Tensor:
     """Gaussian blur along one axis with 2·reach + 1 taps, mirrored at the edges; sigma (N,) in pixels, 0 for none."""
-    tap = torch.arange(-reach, reach + 1, device=sigma.device)
-    weight = torch.exp(-0.5 * (tap / sigma.clamp_min(1e-3).view(-1, 1)) ** 2)
+    weight = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=sigma.device) / sigma.clamp_min(1e-3).view(-1, 1)) ** 2)
     weight = weight / weight.sum(1, keepdim=True)
     return (weight @ _reflected(size, reach, sigma.device).flatten(1)).view(-1, size, size)
 

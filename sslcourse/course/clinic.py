@@ -221,8 +221,7 @@ def drawn(seed: int) -> tuple[str, Patient]:
     number, n, d = (int(torch.randint(*limits, (), generator=generator)) for limits in ((0, len(SUSPECTS)), (6, 13), (3, 7)))
     fault = fault_named(SUSPECTS[number])
     while True:  # rounding decides whether a variance in one pass falls below 0, so draw until it does
-        x = fault.harmful(torch.randn(n, d, generator=generator))
-        ill = Patient(fault.broken, x[:, torch.randperm(d, generator=generator)])
+        ill = Patient(fault.broken, fault.harmful(torch.randn(n, d, generator=generator))[:, torch.randperm(d, generator=generator)])
         fault.fall_ill(ill)
         if symptom(ill) == fault.symptom:
             return fault.name, ill

@@ -77,9 +77,7 @@ def exercise(id: str) -> Callable[[Callable], Callable]:
 def lesson_exercises(number: int) -> dict[str, Exercise]:
     """The exercises of a lesson by id; {} for a lesson that has none."""
     name = f"sslcourse.course.checks.lesson_{number}"
-    if importlib.util.find_spec(name) is None:
-        return {}
-    return {task.id: task for task in importlib.import_module(name).EXERCISES}
+    return {} if importlib.util.find_spec(name) is None else {task.id: task for task in importlib.import_module(name).EXERCISES}
 
 
 def find_exercise(id: str) -> Exercise:
@@ -156,9 +154,7 @@ def _copied(value):
     """A copy of tensors, arrays and the containers around them; anything else (modules, generators) is passed on as it is."""
     if isinstance(value, torch.Tensor):
         return value.clone()  # keeps the graph, so that a check can ask for gradients
-    if type(value) in (list, tuple):
-        return type(value)(_copied(item) for item in value)
-    return value
+    return type(value)(_copied(item) for item in value) if type(value) in (list, tuple) else value
 
 
 def _equal(before, after) -> bool:

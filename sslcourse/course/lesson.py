@@ -132,8 +132,7 @@ class Lesson:
         """The value for this tier: pick(smoke=1, cpu=20, gpu=100). full falls back to gpu, and gpu to cpu; smoke and cpu are required."""
         if not {"smoke", "cpu"} <= set(values) <= set(TIERS):
             raise TypeError(f"pick needs smoke and cpu, and may have gpu and full; it got {sorted(values)}")
-        up_to_this = TIERS[: TIERS.index(self.tier) + 1]
-        return next(values[tier] for tier in reversed(up_to_this) if tier in values)
+        return next(values[tier] for tier in reversed(TIERS[: TIERS.index(self.tier) + 1]) if tier in values)
 
     def network(self, size: int, width: int = 0) -> tuple[str, Callable]:
         """The encoder that suits the tier, for images of this size, or a ResNet-9 of `width`: its name, and a function that makes one."""
@@ -194,7 +193,7 @@ class Lesson:
                 written.append(_keeping_others(path, partial(results.write, record, self.results_dir, "RESULTS_DIR")).name)
             summary = {"lesson": self.number, "headline": headline, "seconds": round(seconds, 3), "tier": self.tier}
             summary |= {"dataset": self.dataset, "peak_memory": peak, "peak_gpu_memory": peak_gpu, "records": written}
-            write_json(self.results_dir / summary_name(self.number), summary)
+            write_json(self.results_dir / f"{results.SUMMARY_PREFIX}{self.number:02d}.json", summary)
         except OSError as error:
             raise CourseError(f"The results could not be written: {error}. Give a folder that you may write to as RESULTS_DIR.") from error
         print(headline)
@@ -237,8 +236,7 @@ def start(
     root = repository_root() or Path.cwd()
     data_dir, results_dir = folder_of(data_dir, "DATA_DIR", "data", root), folder_of(results_dir, "RESULTS_DIR", "results", root)
     check_writable(results_dir, "RESULTS_DIR")
-    fetch = asked == "default" and (tier, dataset) == ("gpu", "cifar10")
-    find_data(dataset, data_dir, parameters.get("labels_per_class", 1), fetch)
+    find_data(dataset, data_dir, parameters.get("labels_per_class", 1), asked == "default" and (tier, dataset) == ("gpu", "cifar10"))
 
     from sslcourse import plots  # matplotlib takes a second, which headless runs need not wait
 
@@ -257,11 +255,6 @@ def start(
 def current() -> Lesson | None:
     """The lesson that was started last, None before any."""
     return _current
-
-
-def summary_name(lesson: int) -> str:
-    """The name of the file in which a lesson leaves its headline, time and memory."""
-    return f"{results.SUMMARY_PREFIX}{lesson:02d}.json"
 
 
 def _report(lesson: Lesson) -> str:

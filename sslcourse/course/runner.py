@@ -34,6 +34,7 @@ from sslcourse.course.notebook_files import first_line
 from sslcourse.course.selection import Notebook, check_dataset, check_parameters, read_notebook, select
 from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, reason, write_json
+from sslcourse.results import SUMMARY_PREFIX
 
 DONE, BEFORE, FAILED = "done", "done before", "failed"
 STATE = "run.json"
@@ -53,9 +54,7 @@ class LessonRun:
     error: str = ""
     records: Sequence[str] = ()  # the files of its result records
 
-    @property
-    def ok(self) -> bool:
-        return self.status != FAILED
+    ok = property(lambda self: self.status != FAILED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +70,8 @@ class Task:
     injected: Mapping  # for the cell tagged `parameters`
     fingerprint: str
 
-    @property
-    def target(self) -> Path:
-        return self.out / self.notebook.path.name
-
-    @property
-    def partial(self) -> Path:  # while it runs
-        return self.out / f".{self.notebook.path.stem}.partial.ipynb"
+    target = property(lambda self: self.out / self.notebook.path.name)
+    partial = property(lambda self: self.out / f".{self.notebook.path.stem}.partial.ipynb")  # while it runs
 
     def went(self, status: str, **how) -> LessonRun:
         return LessonRun(self.notebook.number, self.name, status, **how)
@@ -265,7 +259,7 @@ def run_one(task: Task, share: Mapping[str, str], timeout: float | None = None, 
     """Run a lesson's notebook and say how it went; one that was interrupted is deleted. share: environment variables, see `share`."""
     records, log = task.out / "results", task.out / "logs" / f"{task.notebook.path.stem}.log"
     failed = task.out / f"{task.notebook.path.stem}.failed.ipynb"
-    summary = records / lessons.summary_name(task.notebook.number)
+    summary = records / f"{SUMMARY_PREFIX}{task.notebook.number:02d}.json"
     environment = {"SSLCOURSE_TIER": task.tier, "SSLCOURSE_DEVICE": task.device, "SSLCOURSE_DATASET": task.dataset}
     environment |= {"SSLCOURSE_RESULTS_DIR": str(records)} | dict(share)
     begun = time.perf_counter()

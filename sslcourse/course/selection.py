@@ -23,9 +23,7 @@ class Notebook:
     parameters: Mapping
     sources: Sequence[tuple[str, str]]  # type and text of each cell
 
-    @property
-    def number(self) -> int:
-        return int(self.path.name[:2])
+    number = property(lambda self: int(self.path.name[:2]))
 
     def takes(self, values: Mapping) -> dict:
         """Those of the values that its parameters cell has a name for."""

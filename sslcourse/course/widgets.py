@@ -106,9 +106,7 @@ class Game:
             raise ValueError(f"A guessing game needs a truth and the rival's answer for each picture, as indices of choices, not {told}.")
         self.answers: list[int] = []
 
-    @property
-    def over(self) -> bool:
-        return len(self.answers) == len(self.truths)
+    over = property(lambda self: len(self.answers) == len(self.truths))
 
     @property
     def scores(self) -> tuple[int, int]:
@@ -207,7 +205,6 @@ def _guarded(draw: Callable, /, *args, **settings) -> None:
 
 
 def _redraw(output, draw: Callable, /, *args, **settings) -> None:
-    """Draw in place of what the output widget shows."""
     with output:
         output.clear_output(wait=True)
         _guarded(draw, *args, **settings)

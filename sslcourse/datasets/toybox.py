@@ -174,8 +174,7 @@ def make(n: int, seed=0, size=SIZE, shortcut=False, upright=True, bar: tqdm | No
     """Draw n images of `size` pixels a side, the classes in turn: uint8 (n, 3, size, size) and labels int64 (n,). Options: see above."""
     images = np.empty((n, 3, size, size), np.uint8)
     for index in range(n):
-        rng = np.random.default_rng((seed, index))
-        images[index] = draw(index % len(CLASS_NAMES), rng, size, shortcut, upright).transpose(2, 0, 1)
+        images[index] = draw(index % len(CLASS_NAMES), np.random.default_rng((seed, index)), size, shortcut, upright).transpose(2, 0, 1)
         if bar is not None:
             bar.update()
     return images, np.arange(n) % len(CLASS_NAMES)

@@ -71,9 +71,7 @@ def plain(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if tensor.is_nested:
         return tensor.values()
-    if tensor.is_sparse:
-        return tensor._values()
-    return tensor.float() if tensor.element_size() == 1 else tensor
+    return tensor._values() if tensor.is_sparse else tensor.float() if tensor.element_size() == 1 else tensor
 
 
 HALF = "float16 ends at 65504: compute this part in float32, or use bfloat16, whose numbers reach 3e38."

@@ -45,8 +45,7 @@ def collapse(z: Tensor) -> Collapse:
     norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)  # (N, 1)
     z = z / norm.where(norm > 0, 1)
     values = torch.linalg.svdvals(z)  # (min(N, D),)
-    share = values / values.sum()
-    rank = torch.special.entr(share).sum().exp().item() if values.sum() > 0 else 0.0
+    rank = torch.special.entr(values / values.sum()).sum().exp().item() if values.sum() > 0 else 0.0
     return Collapse(z.std(0, correction=0).mean().item(), rank, norm.mean().item(), *z.shape)
 
 

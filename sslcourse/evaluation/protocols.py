@@ -78,8 +78,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, class_names: Sequ
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     """Part of the rows whose label is among the k largest logits. logits (N, C), labels (N,)."""
-    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (best == labels.unsqueeze(1)).any(1).double().mean().item()
+    return (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels.unsqueeze(1)).any(1).double().mean().item()
 
 
 def _rows_of(found, split: str) -> tuple[Tensor, Tensor]:
@@ -98,8 +97,7 @@ def knn_accuracy(found: FeatureSet, *, k: int = 20, temperature: float = 0.1, sp
     """The weighted vote of the k nearest training rows (Wu et al. 2018, section 3.4), for each row of a split. k is cut to their number."""
     rows, labels = _rows_of(found, split)
     scores = knn_scores(found.train, found.train_labels, rows, len(found.class_names), k, temperature)
-    settings = {"k": min(k, len(found.train)), "temperature": temperature}
-    return Result(scores.clamp_min(1e-12).log(), labels, found.class_names, settings)
+    return Result(scores.clamp_min(1e-12).log(), labels, found.class_names, {"k": min(k, len(found.train)), "temperature": temperature})
 
 
 def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Sequence[float] = PENALTIES) -> Result:

@@ -26,6 +26,10 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
+def _maximum(x: Tensor) -> Tensor:
+    return F.adaptive_max_pool2d(x, 1).flatten(1)
+
+
 class Encoder(nn.Module):
     """Blocks in a row, and the pooling that makes one vector of the last feature map.
 
@@ -76,7 +80,7 @@ def resnet9(width: int = 64) -> Encoder:
         conv_block(4 * w, 8 * w, pool=True),  # (N, 8w, H/8, W/8)
         Residual(8 * w),
     ]
-    return Encoder({"name": "resnet9", "width": w}, blocks, 8 * w, pool=lambda x: F.adaptive_max_pool2d(x, 1).flatten(1))
+    return Encoder({"name": "resnet9", "width": w}, blocks, 8 * w, pool=_maximum)
 
 
 def resnet18(small_images: bool = True, max_pool: bool | None = None) -> Encoder:
@@ -104,8 +108,7 @@ def _resnet(name: str, small_images: bool, max_pool: bool | None) -> Encoder:
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     stem = [network.conv1, network.bn1, network.relu] + ([network.maxpool] if max_pool else [])
     blocks = [nn.Sequential(*stem), network.layer1, network.layer2, network.layer3, network.layer4]
-    recipe = {"name": name, "small_images": bool(small_images), "max_pool": bool(max_pool)}
-    return Encoder(recipe, blocks, network.fc.in_features)
+    return Encoder({"name": name, "small_images": bool(small_images), "max_pool": bool(max_pool)}, blocks, network.fc.in_features)
 
 
 def alexnet(small_images: bool = True) -> Encoder:

@@ -101,8 +101,7 @@ def four_rotations(x: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[2] != x.shape[3]:
         kind = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__} (of two views?)"
         raise ValueError(f"Quarter turns need one tensor of square images (N, 3, H, H), not {kind}.")
-    turned = torch.cat([torch.rot90(x, k, dims=(2, 3)) for k in range(4)])
-    return turned, torch.arange(4, device=x.device).repeat_interleave(len(x))
+    return torch.cat([torch.rot90(x, k, dims=(2, 3)) for k in range(4)]), torch.arange(4, device=x.device).repeat_interleave(len(x))
 
 
 class Rotation(Method):

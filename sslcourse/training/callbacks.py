@@ -65,8 +65,7 @@ class Rows(Callback):
             run.history.stopped = f"The loss was {means['loss']} in epoch {run.epoch}; lower lr (it is {lr:g}) or look for bad inputs."
             warnings.warn(run.history.stopped, stacklevel=5)  # at the call of pretrain or fit_...
         rate = lr * run.schedule.lr_lambdas[0](run.schedule.last_epoch)  # before any factor of lr_scales
-        last = run.epoch == run.last_epoch or bool(run.history.stopped)
-        seen, run.row = self.look(run.epoch, last) if rank() == 0 else {}, None
+        seen, run.row = self.look(run.epoch, run.epoch == run.last_epoch or bool(run.history.stopped)) if rank() == 0 else {}, None
         if seen is not None:
             run.row = {"epoch": run.epoch, "step": run.step, "lr": rate, **means, **seen, "seconds": time.perf_counter() - run.started}
             run.history.rows.append(run.row)

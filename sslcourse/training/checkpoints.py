@@ -30,9 +30,7 @@ class History:
             raise KeyError(f"History has no column {name!r}; it has {', '.join(known) or 'no rows yet'}.")
         return [row.get(name, math.nan) for row in self.rows]
 
-    @property
-    def final(self) -> dict[str, float]:
-        return self.rows[-1] if self.rows else {}
+    final = property(lambda self: self.rows[-1] if self.rows else {})
 
 
 def previous(path) -> Path:
@@ -70,8 +68,7 @@ def load_checkpoint(path, parts: dict[str, object], history: History) -> dict:
         path = previous(path)
         state = _read(path)
         warnings.warn(f"{error} The checkpoint before it, {path.name}, was taken.", stacklevel=2)
-    theirs = {name: state["settings"].get(name) for name in history.settings}
-    if found := differences(theirs, history.settings):
+    if found := differences({name: state["settings"].get(name) for name in history.settings}, history.settings):
         raise CourseError(f"{path} belongs to a run with other settings: {found}. Give the same ones, or begin in another file or folder.")
     try:
         for name, part in parts.items():

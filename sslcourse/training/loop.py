@@ -102,15 +102,9 @@ class Run:
         chosen["network"] = f"{recipe} {sum(p.numel() for p in model.parameters()):,} parameters"
         self.history = History(settings=plain({**chosen, **facts}))
 
-    @property
-    def parts(self) -> dict[str, object]:
-        """What has a state that a checkpoint keeps."""
-        return {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "scaler", "loader")}
-
-    @property
-    def epoch(self) -> int:
-        """Number of the present epoch, counted from 1; between two, of the one that is over."""
-        return self.loader.epoch
+    # what has a state that a checkpoint keeps
+    parts = property(lambda self: {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "scaler", "loader")})
+    epoch = property(lambda self: self.loader.epoch)  # number of the present one, from 1; between two, of the one that is over
 
     @property
     def may_break_off(self) -> bool:

@@ -103,7 +103,7 @@ def test_solved_copies_hold_right_answers(lesson):
         assert task["docs"]  # what the arguments are is still said
 
 
-def test_filling_in_keeps_docstring_and_comments_and_names_what_has_no_solution(small):
+def test_filling_in_keeps_docstring_and_comments_names_what_has_no_solution_and_quizzes_lose_answers(small):
     made = copies.solved_copy(notebook_files.load(small / "03_x.ipynb"), "03_x.ipynb", begin="    # begin\n", end="\n    # end")
     head = '@exercise("3.1")\ndef double(x, by=2):\n    """x -> a number"""\n'
     (cell,) = [cell for cell in made.cells if copies.exercise_in(cell)]
@@ -113,9 +113,6 @@ def test_filling_in_keeps_docstring_and_comments_and_names_what_has_no_solution(
     cell.source = "def solution_3_1(x):\n    return x"
     with pytest.raises(CourseError, match=r"solution_3_1\(x, by=2\)"):
         copies.solved_copy(notebook, "03_x.ipynb")
-
-
-def test_quizzes_without_answers(small):
     made = copies.student_copy(notebook_files.load(small / "03_x.ipynb"), answers=False)
     question = "## Quiz\n\nChoose one answer for each question.\n\n**What is 1 + 1?**\n\n* 1\n* 2\n\n**And 2 + 2?**\n\n* 4"
     assert text_of(made).endswith(f"{question}\n\n## Limits\n\nNone.") and "<summary>Hint</summary>\n\nTwice." in text_of(made)

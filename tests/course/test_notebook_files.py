@@ -45,12 +45,14 @@ def stored(write_notebook):
     return stored
 
 
-def test_a_notebook_in_order_has_no_problems(stored):
+def test_a_notebook_in_order_has_no_problems_and_others_may_be_too_large_or_in_another_form(stored):
     html = '<img alt="Two curves that fall" src="data:image/png;base64,AA">'
     described = new_output("display_data", data={"image/png": PNG}, metadata={"image/png": {"alt": "A curve"}})
     cells = [code("x", [shown(**{"image/png": PNG, "text/html": html}), described]), code("def f(): pass", count=3, **FOLDED)]
     path = stored(*cells, code("", count=None))
     assert notebook_files.problems(path) == [] and notebook_files.parameters(notebook_files.load(path)) == {"TIER": "auto"}
+    form, size = notebook_files.problems(stored(code("x", [shown(**{"text/plain": "y" * 2_100_000})]), metadata={"widgets": {}}))
+    assert "stored form" in form and "2.1 MB; 2.0 MB is the most" in size
 
 
 FORM, IMAGE = "not in its stored form", "an image in .* has no alt text"
@@ -80,11 +82,6 @@ LITERALS = [(None, "0 cells are tagged"), ("TIER = auto", "auto"), ("import os",
 def test_the_parameters_cell_holds_literals_only(stored, source, message):
     (found,) = notebook_files.problems(stored(parameters=source))
     assert message in found
-
-
-def test_rules_for_the_whole_file(stored):
-    form, size = notebook_files.problems(stored(code("x", [shown(**{"text/plain": "y" * 2_100_000})]), metadata={"widgets": {}}))
-    assert "stored form" in form and "2.1 MB; 2.0 MB is the most" in size
 
 
 def test_clean_puts_right_what_it_can_and_keeps_the_rest(stored):

@@ -97,7 +97,7 @@ def test_a_method_settles_on_its_augmentation_once_and_its_state_is_the_same_wit
     assert set(method.state_dict()) == set(other.state_dict()) == names and not any("augmentation" in name for name in names)
 
 
-def test_quarter_turns_against_moving_every_pixel():
+def test_quarter_turns_move_every_pixel_and_the_loss_of_rotation_is_that_of_telling_them():
     x = torch.randn(3, 3, 5, 5)
     turned, turns = models.four_rotations(x)
     assert turns.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
@@ -105,9 +105,6 @@ def test_quarter_turns_against_moving_every_pixel():
     once = x[:, :, place.view(1, 5), 4 - place.view(5, 1)]  # counter-clockwise: row i is column 4 − i, read from the top
     twice = x.flip(2, 3)
     assert torch.equal(turned, torch.cat([x, once, twice, once.flip(2, 3)]))
-
-
-def test_the_loss_of_rotation_is_that_of_telling_the_turns():
     method = rotation(augmentation=augment.evaluation(16)).eval()
     nn.init.constant_(method.head.bias[2:3], 9.0)  # it always says "two turns"
     loss = method(pictures())

@@ -27,13 +27,18 @@ def test_a_record_comes_back_from_its_file_unchanged(tmp_path):
         results.write({"method": "x"}, tmp_path)
 
 
-def test_a_record_says_how_it_was_made():
+def test_a_record_says_how_it_was_made_and_a_wrong_one_is_refused():
     made = make(seed=[3, 4], metrics={"loss": {"value": torch.tensor(4.5), "unit": "number"}, "top1": torch.tensor(0.5)})
     assert made["seeds"] == [3, 4] and made["metrics"]["top1"]["runs"] == 2 and made["metrics"]["top1"]["value"] == 0.5
     assert made["metrics"]["loss"]["value"] == 4.5
     assert made["versions"]["torch"] == torch.__version__ and set(made["versions"]) == {"python", "torch", "torchvision", "sslcourse"}
     assert made["date"].endswith("Z") and made["device"] and made["schema"] == 1
     assert (made["git_commit"], made["git_clean"]) == records.git_state()
+    metrics = [{"top1": math.nan}, {"top1": {"value": 0.5, "standard_error": math.inf}}]
+    settings = [{"network": object()}, {"temperature": math.nan}]
+    for wrong in [{"seconds": math.inf}, *({"metrics": m} for m in metrics), *({"settings": s} for s in settings)]:
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            make(**wrong)
 
 
 def test_file_names_keep_tiers_seeds_and_two_long_runs_apart():
@@ -82,14 +87,6 @@ def test_a_record_says_whether_the_working_tree_was_clean(tmp_path, monkeypatch)
     assert state() == (commit, False)
     monkeypatch.setenv("PATH", "")
     assert state() == (None, None)  # no git
-
-
-def test_wrong_records_are_refused():
-    metrics = [{"top1": math.nan}, {"top1": {"value": 0.5, "standard_error": math.inf}}]
-    settings = [{"network": object()}, {"temperature": math.nan}]
-    for wrong in [{"seconds": math.inf}, *({"metrics": m} for m in metrics), *({"settings": s} for s in settings)]:
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            make(**wrong)
 
 
 def top1(**changes):

@@ -31,7 +31,7 @@ def test_one_cycle_rises_along_a_line_and_falls_along_a_cosine():
     assert rates(0.25, scale=0.1) == pytest.approx([0.1 * rate for rate in rates(0.25)], abs=1e-12)
 
 
-def test_weight_decay_groups_hold_every_trained_parameter_once():
+def test_groups_hold_every_trained_parameter_once_with_its_decay_and_the_rate_of_its_part():
     model = new_model()
     frozen = model.encoder.blocks[0][0].weight.requires_grad_(False)
     decayed, others = optimizers.decayed_and_not(model, 0.05)
@@ -39,9 +39,6 @@ def test_weight_decay_groups_hold_every_trained_parameter_once():
     assert len(set(ids)) == len(ids) and set(ids) == {id(p) for p in model.parameters()} - {id(frozen)}
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
     assert all(p.dim() > 1 for p in decayed["params"]) and all(p.dim() == 1 for p in others["params"]) and others["params"]
-
-
-def test_rates_of_parts():
     model = new_model()
     groups = optimizers.decayed_and_not(model, 0.05, {"encoder": 0.5, "encoder.blocks.0": 0.1})
     assert [(g["lr_scale"], g["weight_decay"]) for g in groups] == [(s, d) for s in (1.0, 0.5, 0.1) for d in (0.05, 0.0)]
@@ -67,7 +64,8 @@ def parameter(values, gradient):
     return p
 
 
-def test_lars_against_two_steps_by_hand():  # |p| = 5, |g| = 2 and 13: both steps are a hundredth of |p| long, before momentum
+def test_lars_against_steps_by_hand_and_decays_matrices_before_it_measures_them():
+    # |p| = 5, |g| = 2 and 13: both steps are a hundredth of |p| long, before momentum
     p = parameter([[3.0, 4.0]], [[2.0, 0.0]])
     optimizer = optimizers.LARS([p], lr=0.5, momentum=0.9, trust=0.01)
     optimizer.step()
@@ -76,25 +74,19 @@ def test_lars_against_two_steps_by_hand():  # |p| = 5, |g| = 2 and 13: both step
     optimizer.step()
     velocity = [0.9 * 0.05 + 0.05 * 5 / 13, 0.05 * 12 / 13]
     torch.testing.assert_close(p.data, torch.tensor([[-0.5 * velocity[0], 5 - 0.5 * velocity[1]]]))
-
-
-def test_lars_decays_matrices_before_it_measures_them():
     p = parameter([[3.0, 4.0]], [[0.1, -0.2]])
     optimizers.LARS([p], lr=1.0, weight_decay=0.2, trust=0.01).step()
     whole = torch.tensor([[0.1 + 0.6, -0.2 + 0.8]])  # the gradient and 0.2 · p
     torch.testing.assert_close(p.data, torch.tensor([[3.0, 4.0]]) - 0.05 * whole / whole.norm())
 
 
-def test_lars_gives_vectors_plain_sgd_without_decay():
+def test_lars_gives_vectors_plain_sgd_without_decay_and_on_zeros_is_finite():
     ours, theirs = (parameter([3.0, 4.0], [2.0, -1.0]) for _ in range(2))
     optimizer, reference = optimizers.LARS([ours], lr=0.1, momentum=0.9, weight_decay=0.5), torch.optim.SGD([theirs], lr=0.1, momentum=0.9)
     for _ in range(3):
         optimizer.step()
         reference.step()
     torch.testing.assert_close(ours.data, theirs.data)
-
-
-def test_lars_on_zeros_is_finite():
     still, blank = parameter([[3.0, 4.0]], [[0.0, 0.0]]), parameter([[0.0, 0.0]], [[1.0, 2.0]])
     idle = nn.Parameter(torch.ones(2, 2))  # no gradient at all
     optimizers.LARS([still, blank, idle], lr=0.1).step()

@@ -150,8 +150,7 @@ def gradients(
         reject_if(stopped, f"The gradient is stopped at the wrong side: nothing would be learned. Detach {fixed}, and nothing else.")
         raise Wrong(f"The value is right, but a gradient reaches {fixed}, so {else_moves}. Stop it there: .detach().")
     reject_if(stopped, f"The value is right, but no gradient reaches {' and '.join(stopped)}, which has to learn: is it detached?")
-    wanted = torch.autograd.grad(reference(*inputs, *rest), [inputs[at] for at in learns])
-    for at, slope in zip(learns, wanted, strict=True):
+    for at, slope in zip(learns, torch.autograd.grad(reference(*inputs, *rest), [inputs[at] for at in learns]), strict=True):
         hint = f"The value is right, but its gradient is not: is a part of the graph cut off? {cut}".strip()
         close(got[at], slope, hint, rtol, atol, "the gradient")
 

@@ -16,8 +16,7 @@ def stratified_subset(labels: Tensor, per_class: int, seed: int) -> Tensor:
     """Indices of per_class random rows of each class. labels (N,) -> int64 (classes · per_class,)."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    chosen = [order[labels[order] == c][:per_class] for c in labels.unique()]
-    return torch.cat(chosen)
+    return torch.cat([order[labels[order] == c][:per_class] for c in labels.unique()])
 
 
 def check_subset(answer) -> None:
@@ -105,8 +104,7 @@ def uneven_batches() -> list[tuple[Tensor, Tensor]]:
     with torch.no_grad():
         said = small_network().eval()(x).argmax(1)
     wrong = (torch.arange(55) % 5 == 0) | (torch.arange(55) >= 50)
-    y = torch.where(wrong, (said + 1) % 3, said)
-    return list(zip(x.split(25), y.split(25), strict=True))
+    return list(zip(x.split(25), torch.where(wrong, (said + 1) % 3, said).split(25), strict=True))
 
 
 def check_accuracy(answer) -> None:

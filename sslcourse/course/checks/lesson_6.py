@@ -55,8 +55,7 @@ def check_fixmatch(answer) -> None:
         expect.loss(answer(*weak_and_strong(9, 4, 1), 0.6), rows=9)
         for n, c, t in ((9, 4, 0.6), (12, 3, 0.7), (1, 6, 0.2)):
             hint = f"With {n} rows, {c} classes and threshold {t} the value is off. Try four rows by hand, as above."
-            inputs = *weak_and_strong(n, c, n), t
-            expect.agree(answer, my_fixmatch_loss, inputs, hint, FIXMATCH_MISTAKES, "the loss", rtol=5e-4)
+            expect.agree(answer, my_fixmatch_loss, (*weak_and_strong(n, c, n), t), hint, FIXMATCH_MISTAKES, "the loss", rtol=5e-4)
         even = torch.zeros(4, 2)
         reject_if(answer(even, even, 0.5) == 0, AT_THRESHOLD)
         names, views = ("the weak view", "the strong view"), weak_and_strong(9, 4, 2)

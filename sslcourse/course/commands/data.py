@@ -23,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the parsed arguments say. -> exit status 0. Raises CourseError where something has to be put right."""
     data_dir = files.folder_of(args.data_dir, "--data-dir", "data")
     if args.list:
         print(datasets.available(data_dir))

@@ -45,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the parsed arguments say. -> exit status 0."""
     try:
         return _run(args)
     except ValueError as error:  # what the package says of a value that cannot be
@@ -115,7 +114,6 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int):
-    """The result of one protocol with one draw of labels."""
     labelled = images.few_labels(per_class, seed)
     labelled = labelled.subset(test=0) if args.split == "validation" else labelled
     if protocol in ("knn", "linear-probe"):

@@ -19,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the parsed arguments say. -> exit status: 1 if a notebook is not in order afterwards."""
     from sslcourse.course import notebook_files, runner, selection
     from sslcourse.course.lesson import resolve_tier
 

@@ -146,7 +146,6 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
 
 
 def _method(args: argparse.Namespace, size: int) -> tuple[torch.nn.Module, str]:
-    """The method, and its network in words."""
     if args.width is not None and args.network != "resnet9":
         raise CourseError(f"--width is for resnet9; {args.network} has its own.")
     if args.view is not None and args.view < 8:

@@ -16,7 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the parsed arguments say. -> exit status 0."""
     folder = Path(args.directory or ".")
     if not folder.is_dir():
         raise CourseError(f"There is no folder {folder}. Give the folder that holds the records, such as results or runs.")

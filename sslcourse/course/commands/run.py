@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the parsed arguments say. -> exit status: 1 if a lesson failed."""
     from sslcourse import results
     from sslcourse.course import lesson, runner, table_over_seeds
 
@@ -56,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{table_over_seeds.collect(out / f'seed-{seed}' for seed in args.seeds).text()}")
     if args.record_costs:
         device = lesson.resolve_device(args.device)
-        for done in runs:
-            if done.ok:
-                results.record_costs(done.number, lesson.resolve_tier(args.tier, device), done.seconds, done.peak_memory, str(device))
+        for done in (done for done in runs if done.ok):
+            results.record_costs(done.number, lesson.resolve_tier(args.tier, device), done.seconds, done.peak_memory, str(device))
     return 0 if all(done.ok for done in runs) else 1
