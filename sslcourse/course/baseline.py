@@ -167,7 +167,7 @@ def probes(encoders: Mapping, images, counts: Sequence[int], *, block: int | Non
     """Linear probes on the test images, with few labels in weak views: labels a class -> seed -> Result. encoders: by the labels' seed."""
     view, found = augment.weak(images.size), {n: {} for n in counts}
     for seed, encoder in encoders.items():
-        whole = evaluation.feature_set(encoder, images.few_labels(1, seed).subset(validation=0), block=block)
+        whole = evaluation.feature_set(encoder, images.few_labels(1, seed), block=block)
         for n in counts:
             seen = evaluation.in_views(whole, encoder, images.few_labels(n, seed), view, block=block, seed=seed)
             found[n][seed] = evaluation.linear_probe(seen, split="test")
