@@ -101,8 +101,12 @@ def write_atomically(path: str | os.PathLike, content: bytes | Callable, keep: s
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)  # mkstemp's files are the owner's alone
-        if keep is not None and path.exists():
-            os.replace(path, keep)
+        if keep is not None and path.exists():  # the old file gets a second name first, so that there always is one
+            Path(keep).unlink(missing_ok=True)
+            try:
+                os.link(path, keep)
+            except OSError:  # a file system without links
+                os.replace(path, keep)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The loop that every training of this package goes through: the step is in `train`, what happens around it in `callbacks`.
 
-Nothing inside a step waits for the device: losses are added up where they are computed and read once an epoch.
+Nothing inside a step waits for the device: losses are added up where they are computed and read once an epoch,
+and once a second by a progress bar that is shown.
 """
 
 import math
