@@ -1,7 +1,6 @@
 """The number to beat: supervised training on few labels, as lesson 1 defends it. Lessons 2 to 7 read it here, or train it now."""
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -77,8 +76,8 @@ class Comparison:
     name: of the pretraining, such as "SimCLR". encoders, untrained: encoders by seed. blocks: what probes read of the one and of the other.
     network: the name of what make_encoder makes. A probe sees its images in weak views, fine-tuning in strong ones, as the baseline does.
 
-    tested: way -> labels a class -> seed -> Result on the test images. supervised: labels a class -> record of the baseline.
-    main: the labels a class with which the network is fine-tuned, per_class unless a class has fewer.
+    tested: way -> labels a class -> seed -> Result on the test images. supervised: labels a class -> record of the baseline. percents: the
+    accuracies of both. main: the labels a class with which the network is fine-tuned, per_class unless a class has fewer.
     """
 
     def __init__(
@@ -86,16 +85,19 @@ class Comparison:
         make_encoder: Callable, frozen: str = "frozen",
     ):  # fmt: skip
         smallest_class = int(torch.bincount(images.train_labels).min())
-        self.lesson, self.images, self.network, self.encoders, self.main = lesson, images, network, encoders, min(per_class, smallest_class)
+        self.lesson, self.images, self.name, self.network, self.encoders = lesson, images, name, network, encoders
+        self.main, self.steps = min(per_class, smallest_class), lesson.pick(smoke=10, cpu=200, gpu=600)  # of fine-tuning, at least
         counts = sorted({n for n in (*lesson.pick(smoke=(2,), cpu=(2, 4, 10, 20, 50)), self.main) if n <= smallest_class})
-        self.steps = lesson.pick(smoke=10, cpu=200, gpu=600)  # of fine-tuning, at least
         self.frozen, self.floor, self.tuned = f"{name}, {frozen}", "untrained, probe", f"{name}, fine-tuned"
-        self.names = {self.frozen: f"frozen {name}" if frozen == "frozen" else f"the {name} probe", self.tuned: f"fine-tuned {name}"}
+        self.said = {self.frozen: f"frozen {name}" if frozen == "frozen" else f"the {name} probe", self.tuned: f"fine-tuned {name}"}
+        self.said |= {self.floor: "the untrained network", METHOD: "supervised training"}
         self.blocks = dict(zip((self.frozen, self.floor), blocks, strict=True))
         self.supervised = baselines(lesson, images, counts, self.main, list(encoders), network, make_encoder)
         groups = {self.frozen: encoders, self.floor: untrained}
         self.tested = {way: probes(group, images, counts, block=self.blocks[way]) for way, group in groups.items()}
         self.tested[self.tuned] = {self.main: {seed: self.fine_tune(seed) for seed in encoders}}
+        found = {way: {n: {s: 100 * r.top1 for s, r in runs.items()} for n, runs in row.items()} for way, row in self.tested.items()}
+        self.percents = found | {METHOD: {n: comparison.single_runs(record) for n, record in self.supervised.items()}}
 
     def fine_tune(self, seed: int) -> evaluation.Result:
         """The pretrained encoder of this seed with a new head, trained further on the labels of this seed; seen on the test images."""
@@ -107,31 +109,33 @@ class Comparison:
 
     def against(self, way: str, n: int, labels: int | None = None) -> evaluation.uncertainty.PairedRuns:
         """A way with n labels a class, less the baseline with as many, or with so many labels a class."""
-        return evaluation.paired_runs(self.tested[way][n], comparison.single_runs(self.supervised[labels or n]))
+        return evaluation.paired_runs(self.percents[way][n], self.percents[METHOD][labels or n])
 
     def verdicts(self) -> str:
         """Every comparison of these runs in a sentence, as a list in Markdown."""
-        known = self.names | {self.floor: "the untrained network"}
-        pairs = []
-        for first, second in ((self.frozen, self.floor), (self.tuned, self.frozen)):
-            found = evaluation.paired_runs(self.tested[first][self.main], self.tested[second][self.main])
-            pairs.append((self.main, found.verdict(known[first], known[second])))
-        ways = [(self.tuned, self.main), *((self.frozen, n) for n in self.supervised)]
-        pairs += [(n, self.against(way, n).verdict(self.names[way], "supervised training")) for way, n in ways]
-        return "Seed by seed, on the same labels:\n\n" + "\n".join(f"* {n} labels a class: {told}" for n, told in pairs)
+        pairs = [(self.main, self.frozen, self.floor), (self.main, self.tuned, self.frozen), (self.main, self.tuned, METHOD)]
+        told = "Seed by seed, on the same labels:\n"
+        for n, first, second in [*pairs, *((n, self.frozen, METHOD) for n in self.supervised)]:
+            found = evaluation.paired_runs(self.percents[first][n], self.percents[second][n])
+            told += f"\n* {n} labels a class: {found.verdict(self.said[first], self.said[second])}"
+        return told
 
     def curves(self, way: str) -> None:
         """Test accuracy against labels a class, with standard errors over seeds; the title says what became of this way."""
-        x, series, errors = {}, {}, {}
-        for name, row in self.tested.items():
-            pairs = [evaluation.mean_and_error([100 * result.top1 for result in runs.values()]) for runs in row.values()]
-            x[name], (series[name], errors[name]) = list(row), zip(*pairs, strict=True)
-        top1 = [record["metrics"]["top1"] for record in self.supervised.values()]
-        x[METHOD], series[METHOD] = list(self.supervised), [100 * found["value"] for found in top1]
-        errors[METHOD] = [100 * (found["standard_error"] or math.nan) for found in top1]
-        title = f"{self.main} labels a class: {self.against(way, self.main).headline(self.names[way], METHOD)}"
+        x, means, errors = {}, {}, {}
+        for name, row in self.percents.items():
+            x[name] = list(row)
+            means[name], errors[name] = zip(*(evaluation.mean_and_error([*runs.values()]) for runs in row.values()), strict=True)
+        title = f"{self.main} labels a class: {self.against(way, self.main).headline(self.said[way], METHOD)}"
         where = {"xlabel": "labelled images a class", "ylabel": "test accuracy, %", "log_x": True}
-        plots.lines(x, series, errors=errors, title=title, chance=100 / self.images.num_classes, **where)
+        plots.lines(x, means, errors=errors, title=title, chance=100 / self.images.num_classes, **where)
+
+    def headline(self) -> str:
+        """What the lesson found, in a line."""
+        runs = {way: self.percents[way][self.main].values() for way in (self.frozen, self.tuned, METHOD)}
+        told = [results.percent(*evaluation.mean_and_error([value / 100 for value in found])) for found in runs.values()]
+        labels = self.main * self.images.num_classes
+        return f"{self.name}, {labels} labels: {told[0]} frozen, {told[1]} fine-tuned, supervised {told[2]} on {self.lesson.dataset}"
 
     def records(self, settings: Mapping) -> list[dict]:
         """Of every way and number of labels, and of the baseline where it was trained here. settings: of the pretraining."""
@@ -146,21 +150,12 @@ class Comparison:
 
     def keep(self, history) -> None:
         """Keep the first seed's encoder for lesson 7, and what fine-tuning made of it. history: of its pretraining."""
-        seed, size, name = next(iter(self.encoders)), self.images.size, self.tuned.split(",")[0]
+        seed, size = next(iter(self.encoders)), self.images.size
         tuned = self.tested[self.tuned][self.main][seed]
         minutes = [log.final["seconds"] / 60 for log in (history, tuned.history)]
-        self.lesson.keep(self.encoders[seed], method=name, size=size, block=self.blocks[self.frozen], minutes=minutes[0])
+        self.lesson.keep(self.encoders[seed], method=self.name, size=size, block=self.blocks[self.frozen], minutes=minutes[0])
         about = {"labels": self.main * self.images.num_classes, "class_names": self.images.class_names, "size": size}
         self.lesson.keep(tuned.model, method=self.tuned, minutes=sum(minutes), **about)
-
-    def headline(self) -> str:
-        """What the lesson found, in a line."""
-        runs = {way: [result.top1 for result in self.tested[way][self.main].values()] for way in self.names}
-        told = {way: results.percent(*evaluation.mean_and_error(found)) for way, found in runs.items()}
-        alone = results.percent(*(self.supervised[self.main]["metrics"]["top1"][k] for k in ("value", "standard_error")))
-        labels, name = self.main * self.images.num_classes, self.tuned.split(",")[0]
-        found = f"{name}, {labels} labels: {told[self.frozen]} frozen, {told[self.tuned]} fine-tuned"
-        return f"{found}, supervised {alone} on {self.lesson.dataset}"
 
 
 def probes(encoders: Mapping, images, counts: Sequence[int], *, block: int | None) -> dict[int, dict]:

@@ -66,7 +66,7 @@ def test_a_comparison_holds_frozen_and_fine_tuned_encoders_against_the_baseline_
     drawn = {}
     monkeypatch.setattr(baseline.plots, "lines", lambda x, y, **options: drawn.update(x=x, y=y))
     compared.curves("ours, frozen")
-    assert (drawn["x"]["supervised"], drawn["y"]["supervised"]) == ([2], [0.0]) and set(drawn["x"]) == {*compared.tested, "supervised"}
+    assert (drawn["x"]["supervised"], drawn["y"]["supervised"]) == ([2], (0.0,)) and set(drawn["x"]) == {*compared.tested, "supervised"}
     records, weak = {record["method"]: record["settings"] for record in compared.records({"epochs": 7})}, {"views": "weak"}
     assert records["ours, frozen"] == {"epochs": 7, "block": 2} | weak and records["untrained, probe"] == {"block": 1} | weak
     assert records["ours, fine-tuned"]["epochs"] == 7 and "supervised" not in records  # which was lesson 1's
