@@ -101,11 +101,10 @@ class Comparison:
 
     def fine_tune(self, seed: int) -> evaluation.Result:
         """The pretrained encoder of this seed with a new head, trained further on the labels of this seed; seen on the test images."""
-        labelled = self.images.few_labels(self.main, seed)
-        epochs = training.epochs_for(len(labelled.train_labels), self.steps, self.lesson.pick(smoke=1, cpu=4))
+        epochs = training.epochs_for(self.main * self.images.num_classes, self.steps, self.lesson.pick(smoke=1, cpu=4))
         how = {"encoder_lr_scale": ENCODER_LR_SCALE, "augmentation": augment.strong(self.images.size), "batch_size": BATCH}
         how |= {"seed": seed, "validate_every": 0, "split": "test", "name": f"{self.main} a class, fine-tuned, seed {seed}"}
-        return evaluation.fine_tune(self.encoders[seed], labelled, epochs, **how)
+        return evaluation.fine_tune(self.encoders[seed], self.images.few_labels(self.main, seed), epochs, **how)
 
     def against(self, way: str, n: int, labels: int | None = None) -> evaluation.uncertainty.PairedRuns:
         """A way with n labels a class, less the baseline with as many, or with so many labels a class."""

@@ -3,13 +3,10 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-
-from sslcourse import evaluation, models, plots, results
+from sslcourse import evaluation, models, results
 from sslcourse.datasets import prepared
 from sslcourse.devices import one_thread, seeded  # noqa: F401  (one_thread: for the lesson's own small fits)
 
@@ -97,9 +94,8 @@ def roster(networks: Mapping[str, models.Network]) -> results.Table:
 
 def so_far(lesson, per_class: int | None = None) -> results.Table | None:
     """What earlier lessons reached on this data set with per_class labels of each class, or any number; None where nothing is known."""
-    known = [r for r in results.read(lesson.results_dir) if r["tier"] == lesson.tier]
-    known = results.fill(known, [r for r in results.reference() if r["lesson"] < lesson.number])
-    known = [r for r in known if r["lesson"] < lesson.number and r["dataset"] == lesson.dataset]
+    own = [r for r in results.read(lesson.results_dir) if r["tier"] == lesson.tier]
+    known = [r for r in results.fill(own, results.reference()) if r["lesson"] < lesson.number and r["dataset"] == lesson.dataset]
     here = sorted((r for r in known if f"-{per_class}-a-class" in r["name"]), key=lambda r: r["lesson"])
     columns = ["lesson", "method", "labels", "network", "top1", "tier", "origin"]
     return results.table(here or sorted(known, key=lambda r: r["labels"]), columns) if known else None
@@ -239,28 +235,3 @@ def open_tasks(records: Iterable[Mapping]) -> list[str]:
     """The tasks of the final table for which there is no record of ours."""
     records = list(records)
     return [task["name"] for task in TASKS if not _our_rows(records, task["dataset"], task)]
-
-
-def strips(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str, mark: float | None = None, mark_name: str = "") -> None:
-    """Every single number as a dot, a row a group, with mean and standard deviation. mark: a value to be marked across all rows."""
-    values = {name: np.asarray(list(group), float) for name, group in groups.items()}
-    figure, axis = plt.subplots(figsize=(7.6, 0.72 * len(values) + 1.2))
-    told, generator = [], np.random.default_rng(0)
-    for i, (name, group) in enumerate(values.items()):
-        heights = i + generator.uniform(-0.17, 0.17, len(group)) * (len(group) > 1)
-        axis.plot(group, heights, linestyle="", alpha=0.6, markersize=5, marker=plots.MARKERS[i % 8], color=plots.COLOURS[i % 8])
-        axis.plot([group.mean()] * 2, [i - 0.32, i + 0.32], color="black", linestyle="-", marker="", linewidth=1.6)
-        text = f"{group.mean():.1f}" + (f", deviation {group.std(ddof=1):.1f}" if len(group) > 1 else "")
-        axis.text(1.02, i, text.replace("-", "−"), transform=axis.get_yaxis_transform(), va="center", fontsize=9)
-        told.append(f"{name}: {len(group)} numbers from {group.min():.1f} to {group.max():.1f}, mean {text}")
-    if mark is not None:
-        axis.axvline(mark, color="0.35", linestyle=":", linewidth=1.3)
-        axis.annotate(mark_name, (mark, 0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points", fontsize=8.5)
-        told.append(f"{mark_name or 'the mark'} is at {mark:.1f}")
-    axis.set_yticks(range(len(values)), list(values))
-    axis.set_ylim(len(values) - 0.5, -0.5)
-    axis.grid(axis="y", visible=False)
-    axis.set(xlabel=xlabel)
-    axis.set_title(title, x=0)
-    figure.tight_layout()
-    plots.show(figure, f"{title}. {xlabel}: {'; '.join(told)}.")

@@ -4,7 +4,7 @@ A function here draws, shows and closes its figure. The title states the finding
 alone: line style, marker, hatch or sign differ too. Wrong arguments get matplotlib's own errors.
 """
 
-from sslcourse.plots.comparisons import bars, forest  # noqa: F401
+from sslcourse.plots.comparisons import bars, forest, strips  # noqa: F401
 from sslcourse.plots.curves import lines, pretraining_curves, training_curves  # noqa: F401
 from sslcourse.plots.embeddings import scatter  # noqa: F401
 from sslcourse.plots.matrices import confusion, confusion_difference, confusions_over_time, matrix  # noqa: F401

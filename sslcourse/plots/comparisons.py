@@ -1,11 +1,12 @@
-"""Methods beside each other: bars, and differences with their intervals."""
+"""Methods beside each other: bars, differences with their intervals, and single numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 
-from sslcourse.plots.style import COLOURS, show
+from sslcourse.plots.style import COLOURS, MARKERS, show
 
 
 def bars(values: Mapping[str, float], *, title: str, ylabel: str, errors: Mapping[str, float] = {}, chance: float | None = None):
@@ -52,3 +53,28 @@ def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel
     axis.set(xlabel=xlabel)
     axis.set_title(title, x=0)
     show(figure, f"{title}. {xlabel}, with intervals: {'; '.join(told)}.")
+
+
+def strips(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str, mark: float | None = None, mark_name: str = "") -> None:
+    """Every single number as a dot, a row a group, with mean and standard deviation. mark: a value to be marked across all rows."""
+    values = {name: np.asarray(list(group), float) for name, group in groups.items()}
+    figure, axis = plt.subplots(figsize=(7.6, 0.72 * len(values) + 1.2))
+    told, generator = [], np.random.default_rng(0)
+    for i, (name, group) in enumerate(values.items()):
+        heights = i + generator.uniform(-0.17, 0.17, len(group)) * (len(group) > 1)
+        axis.plot(group, heights, linestyle="", alpha=0.6, markersize=5, marker=MARKERS[i % 8], color=COLOURS[i % 8])
+        axis.plot([group.mean()] * 2, [i - 0.32, i + 0.32], color="black", linestyle="-", marker="", linewidth=1.6)
+        text = f"{group.mean():.1f}" + (f", deviation {group.std(ddof=1):.1f}" if len(group) > 1 else "")
+        axis.text(1.02, i, text.replace("-", "−"), transform=axis.get_yaxis_transform(), va="center", fontsize=9)
+        told.append(f"{name}: {len(group)} numbers from {group.min():.1f} to {group.max():.1f}, mean {text}")
+    if mark is not None:
+        axis.axvline(mark, color="0.35", linestyle=":", linewidth=1.3)
+        axis.annotate(mark_name, (mark, 0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points", fontsize=8.5)
+        told.append(f"{mark_name or 'the mark'} is at {mark:.1f}")
+    axis.set_yticks(range(len(values)), list(values))
+    axis.set_ylim(len(values) - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
+    axis.set(xlabel=xlabel)
+    axis.set_title(title, x=0)
+    figure.tight_layout()
+    show(figure, f"{title}. {xlabel}: {'; '.join(told)}.")

@@ -8,12 +8,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import example_records
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from tiny import encoder, new_model, same_weights
 
-from sslcourse import models, plots, results
+from sslcourse import models, results
 from sslcourse.course import comparison
 from sslcourse.course.lesson import Lesson, network_file_name
 
@@ -157,15 +156,6 @@ def test_what_was_reported_is_what_the_package_says_elsewhere():
     told = {row for row in reported if row[2] is not None}
     assert told - known == {("stl10", 5000, 0.886), ("stl10", 5000, 0.7708)}  # ImageNet weights: in lesson 7 alone
     assert known <= told
-
-
-def test_strips_tell_every_group(monkeypatch):
-    alts = []
-    monkeypatch.setattr(plots, "show", lambda figure, alt: (alts.append((figure, alt)), plt.close(figure)))
-    comparison.strips({"honest": [1.0, 2.0, 3.0], "leaky": [4.0]}, title="Two", xlabel="points", mark=2.5, mark_name="reported")
-    ((_, alt),) = alts
-    assert alt.startswith("Two. points: honest: 3 numbers from 1.0 to 3.0, mean 2.0, deviation 1.0; leaky: 1 numbers from 4.0 to 4.0")
-    assert "reported is at 2.5" in alt
 
 
 def test_a_long_run_stands_beside_the_row_of_the_lesson():

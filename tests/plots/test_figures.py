@@ -73,6 +73,8 @@ MISTAKEN = evaluation.Result(torch.tensor([[4.0, 0, 0], [2, 0, 0], [0, 3, 0]]), 
 FIGURES = [  # (function, arguments, options, parts of its text in their order)
     ("bars", [{"a": 81.25, "b": 70.0}], {"ylabel": "%", "errors": {"a": 1.5}, "chance": 10}, "a 81.2 ± 1.5; b 70.0; guessing 10"),
     ("forest", [DIFFERENCES], {"xlabel": "points"}, "a +5.0, +1.0 to +9.0, without zero|with zero|c +0.0|+2.0, interval unknown"),
+    ("strips", [{"honest": [1.0, 2.0, 3.0], "leaky": [4.0]}], {"xlabel": "points", "mark": 2.5, "mark_name": "reported"},
+     "honest: 3 numbers from 1.0 to 3.0, mean 2.0, deviation 1.0|leaky: 1 numbers from 4.0 to 4.0|reported is at 2.5"),
     ("lines", [[1, 10, 100], {"ours": [0.2, 0.9, 0.75]}], {"xlabel": "labels", "ylabel": "a", "errors": {"ours": [0.1, math.nan, 0.1]},
      "chance": 0.125, "log_x": True, "ylim": (0, 1)}, "from 1 to 100|ours goes from 0.2 to 0.75 (least 0.2, most 0.9)|is at 0.125"),
     ("lines", [{"a": [2, 4], "b": [2, 8]}, {"a": [1, 2], "b": [1, math.inf]}], {"xlabel": "x", "ylabel": "y"}, "x 2 to 4|not finite from"),
