@@ -1,5 +1,7 @@
 """The supervised baseline that lessons 2 to 7 read, and probes that are held against it."""
 
+import re
+
 import pytest
 import torch
 from tiny import coloured
@@ -55,9 +57,8 @@ def test_a_comparison_holds_frozen_and_fine_tuned_encoders_against_the_baseline_
     encoders, untrained = ({seed: make_encoder() for seed in (0, 1)} for _ in range(2))
     about = {"per_class": 2, "network": NETWORK, "make_encoder": make_encoder}
     compared = baseline.Comparison(lesson, images, "ours", encoders, untrained, (2, 1), **about)
-    assert {way: {n: list(runs) for n, runs in row.items()} for way, row in compared.tested.items()} == {
-        "ours, frozen": {2: [0, 1]}, "untrained, probe": {2: [0, 1]}, "ours, fine-tuned": {2: [0, 1]},
-    }  # fmt: skip
+    found = {way: {n: list(runs) for n, runs in row.items()} for way, row in compared.tested.items()}
+    assert found == dict.fromkeys(("ours, frozen", "untrained, probe", "ours, fine-tuned"), {2: [0, 1]})
     assert compared.tested["ours, frozen"][2][1].n == 12 and compared.main == 2 and len(compared.supervised) == 1
     found = compared.against("ours, frozen", 2)
     assert found.difference == pytest.approx(100 * sum(compared.tested["ours, frozen"][2][s].top1 for s in (0, 1)) / 2)  # less 0 % right
@@ -73,8 +74,7 @@ def test_a_comparison_holds_frozen_and_fine_tuned_encoders_against_the_baseline_
     compared.keep(training.History(rows=[{"epoch": 1, "seconds": 60.0}]))
     kept = {n.method: n.about["minutes"] for n in models.read_networks(lesson.results_dir / "networks").values()}
     assert kept["ours"] == 1 and kept["ours, fine-tuned"] > 1
-    told = compared.headline()
-    assert told.startswith("ours, 6 labels: ") and told.endswith(f"supervised 0.0 ± 0.0 % on {lesson.dataset}")
+    assert re.fullmatch(r"ours, 6 labels: .* supervised 0\.0 ± 0\.0 % on coloured", compared.headline())
 
 
 def test_what_was_tried_is_told_of_these_images_only(images):

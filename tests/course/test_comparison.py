@@ -175,10 +175,9 @@ def test_the_story_so_far_has_the_earlier_lessons_of_this_data_set_with_as_many_
     lesson = Lesson(3, "cpu", "toybox", 0, torch.device("cpu"), tmp_path, tmp_path)
     monkeypatch.setattr(results, "reference", lambda: [])
     assert comparison.so_far(lesson, 4) is None
-    known = [(1, "supervised", 4), (2, "rotation, probe", 10), (3, "SimCLR, frozen", 4), (1, "supervised", 40)]
-    for number, method, n in known:
-        about = {"method": method, "labels": 10 * n, "name": f"{method}-{n}-a-class"}
-        results.write(example_records.make(lesson=number, **about), tmp_path)
+    for number, method, n in [(1, "supervised", 4), (2, "rotation, probe", 10), (3, "SimCLR, frozen", 4), (1, "supervised", 40)]:
+        record = example_records.make(lesson=number, method=method, labels=10 * n, name=f"{method}-{n}-a-class")
+        results.write(record, tmp_path)
     results.write(example_records.make(lesson=1, name="supervised-4-a-class", labels=20, dataset="flowers"), tmp_path)
     rows = {n: [(row[1], row[2]) for row in comparison.so_far(lesson, n).rows] for n in (4, 5)}
     assert rows == {4: [("supervised", "40")], 5: [("supervised", "40"), ("rotation, probe", "100"), ("supervised", "400")]}
