@@ -51,6 +51,8 @@ def differences_of_accuracies(source):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_whoever_compares_results_in_a_lesson_asks_whether_the_difference_is_shown(path):
+    assert list(differences_of_accuracies("gain = 100 * (ours.top1 - theirs.top1)")) == ["ours.top1 - theirs.top1"]  # which are found
+    assert list(differences_of_accuracies("few_wrong = 100 - row['top1']")) == [] and re.search(CLAIMS, "ours beats theirs")
     for cell in notebook_files.load(path).cells:
         if cell.cell_type == "code" and "solution" not in notebook_files.tags(cell) and not cell.source.startswith("@exercise"):
             texts = [node.value for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Constant)]

@@ -74,10 +74,10 @@ class Comparison:
     """A pretraining, read by probes and fine-tuned, against the baseline and an untrained network: seed by seed, on the same labels.
 
     name: of the pretraining, such as "SimCLR". encoders, untrained: encoders by seed. blocks: what probes read of the one and of the other.
-    network: the name of what make_encoder makes. A probe sees its images in weak views, fine-tuning in strong ones, as the baseline does.
+    network: the name of what make_encoder makes. frozen: what tables call a probe. Probes see weak views, fine-tuning strong ones.
 
-    tested: way -> labels a class -> seed -> Result on the test images. supervised: labels a class -> record of the baseline. percents: the
-    accuracies of both. main: the labels a class with which the network is fine-tuned, per_class unless a class has fewer.
+    tested: way -> labels a class -> seed -> Result on the test images. supervised: labels a class -> record of the baseline.
+    percents: both, in percent. main: the labels a class with which the network is fine-tuned, per_class unless a class has fewer.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ def forest(rows: Mapping[str, tuple[float, float, float]], *, title: str, xlabel
 def strips(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str, mark: float | None = None, mark_name: str = "") -> None:
     """Every single number as a dot, a row a group, with mean and standard deviation. mark: a value to be marked across all rows."""
     values = {name: np.asarray(list(group), float) for name, group in groups.items()}
-    figure, axis = plt.subplots(figsize=(7.6, 0.72 * len(values) + 1.2))
+    figure, axis = plt.subplots(figsize=(7.6, 0.72 * len(values) + 1.2), layout="tight")
     told, generator = [], np.random.default_rng(0)
     for i, (name, group) in enumerate(values.items()):
         heights = i + generator.uniform(-0.17, 0.17, len(group)) * (len(group) > 1)
@@ -76,5 +76,4 @@ def strips(groups: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ma
     axis.grid(axis="y", visible=False)
     axis.set(xlabel=xlabel)
     axis.set_title(title, x=0)
-    figure.tight_layout()
     show(figure, f"{title}. {xlabel}: {'; '.join(told)}.")
