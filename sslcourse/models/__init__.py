@@ -5,5 +5,7 @@ from sslcourse.models.encoders import Residual, alexnet, count_parameters, encod
 from sslcourse.models.methods import (
     BYOL, BarlowTwins, Classifier, PredictionHead, ProjectionHead, Rotation, SimCLR, ema_tau, four_rotations,
 )  # fmt: skip
-from sslcourse.models.saved import COMMITTED, NETWORKS_FOLDER, Network, load_network, read_networks, reference_networks, save_network
+from sslcourse.models.saved import (
+    COMMITTED, NETWORKS_FOLDER, Network, load_network, pretrained_encoders, read_networks, reference_networks, save_network,
+)  # fmt: skip
 from sslcourse.models.semi_supervised import FixMatch, PseudoLabeling

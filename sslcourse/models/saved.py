@@ -27,7 +27,8 @@ NETWORKS_FOLDER = "networks"  # beside the result records
 THIS_RUN, COMMITTED = "this run", "committed"  # where a network comes from
 ENDING = ".safetensors"
 DESCRIPTION = "sslcourse network"  # the file's one entry of metadata
-REFERENCE_NETWORKS = Path(__file__).parents[1] / "results" / "reference" / NETWORKS_FOLDER
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
+REFERENCE_NETWORKS, ENCODERS = REFERENCE / NETWORKS_FOLDER, REFERENCE / "encoders"  # of lessons on toybox; of long runs on photographs
 
 _ABOUT = {
     "type": "object", "required": ["method", "dataset", "size"],
@@ -103,14 +104,18 @@ def _small(value: Tensor) -> Tensor:
 def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> Network:
     """Read a file of `save_network`: the network on this device, in evaluation mode, with float32 weights.
 
-    torch's random numbers are left as they are. Raises CourseError, naming the file, when it is missing, damaged or of another program.
+    path: the file, or the name of one of the `pretrained_encoders`. torch's random numbers are left as they are. Raises CourseError, naming
+    the file, when it is missing, damaged or of another program.
     """
+    if not os.path.exists(path) and str(path) in pretrained_encoders():
+        return replace(load_network(ENCODERS / f"{path}{ENDING}", device), origin=COMMITTED)
     try:
         with open(path, "rb"), safe_open(path, framework="pt") as file:  # open says why it cannot, and safetensors does not
             description = (file.metadata() or {})[DESCRIPTION]
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
     except (FileNotFoundError, NotADirectoryError):
-        raise CourseError(f"There is no network {path}. Run the lesson that writes it.") from None
+        names = ", ".join(pretrained_encoders())
+        raise CourseError(f"There is no network {path}. Run the lesson that writes it, or name one that is here: {names}.") from None
     except OSError as error:
         raise CourseError(f"{path} cannot be read: {reason(error)}.") from error
     except (SafetensorError, KeyError) as error:
@@ -170,6 +175,11 @@ def read_networks(folder: str | os.PathLike, device: str | torch.device = "cpu")
         except CourseError as error:
             warnings.warn(f"Left out: {error}", stacklevel=2)
     return found
+
+
+def pretrained_encoders() -> list[str]:
+    """The names of the encoders that come with the package, pretrained on photographs in long runs; each has a card, NAME.md, beside it."""
+    return sorted(path.stem for path in ENCODERS.glob(f"*{ENDING}"))
 
 
 def reference_networks(device: str | torch.device = "cpu") -> dict[str, Network]:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import csv
 import itertools
+import shutil
 import signal
 import sys
 
@@ -19,6 +20,7 @@ from sslcourse import augment, datasets, evaluation, models, results, training
 from sslcourse.course.commands import pretrain as pretrain_command
 from sslcourse.course.commands.main import main
 from sslcourse.course.commands.run_folder import RunFolder
+from sslcourse.models import saved
 from sslcourse.training import distributed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -280,3 +282,54 @@ def test_a_log_line_reaches_the_file_where_nobody_reads(tmp_path, monkeypatch):
         folder.say("and again")
         sys.stdout.close()
     assert [line.split(" ", 1)[1] for line in (tmp_path / "run" / "log.txt").read_text().splitlines()] == ["still here", "and again"]
+
+
+def test_an_encoder_that_comes_with_the_package_is_named_evaluated_and_trained_further(finished, data, tmp_path, monkeypatch, capsys):
+    """A file of that name in the working folder would count first; another name gets the list."""
+    (tmp_path / "shipped").mkdir()
+    shutil.copy(finished / "encoder.safetensors", tmp_path / "shipped" / "drawn-simclr.safetensors")
+    monkeypatch.setattr(saved, "ENCODERS", tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+    how = ["--labels-per-class", 3, "--seeds", 0, 1, "--protocol", "linear-probe"]
+    assert evaluate(data, "drawn-simclr", *how) == evaluate(data, finished, *how) == 0
+    first, second = capsys.readouterr().out.split("It is one network", 1)
+    assert "SimCLR, frozen" in first and first.splitlines()[-1] in second
+    assert evaluate(data, "photos-simclr", *how) == 1
+    assert "name one that is here: drawn-simclr." in capsys.readouterr().err
+
+    begun = [word for word in arguments(data, tmp_path / "run") if word not in ("--network", "resnet9", "--width", "4")]
+    monkeypatch.setattr(training, "pretrain", lambda method, *a, **o: (_ for _ in ()).throw(Seen(method)))
+    with pytest.raises(Seen) as seen:
+        main([*begun, "--start", "drawn-simclr", "--view", "12"])
+    ours, theirs = (network.state_dict() for network in (seen.value.args[0].encoder, models.load_network("drawn-simclr").encoder))
+    assert seen.value.args[0].encoder.training and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert main([*begun, "--resume", "--start", "drawn-simclr", "--width", "4"]) == 1
+    assert "leave --network and --width out" in capsys.readouterr().err
+
+
+class Seen(Exception):
+    pass
+
+
+def test_fixmatch_goes_on_from_the_encoder_beside_its_control(finished, data, tmp_path, monkeypatch, capsys):
+    trained, original = [], training.fit_semi_supervised
+
+    def fit(method, images, passes, **options):
+        trained.append((method.final_weight, copy.deepcopy(method.classifier), passes))
+        return original(method, images, passes, **options)
+
+    monkeypatch.setattr(training, "fit_semi_supervised", fit)
+    monkeypatch.setattr(datasets, "load", lambda *a, real=datasets.load, **o: real(*a, **o).subset(unlabeled=96))
+    how = ["--labels-per-class", 3, "--seeds", 0, 1, "--protocol", "fixmatch", "fixmatch-weight-0", "--unlabeled-passes", 2]
+    assert evaluate(data, finished, *how, "--split", "test", "--out", tmp_path) == 0
+    assert [(weight, passes) for weight, _, passes in trained] == [(1, 2), (1, 2), (0, 2), (0, 2)]
+    weights = [next(classifier.parameters()) for _, classifier, _ in trained]
+    assert all(torch.equal(weights[0], other) for other in weights)  # the encoder's own
+    heads = [classifier.head.weight for _, classifier, _ in trained]
+    assert torch.equal(heads[0], heads[2]) and not torch.equal(heads[0], heads[1])
+    found = {record["method"]: record for record in results.read(tmp_path)}
+    assert list(found) == ["SimCLR + FixMatch", "SimCLR + FixMatch, weight 0"]
+    assert {record["lesson"] for record in found.values()} == {6} and found["SimCLR + FixMatch"]["settings"]["unlabelled"] == 96
+    values = [100 * v for record in found.values() for v in record["metrics"]["top1"]["values"]]
+    told = evaluation.paired_runs(values[:2], values[2:]).verdict("FixMatch", "FixMatch, weight 0")
+    assert f"3 labels a class: {told}." in capsys.readouterr().out

@@ -1,15 +1,16 @@
 """The command `evaluate`: what a pretrained encoder is worth with few labels, by the protocols of the lessons.
 
-python -m sslcourse evaluate runs/simclr --dataset stl10 --labels-per-class 10 100 --seeds 0 1 2
+python -m sslcourse evaluate cifar10-simclr --dataset my-photos --labels-per-class 20
+python -m sslcourse evaluate runs/simclr --dataset stl10 --labels-per-class 10 100 --seeds 0 1 2 --protocol linear-probe supervised
 
 Random crops enlarge what they show, so an encoder that was pretrained on small views may read larger images better (Touvron et al. 2019,
 Fixing the train-test resolution discrepancy): try --size on the validation images.
 """
 
 import argparse
+import copy
 import itertools
 import time
-from pathlib import Path
 
 import torch
 
@@ -17,18 +18,23 @@ from sslcourse import augment, datasets, evaluation, models, results, training
 from sslcourse.course import comparison
 from sslcourse.course.commands.arguments import DATA_DIR_HELP, count, whole
 from sslcourse.course.commands.pretrain import LESSONS, TITLES
-from sslcourse.devices import choose_device
+from sslcourse.course.commands.run_folder import network_file
+from sslcourse.devices import choose_device, seeded
 from sslcourse.display import progress_bar
 from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, out_of_memory
 
-# what the lessons' records call them; supervised: the same network from scratch, to compare with
+# what the lessons' records call them; supervised: the same network from scratch, to compare with; weight 0: FixMatch's control
 PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", "supervised": "supervised"}
+PROTOCOLS |= {"fixmatch": "FixMatch", "fixmatch-weight-0": "FixMatch, weight 0"}
+FIXMATCH = {"fixmatch": {"weight": 1.0, "average": 0.999}, "fixmatch-weight-0": {"weight": 0.0, "average": 0.999}}
+BATCH, UNLABELED_RATIO, ENCODER_LR_SCALE = 64, 3, 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("network", metavar="PATH", help="the folder of a run of `pretrain`, or a file that a lesson has kept")
+    names = ", ".join(models.pretrained_encoders())
+    add("network", metavar="NETWORK", help=f"the folder of a run of `pretrain`, a file that a lesson has kept, or one of {names}")
     add("--dataset", help="name of a prepared data set (default: the one it was trained on)")
     add("--data-dir", default="default", metavar="DIR", help=DATA_DIR_HELP)
     add("--labels-per-class", type=whole, nargs="+", default=[10], metavar="N", help="labelled images of each class")
@@ -39,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=whole, metavar="PIXELS", help="at which the images are looked at (default: that of the views in pretraining)")
     add("--steps", type=whole, default=250, help="of fine-tuning, at least; supervised has twice as many (default: 250)")
     add("--passes", type=whole, default=25, help="over the labels in fine-tuning, at least (default: 25)")
+    add("--views", choices=("weak", "strong"), default="weak", help="of fine-tuning and of supervised training (default: weak)")
+    add("--unlabeled-passes", type=whole, default=5, metavar="N", help="of FixMatch over the unlabelled images (default: 5)")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add("--out", metavar="DIR", help="write result records there; with --split test only")
     add("--quiet", action="store_true", help="no progress bars")
@@ -56,12 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    path = Path(args.network).expanduser()
-    if path.is_dir():
-        unfinished = " It is not finished: call pretrain with --resume." if (path / "checkpoint.pt").exists() else ""
-        path = path / "encoder.safetensors"
-        if not path.exists():
-            raise CourseError(f"There is no {path}.{unfinished} Give the folder of a finished run, or a network's file.")
+    path = network_file(args.network)
     if args.out is not None:
         if args.split != "test":
             raise CourseError("--out keeps records, and records are of test images: add --split test, once everything is chosen.")
@@ -83,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
     lesson = about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
     trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
     tier = comparison.ONE_NETWORK + about["tier"] if "tier" in about else comparison.LONG  # a lesson's own records are of several networks
-    records, parts = [], list(itertools.product(args.labels_per_class, args.protocol))
+    records, runs, parts = [], {}, list(itertools.product(args.labels_per_class, args.protocol))
     with progress_bar(len(parts) * len(args.seeds), "evaluating", "run", hidden=args.quiet) as bar:
         for per_class, protocol in parts:
             started, found = time.perf_counter(), []
@@ -94,19 +97,28 @@ def _run(args: argparse.Namespace) -> int:
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
             name, settings = PROTOCOLS[protocol], {"split": args.split, "block": block}
             if protocol in ("fine-tune", "supervised"):
-                settings |= {"steps": args.steps, "passes": args.passes}
+                settings |= {"steps": args.steps, "passes": args.passes, "views": args.views}
+            if protocol in FIXMATCH:
+                settings |= FIXMATCH[protocol] | {"passes": args.unlabeled_passes, "unlabelled": len(images.unlabeled)}
             if protocol != "supervised":
                 way = "probe" if protocol == "linear-probe" and block is not None else name
-                name = f"{network.method}{trained_there}, {way}"
+                name = f"{network.method}{trained_there}{' + ' if protocol in FIXMATCH else ', '}{way}"
                 known = ("epochs", "minutes", "seed", "variant", "identity", "pretraining")
                 settings |= {"view": network.size} | {key: about[key] for key in known if key in about}
+            runs.setdefault(per_class, {})[protocol] = found
             records.append(results.record(
-                lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset, labels=per_class * images.num_classes, seed=args.seeds,
+                6 if protocol in FIXMATCH else lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset,
+                labels=per_class * images.num_classes, seed=args.seeds,
                 metrics={kind: results.over_runs([getattr(one, kind) for one in found], n=found[0].n) for kind in kinds}, device=device,
                 tier=tier, seconds=time.perf_counter() - started, image_size=size, identity=images.identity,
                 network=comparison.network_name(network), settings=settings,
             ))  # fmt: skip
     print(results.table(records, ["method", "dataset", "labels", "network", "top1", "top3"]))
+    for n, ways in runs.items():
+        for first, second in itertools.permutations(ways, 2):
+            if second == "supervised" or (first, second) == ("fixmatch", "fixmatch-weight-0"):
+                verdict = evaluation.paired_runs(ways[first], ways[second]).verdict(PROTOCOLS[first], PROTOCOLS[second])
+                print(f"{n} labels a class: {verdict}.")
     print(f"On {args.split} images, {len(args.seeds)} draws of labels. It is one network: the errors do not know how pretrainings differ.")
     for record in records if args.out else []:
         print(f"Written: {results.write(record, args.out, '--out')}")
@@ -119,13 +131,20 @@ def _one(args: argparse.Namespace, network, images, protocol: str, per_class: in
     if protocol in ("knn", "linear-probe"):
         seen = evaluation.feature_set(network.encoder, labelled, block=block, size=size)
         return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=args.split)
-    encoder, scale = network.encoder, 0.5
+    encoder, scale = network.encoder, ENCODER_LR_SCALE
+    how = {"seed": seed, "batch_size": BATCH, "progress": not args.quiet, "name": f"{protocol}, {per_class} a class, seed {seed}"}
+    if protocol in FIXMATCH:
+        options = {"weak": augment.weak(size), "strong": augment.strong(size), **FIXMATCH[protocol]}
+        with seeded(seed):
+            method = models.FixMatch(models.Classifier(copy.deepcopy(encoder), images.num_classes), **options)
+        how |= {"unlabeled_ratio": UNLABELED_RATIO, "lr": 2e-3, "lr_scales": {"classifier.encoder": scale}, "look_every": 0}
+        training.fit_semi_supervised(method.to(next(encoder.parameters()).device), labelled, args.unlabeled_passes, **how)
+        asked = (getattr(labelled, f"{args.split}_images"), getattr(labelled, f"{args.split}_labels"), images.class_names)
+        return evaluation.evaluate(method.averaged, *asked, size=size)
     epochs = training.epochs_for(len(labelled.train_labels), args.steps, args.passes)
     if protocol == "supervised":  # twice the steps, as in the lessons, and the whole network at the full rate
         device = next(encoder.parameters()).device
         encoder = comparison.fresh([network], lambda: None, dataset=images.name, size=size, seed=seed, device=device).encoder
         epochs, scale = 2 * epochs, 1.0
-    return evaluation.fine_tune(
-        encoder, labelled, epochs, encoder_lr_scale=scale, split=args.split, seed=seed, batch_size=64, validate_every=0,
-        augmentation=augment.weak(size), progress=not args.quiet, name=f"{protocol}, {per_class} a class, seed {seed}",
-    )  # fmt: skip
+    how |= {"split": args.split, "validate_every": 0, "augmentation": getattr(augment, args.views)(size)}
+    return evaluation.fine_tune(encoder, labelled, epochs, encoder_lr_scale=scale, **how)

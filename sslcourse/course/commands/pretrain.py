@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 from sslcourse import augment, datasets, diagnostics, models, training
+from sslcourse.course import comparison
 from sslcourse.course.commands.arguments import DATA_DIR_HELP, count, not_negative, positive, whole
-from sslcourse.course.commands.run_folder import RunFolder
+from sslcourse.course.commands.run_folder import RunFolder, network_file
 from sslcourse.course.lesson import duration
 from sslcourse.devices import PRECISIONS, choose_device, rank, world_size
 from sslcourse.errors import CourseError
@@ -66,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     suits = "(default: resnet18 on a GPU; on a CPU, which takes many times as long, resnet9 of width 16)"
     add("--network", choices=("resnet9", "resnet18", "resnet50", "alexnet"), help=suits)
     add("--width", type=whole, help="channels of a ResNet-9's first convolution (default: 64)")
+    start = "an encoder to begin with, in place of a new one: a run's folder, a file, or a name that `evaluate` knows"
+    add("--start", metavar="NETWORK", help=start)
     add("--option", nargs=2, help="an option of the method's class, such as temperature 0.5; may be repeated", **repeated)
     add("--augment", nargs="+", help="an option of its views (sslcourse.augment), such as crop 0.2 1; may be repeated", **repeated)
     add("--seed", type=count, default=0)
@@ -110,7 +113,7 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         if args.batch_size is not None and args.batch_size > found:
             raise CourseError(f"--batch-size {args.batch_size}: there are only {found} unlabelled images.")
         settings["batch_size"] = min(settings["batch_size"], found)
-        if args.network is None:
+        if args.network is None and args.start is None:
             args.network, args.width = ("resnet9", args.width or 16) if device.type == "cpu" or args.width else ("resnet18", None)
             folder.say(f"--network is not given: what suits {'a CPU' if device.type == 'cpu' else 'a GPU'} is taken.")
         method, network = _method(args, images.size)
@@ -138,6 +141,7 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
             about = {"method": TITLES[args.method], "lesson": LESSONS[args.method], "dataset": images.name, "network": network}
             about |= {"size": args.view or images.size, "seed": args.seed, "epochs": args.epochs, "pretraining": history.settings}
             about |= {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
+            about |= {"start": args.start} if args.start else {}
             method.encoder._compiled_call_impl = None  # a compiled encoder computes the same, and its file must not depend on that
             models.save_network(folder.encoder, method.encoder, **about)
             way_on = f"python -m sslcourse evaluate {shlex.quote(str(folder.path))} --dataset {args.dataset}"
@@ -146,15 +150,20 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
 
 
 def _method(args: argparse.Namespace, size: int) -> tuple[torch.nn.Module, str]:
+    if args.start is not None and (args.network or args.width):
+        raise CourseError("--start brings its network: leave --network and --width out.")
     if args.width is not None and args.network != "resnet9":
         raise CourseError(f"--width is for resnet9; {args.network} has its own.")
     if args.view is not None and args.view < 8:
         raise CourseError(f"--view {args.view}: the networks need views of at least 8 pixels.")
     view, width, kind = args.view or size, args.width or 64, METHODS[args.method]
     torch.manual_seed(args.seed)
-    makes = {"resnet9": {"width": width}, "alexnet": {}}.get(args.network, {"small_images": view < 96, "max_pool": view >= 64})
-    encoder = getattr(models, args.network)(**makes)
-    network = args.network.replace("resnet", "ResNet-").replace("alexnet", "AlexNet") + f", width {width}" * ("width" in makes)
+    if args.start is not None:
+        encoder = models.load_network(network_file(args.start)).encoder.train()
+    else:
+        makes = {"resnet9": {"width": width}, "alexnet": {}}.get(args.network, {"small_images": view < 96, "max_pool": view >= 64})
+        encoder = getattr(models, args.network)(**makes)
+    network = comparison.network_name(models.Network(encoder))
     known = [name for name in inspect.signature(kind).parameters if name not in ("encoder", "augmentation")]
     options = OPTIONS.get(args.method, {}) | _numbers("--option", args.option, known)
     try:
