@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sslcourse import augment, evaluation, models, plots, results, training
+from sslcourse import augment, evaluation, models, results, training
 from sslcourse.course import comparison
 
 METHOD, BATCH = "supervised", 64
@@ -121,13 +121,8 @@ class Comparison:
 
     def curves(self, way: str) -> None:
         """Test accuracy against labels a class, with standard errors over seeds; the title says what became of this way."""
-        x, means, errors = {}, {}, {}
-        for name, row in self.percents.items():
-            x[name] = list(row)
-            means[name], errors[name] = zip(*(evaluation.mean_and_error([*runs.values()]) for runs in row.values()), strict=True)
         title = f"{self.main} labels a class: {self.against(way, self.main).headline(self.said[way], METHOD)}"
-        where = {"xlabel": "labelled images a class", "ylabel": "test accuracy, %", "log_x": True}
-        plots.lines(x, means, errors=errors, title=title, chance=100 / self.images.num_classes, **where)
+        comparison.label_curves(self.percents, title=title, classes=self.images.num_classes)
 
     def headline(self) -> str:
         """What the lesson found, in a line."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from sslcourse import evaluation, models, results
+from sslcourse import evaluation, models, plots, results
 from sslcourse.datasets import prepared
 from sslcourse.devices import one_thread, seeded  # noqa: F401  (one_thread: for the lesson's own small fits)
 
@@ -122,6 +122,15 @@ def single_runs(record: Mapping) -> dict[int, float]:
     """seed -> top-1 accuracy in percent, of a record that kept its single runs; {} of one that did not."""
     values = record["metrics"].get("top1", {}).get("values") or []
     return {seed: 100 * value for seed, value in zip(record["seeds"], values, strict=True)} if len(values) == len(record["seeds"]) else {}
+
+
+def label_curves(percents: Mapping[str, Mapping[int, Mapping[int, float]]], *, title: str, classes: int) -> None:
+    """Test accuracy against labels a class, with standard errors over seeds. percents: way -> labels a class -> seed -> percent."""
+    x, means, errors = {way: list(row) for way, row in percents.items()}, {}, {}
+    for way, row in percents.items():
+        means[way], errors[way] = zip(*(evaluation.mean_and_error([*runs.values()]) for runs in row.values()), strict=True)
+    where = {"xlabel": "labelled images a class", "ylabel": "test accuracy, %", "log_x": True}
+    plots.lines(x, means, errors=errors, title=title, chance=100 / classes, **where)
 
 
 def whole_runs(records: Iterable[Mapping], labels: int) -> dict[str, dict[int, float]]:

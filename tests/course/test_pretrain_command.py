@@ -237,20 +237,30 @@ def test_evaluate_gives_a_table_and_records_and_can_train_the_same_network_from_
         return original(encoder, images, epochs, **options)
 
     monkeypatch.setattr(evaluation, "fine_tune", fine_tune)
-    how = ["--labels-per-class", 3, "--seeds", 0, 1, "--protocol", "knn", "fine-tune", "supervised", "--steps", 2, "--passes", 1]
+    how = ["--labels-per-class", 3, "--seeds", 0, 1, "--protocol", "knn", "fine-tune", "supervised", "untrained", "--block", "best"]
+    how += ["--steps", 2, "--passes", 1]
     assert evaluate(data, finished, *how, "--split", "test", "--out", tmp_path) == 0
     assert [call[1:] for call in trained] == [(2, 0.5, 30)] * 2 + [(4, 1.0, 30)] * 2
     weights = [next(call[0].parameters()) for call in trained]
     same = next(models.load_network(finished / "encoder.safetensors").encoder.parameters())
     assert torch.equal(weights[0], same) and torch.equal(weights[1], same)
     assert weights[2].shape == same.shape and not torch.equal(weights[2], same) and not torch.equal(weights[2], weights[3])
-    tuned, nearest, scratch = sorted(results.read(tmp_path), key=lambda record: record["method"])
-    assert [record["method"] for record in (tuned, nearest, scratch)] == ["SimCLR, fine-tuned", "SimCLR, kNN", "supervised"]
+    tuned, nearest, untrained, scratch = sorted(results.read(tmp_path), key=lambda record: record["method"])
+    names = ["SimCLR, fine-tuned", "SimCLR, kNN", "random initialisation", "supervised"]
+    assert [record["method"] for record in (tuned, nearest, untrained, scratch)] == names
+    images, fresh = datasets.load("toybox", data), {}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        fresh[seed] = models.resnet9(4).eval()
+    block = evaluation.best_block(evaluation.probe_blocks(fresh, images, 10, size=16))
+    found = [evaluation.feature_set(fresh[s], images.few_labels(3, s), size=16, block=block) for s in fresh]
+    assert untrained["metrics"]["top1"]["values"] == pytest.approx([evaluation.linear_probe(each, split="test").top1 for each in found])
+    assert untrained["settings"]["block"] == block
     assert tuned["settings"]["epochs"] == 2 and "epochs" not in scratch["settings"]
     assert all(r["seeds"] == [0, 1] and r["labels"] == 30 and r["lesson"] == 3 and r["image_size"] == 16 for r in (tuned, nearest))
     assert {record["network"] for record in (tuned, nearest, scratch)} == {"ResNet-9, width 4"}
     told = capsys.readouterr().out
-    assert "SimCLR, kNN" in told and "On test images, 2 draws of labels." in told
+    assert "SimCLR, kNN" in told and "On test images, 2 draws of labels." in told and told.count("3 labels a class: ") == 5
 
 
 @pytest.mark.parametrize(("more", "told"), [

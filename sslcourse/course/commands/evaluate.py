@@ -24,11 +24,12 @@ from sslcourse.display import progress_bar
 from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, out_of_memory
 
-# what the lessons' records call them; supervised: the same network from scratch, to compare with; weight 0: FixMatch's control
-PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", "supervised": "supervised"}
-PROTOCOLS |= {"fixmatch": "FixMatch", "fixmatch-weight-0": "FixMatch, weight 0"}
+# what the lessons' records call them; untrained: a probe on a random network; supervised: one from scratch; weight 0: FixMatch's control
+PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", "fixmatch": "FixMatch"}
+PROTOCOLS |= {"fixmatch-weight-0": "FixMatch, weight 0", "supervised": "supervised", "untrained": comparison.RANDOM}
 FIXMATCH = {"fixmatch": {"weight": 1.0, "average": 0.999}, "fixmatch-weight-0": {"weight": 0.0, "average": 0.999}}
 BATCH, UNLABELED_RATIO, ENCODER_LR_SCALE = 64, 3, 0.5
+BEST, TO_CHOOSE_BY = "best", 10  # labels a class
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=count, nargs="+", default=[0, 1, 2], help="each draws its own labels (default: 0 1 2)")
     add("--protocol", nargs="+", choices=PROTOCOLS, default=["knn", "linear-probe"], help="(default: knn linear-probe)")
     add("--split", choices=("validation", "test"), default="validation", help="test only when everything is chosen")
-    add("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
+    block = "the block whose features are probed, or best: on validation images, the rule of the lessons (default: the encoder's output)"
+    add("--block", type=lambda text: text if text == BEST else int(text), metavar="N", help=block)
     add("--size", type=whole, metavar="PIXELS", help="at which the images are looked at (default: that of the views in pretraining)")
     add("--steps", type=whole, default=250, help="of fine-tuning, at least; supervised has twice as many (default: 250)")
     add("--passes", type=whole, default=25, help="over the labels in fine-tuning, at least (default: 25)")
@@ -82,7 +84,14 @@ def _run(args: argparse.Namespace) -> int:
         raise CourseError(f"--labels-per-class {too_many[0]}: the smallest class of {dataset} has {smallest} labelled images.")
     if dataset == network.dataset and comparison.other_images(network, images):
         print(f"This network was trained on a data set that was called {dataset} too, with other images than these.")
-    block, size = network.block if args.block is None else args.block, args.size or network.size
+    size = args.size or network.size
+    blocks = dict.fromkeys(PROTOCOLS, network.block if args.block is None else args.block)
+    if args.block == BEST:
+        fresh = {seed: _fresh(network, images, size, seed) for seed in args.seeds}
+        for protocol, encoders in {"linear-probe": dict.fromkeys(args.seeds, network.encoder), "untrained": fresh}.items():
+            probed = evaluation.probe_blocks(encoders, images, min(TO_CHOOSE_BY, smallest), size=size) if protocol in args.protocol else {}
+            blocks[protocol] = evaluation.best_block(probed) if probed else None
+        blocks["knn"] = blocks["linear-probe"]
     lesson = about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
     trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
     tier = comparison.ONE_NETWORK + about["tier"] if "tier" in about else comparison.LONG  # a lesson's own records are of several networks
@@ -92,16 +101,17 @@ def _run(args: argparse.Namespace) -> int:
             started, found = time.perf_counter(), []
             for seed in args.seeds:
                 bar.set_description(f"{protocol}, {per_class} a class, seed {seed}")
-                found.append(_one(args, network, images, protocol, per_class, seed, block, size))
+                found.append(_one(args, network, images, protocol, per_class, seed, blocks[protocol], size))
                 bar.update()
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
-            name, settings = PROTOCOLS[protocol], {"split": args.split, "block": block}
+            name, block = PROTOCOLS[protocol], blocks[protocol]
+            settings = {"split": args.split, "block": block}
             if protocol in ("fine-tune", "supervised"):
                 settings |= {"steps": args.steps, "passes": args.passes, "views": args.views}
             if protocol in FIXMATCH:
                 settings |= FIXMATCH[protocol] | {"passes": args.unlabeled_passes, "unlabelled": len(images.unlabeled)}
-            if protocol != "supervised":
-                way = "probe" if protocol == "linear-probe" and block is not None else name
+            if protocol not in ("supervised", "untrained"):
+                way = "probe" if protocol == "linear-probe" and isinstance(args.block, int) else name
                 name = f"{network.method}{trained_there}{' + ' if protocol in FIXMATCH else ', '}{way}"
                 known = ("epochs", "minutes", "seed", "variant", "identity", "pretraining")
                 settings |= {"view": network.size} | {key: about[key] for key in known if key in about}
@@ -116,7 +126,7 @@ def _run(args: argparse.Namespace) -> int:
     print(results.table(records, ["method", "dataset", "labels", "network", "top1", "top3"]))
     for n, ways in runs.items():
         for first, second in itertools.permutations(ways, 2):
-            if second == "supervised" or (first, second) == ("fixmatch", "fixmatch-weight-0"):
+            if second in ("supervised", "untrained") and first != "untrained" or (first, second) == ("fixmatch", "fixmatch-weight-0"):
                 verdict = evaluation.paired_runs(ways[first], ways[second]).verdict(PROTOCOLS[first], PROTOCOLS[second])
                 print(f"{n} labels a class: {verdict}.")
     print(f"On {args.split} images, {len(args.seeds)} draws of labels. It is one network: the errors do not know how pretrainings differ.")
@@ -128,8 +138,9 @@ def _run(args: argparse.Namespace) -> int:
 def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int):
     labelled = images.few_labels(per_class, seed)
     labelled = labelled.subset(test=0) if args.split == "validation" else labelled
-    if protocol in ("knn", "linear-probe"):
-        seen = evaluation.feature_set(network.encoder, labelled, block=block, size=size)
+    if protocol in ("knn", "linear-probe", "untrained"):
+        encoder = _fresh(network, images, size, seed) if protocol == "untrained" else network.encoder
+        seen = evaluation.feature_set(encoder, labelled, block=block, size=size)
         return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=args.split)
     encoder, scale = network.encoder, ENCODER_LR_SCALE
     how = {"seed": seed, "batch_size": BATCH, "progress": not args.quiet, "name": f"{protocol}, {per_class} a class, seed {seed}"}
@@ -143,8 +154,12 @@ def _one(args: argparse.Namespace, network, images, protocol: str, per_class: in
         return evaluation.evaluate(method.averaged, *asked, size=size)
     epochs = training.epochs_for(len(labelled.train_labels), args.steps, args.passes)
     if protocol == "supervised":  # twice the steps, as in the lessons, and the whole network at the full rate
-        device = next(encoder.parameters()).device
-        encoder = comparison.fresh([network], lambda: None, dataset=images.name, size=size, seed=seed, device=device).encoder
-        epochs, scale = 2 * epochs, 1.0
+        encoder, epochs, scale = _fresh(network, images, size, seed), 2 * epochs, 1.0
     how |= {"split": args.split, "validate_every": 0, "augmentation": getattr(augment, args.views)(size)}
     return evaluation.fine_tune(encoder, labelled, epochs, encoder_lr_scale=scale, **how)
+
+
+def _fresh(network, images, size: int, seed: int):
+    """An encoder of the same kind that has learned nothing."""
+    device = next(network.encoder.parameters()).device
+    return comparison.fresh([network], lambda: None, dataset=images.name, size=size, seed=seed, device=device).encoder

@@ -1,0 +1,80 @@
+"""The same methods on photographs: what long runs on CIFAR-10 found, from committed records and facts, without a photograph at hand."""
+
+import json
+from collections.abc import Mapping
+
+import torch
+
+from sslcourse import evaluation, models, plots, results
+from sslcourse.course import comparison
+from sslcourse.course.baseline import METHOD as SUPERVISED
+from sslcourse.course.lesson import say
+
+CIFAR10 = ("cifar10", *comparison.JPEG)
+MAIN = 50  # labels a class, where one number is told
+
+Percents = Mapping[str, Mapping[int, Mapping[int, float]]]  # way -> labels a class -> draw of the labels -> top-1 in percent
+
+
+def percents() -> Percents:
+    """Top-1 on the test images of CIFAR-10, of the committed records of long runs; their single draws of labels are kept in each."""
+    found: dict[str, dict[int, dict[int, float]]] = {}
+    for r in results.reference():
+        if r["tier"] == comparison.LONG and r["dataset"] in CIFAR10:
+            found.setdefault(r["method"], {})[r["labels"] // 10] = comparison.single_runs(r)
+    return {way: dict(sorted(row.items())) for way, row in found.items()}
+
+
+def against(known: Percents, way: str, n: int, rival: str = SUPERVISED) -> evaluation.uncertainty.PairedRuns | None:
+    """A way less its rival with n labels a class, draw by draw; None where one of them was not run."""
+    both = [known.get(name, {}).get(n) for name in (way, rival)]
+    return evaluation.paired_runs(*both) if all(both) else None
+
+
+def curves(method: str) -> None:
+    """What a pretraining is worth on CIFAR-10, frozen and fine-tuned, beside supervised training and a random network, with verdicts."""
+    known = percents()
+    ways = [way for way in (f"{method}, frozen", f"{method}, fine-tuned", SUPERVISED, comparison.RANDOM) if way in known]
+    found = {(way, n): against(known, way, n) for way in ways[:2] for n in known[way]}
+    main = found.get((ways[0], MAIN))
+    title = f"CIFAR-10, {MAIN} labels a class: {main.headline(ways[0], SUPERVISED)}" if main else f"CIFAR-10: {method}"
+    comparison.label_curves({way: known[way] for way in ways}, title=title, classes=10)
+    told = [f"* {n} labels a class: {pair.verdict(way, 'supervised training')}" for (way, n), pair in found.items() if pair]
+    say("\n".join(["One pretraining on photographs, over draws of the labels:\n", *told]))
+
+
+def order(first: str, second: str, n: int = MAIN) -> str:
+    """Which of two pretrainings has the better frozen features, in a sentence."""
+    known = percents()
+    found = against(known, f"{first}, frozen", n, f"{second}, frozen")
+    return f"{n} labels a class: {found.verdict(first, second)}" if found else f"{first} and {second} were not both run on photographs"
+
+
+def facts(name: str) -> dict:
+    """What was kept of a committed encoder's features of CIFAR-10's test images: a map, and how alike its classes are; no photograph."""
+    return json.loads((models.saved.ENCODERS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def seen_by(name: str, title: str) -> None:
+    """The map of an encoder's features, and the mean cosine of each two classes, from its facts."""
+    kept = facts(name)
+    plots.scatter({"t-SNE": torch.tensor(kept["map"])}, torch.tensor(kept["labels"]), kept["class_names"], title=title)
+    names = kept["class_names"]
+    alike = torch.tensor(kept["similarity"])
+    plots.matrix(alike, title="How alike the classes are to it", row_names=names, column_names=names, colour_label="mean cosine")
+
+
+def pictures(name: str, images, k: int = 7) -> None:
+    """Neighbours and mistakes in an encoder's features, as pictures, where the lesson's images are CIFAR-10; else how to see them."""
+    if images.name not in CIFAR10:
+        return say("With `DATASET = \"cifar10\"` this cell shows neighbours and mistakes of the network as pictures.")
+    network = models.load_network(name, images.unlabeled.device)
+    few = images.subset(train=5000, validation=500, test=500)
+    seen = evaluation.feature_set(network.encoder, few, size=network.size)
+    near, chosen = evaluation.retrieve(seen, k=k), [int((few.validation_labels == c).nonzero()[0]) for c in range(5)]
+    names = [few.class_names[few.validation_labels[row]] for row in chosen]
+    title = f"Nearest of 5,000 photographs: {100 * near.precision:.0f} % of the neighbours show the class that was asked for"
+    queries, found = few.validation_images[chosen], few.train_images[near.indices[chosen]]
+    plots.neighbours(queries, found, title=title, query_names=names, right=near.right[chosen])
+    probe = evaluation.linear_probe(seen)
+    plots.mistakes(probe, few.validation_images, title=f"Surest mistakes of a probe on all these labels; on validation {probe}")
