@@ -237,7 +237,7 @@ def test_evaluate_gives_a_table_and_records_and_can_train_the_same_network_from_
         return original(encoder, images, epochs, **options)
 
     monkeypatch.setattr(evaluation, "fine_tune", fine_tune)
-    how = ["--labels-per-class", 3, "--seeds", 0, 1, "--protocol", "knn", "fine-tune", "supervised", "untrained", "--block", "best"]
+    how = ["--labels-per-class", 3, "--seeds", 0, 1, "--protocol", "knn", "fine-tune", "supervised", "untrained", "--like-lessons"]
     how += ["--steps", 2, "--passes", 1]
     assert evaluate(data, finished, *how, "--split", "test", "--out", tmp_path) == 0
     assert [call[1:] for call in trained] == [(2, 0.5, 30)] * 2 + [(4, 1.0, 30)] * 2
@@ -253,8 +253,13 @@ def test_evaluate_gives_a_table_and_records_and_can_train_the_same_network_from_
         torch.manual_seed(seed)
         fresh[seed] = models.resnet9(4).eval()
     block = evaluation.best_block(evaluation.probe_blocks(fresh, images, 10, size=16))
-    found = [evaluation.feature_set(fresh[s], images.few_labels(3, s), size=16, block=block) for s in fresh]
-    assert untrained["metrics"]["top1"]["values"] == pytest.approx([evaluation.linear_probe(each, split="test").top1 for each in found])
+    probes = []
+    for seed, encoder in fresh.items():
+        few = images.few_labels(3, seed)
+        seen = evaluation.feature_set(encoder, few, size=16, block=block)
+        seen = evaluation.in_views(seen, encoder, few, augment.weak(16), block=block, seed=seed)
+        probes.append(evaluation.linear_probe(seen, split="test").top1)
+    assert untrained["metrics"]["top1"]["values"] == pytest.approx(probes)
     assert untrained["settings"]["block"] == block
     assert tuned["settings"]["epochs"] == 2 and "epochs" not in scratch["settings"]
     assert all(r["seeds"] == [0, 1] and r["labels"] == 30 and r["lesson"] == 3 and r["image_size"] == 16 for r in (tuned, nearest))

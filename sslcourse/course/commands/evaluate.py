@@ -29,7 +29,7 @@ PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", 
 PROTOCOLS |= {"fixmatch-weight-0": "FixMatch, weight 0", "supervised": "supervised", "untrained": comparison.RANDOM}
 FIXMATCH = {"fixmatch": {"weight": 1.0, "average": 0.999}, "fixmatch-weight-0": {"weight": 0.0, "average": 0.999}}
 BATCH, UNLABELED_RATIO, ENCODER_LR_SCALE = 64, 3, 0.5
-BEST, TO_CHOOSE_BY = "best", 10  # labels a class
+TO_CHOOSE_BY = 10  # labels a class, for the block
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=count, nargs="+", default=[0, 1, 2], help="each draws its own labels (default: 0 1 2)")
     add("--protocol", nargs="+", choices=PROTOCOLS, default=["knn", "linear-probe"], help="(default: knn linear-probe)")
     add("--split", choices=("validation", "test"), default="validation", help="test only when everything is chosen")
-    block = "the block whose features are probed, or best: on validation images, the rule of the lessons (default: the encoder's output)"
-    add("--block", type=lambda text: text if text == BEST else int(text), metavar="N", help=block)
+    add("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
+    lessons = "probe as the lessons do: the block that is best on validation images, labelled images in weak views"
+    add("--like-lessons", action="store_true", help=lessons)
     add("--size", type=whole, metavar="PIXELS", help="at which the images are looked at (default: that of the views in pretraining)")
     add("--steps", type=whole, default=250, help="of fine-tuning, at least; supervised has twice as many (default: 250)")
     add("--passes", type=whole, default=25, help="over the labels in fine-tuning, at least (default: 25)")
@@ -86,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"This network was trained on a data set that was called {dataset} too, with other images than these.")
     size = args.size or network.size
     blocks = dict.fromkeys(PROTOCOLS, network.block if args.block is None else args.block)
-    if args.block == BEST:
+    if args.like_lessons:
         fresh = {seed: _fresh(network, images, size, seed) for seed in args.seeds}
         for protocol, encoders in {"linear-probe": dict.fromkeys(args.seeds, network.encoder), "untrained": fresh}.items():
             probed = evaluation.probe_blocks(encoders, images, min(TO_CHOOSE_BY, smallest), size=size) if protocol in args.protocol else {}
@@ -105,13 +106,13 @@ def _run(args: argparse.Namespace) -> int:
                 bar.update()
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
             name, block = PROTOCOLS[protocol], blocks[protocol]
-            settings = {"split": args.split, "block": block}
+            settings = {"split": args.split, "block": block} | ({"views": "weak"} if args.like_lessons else {})
             if protocol in ("fine-tune", "supervised"):
                 settings |= {"steps": args.steps, "passes": args.passes, "views": args.views}
             if protocol in FIXMATCH:
                 settings |= FIXMATCH[protocol] | {"passes": args.unlabeled_passes, "unlabelled": len(images.unlabeled)}
             if protocol not in ("supervised", "untrained"):
-                way = "probe" if protocol == "linear-probe" and isinstance(args.block, int) else name
+                way = "probe" if protocol == "linear-probe" and args.block is not None else name
                 name = f"{network.method}{trained_there}{' + ' if protocol in FIXMATCH else ', '}{way}"
                 known = ("epochs", "minutes", "seed", "variant", "identity", "pretraining")
                 settings |= {"view": network.size} | {key: about[key] for key in known if key in about}
@@ -141,6 +142,8 @@ def _one(args: argparse.Namespace, network, images, protocol: str, per_class: in
     if protocol in ("knn", "linear-probe", "untrained"):
         encoder = _fresh(network, images, size, seed) if protocol == "untrained" else network.encoder
         seen = evaluation.feature_set(encoder, labelled, block=block, size=size)
+        if args.like_lessons and protocol != "knn":
+            seen = evaluation.in_views(seen, encoder, labelled, augment.weak(size), block=block, seed=seed)
         return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=args.split)
     encoder, scale = network.encoder, ENCODER_LR_SCALE
     how = {"seed": seed, "batch_size": BATCH, "progress": not args.quiet, "name": f"{protocol}, {per_class} a class, seed {seed}"}
