@@ -1,6 +1,7 @@
 """The lessons as a whole: stored as they should be, and running headlessly at tier smoke with result records at the end."""
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -29,12 +30,29 @@ def test_stored_notebooks_follow_the_rules_have_the_parts_of_a_lesson_and_were_c
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for part in ("Case file", "Break it", "Recap", "Further reading", "prediction"):
         assert part in text, f"{path.name} has no part {part!r}"
-    prose = len(re.findall(r"\w+", re.sub(r"\$[^$]*\$|`[^`]*`|\(https?:[^)]*\)|<[^>]*>", " ", text)))
+    folded = r"(?s)<details><summary>Hint.*?</details>"
+    prose = len(re.findall(r"\w+", re.sub(rf"{folded}|\$[^$]*\$|`[^`]*`|\(https?:[^)]*\)|<[^>]*>", " ", text)))
     assert 2000 <= prose <= 3500, f"{prose} words of prose"
+    open_cells = [c for c in notebook.cells if c.cell_type == "code" and not c.metadata.get("jupyter", {}).get("source_hidden")]
+    visible = [line for cell in open_cells for line in cell.source.splitlines() if line.strip()]
+    assert len(visible) <= (450 if path.stem.startswith("07") else 420)
     assert any("nbval-check-output" in notebook_files.tags(cell) for cell in notebook.cells)
     solutions = [cell for cell in notebook.cells if "solution" in notebook_files.tags(cell)]
     exercises = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.startswith("@exercise")]
-    assert 2 <= len(exercises) <= 4 and len(solutions) == len(exercises)
+    hints = [found for cell in notebook.cells if (found := re.findall("<summary>(Hint.*?)</summary>", cell.source))]
+    assert 2 <= len(exercises) <= 4 and len(solutions) == len(hints) == len(exercises)
+    assert all(of_one == ["Hint 1: a question", "Hint 2: the idea", "Hint 3: the lines, in words"] for of_one in hints)
+
+
+def test_the_answers_of_a_quiz_stand_in_an_order_drawn_from_their_own_text_so_that_the_right_one_is_anywhere():
+    places = []
+    for cell in (cell for path in NOTEBOOKS for cell in notebook_files.load(path).cells if cell.cell_type == "markdown"):
+        answers = re.findall(r"<details><summary>((?!Hint).*?)</summary>\s*(.*?)</details>", cell.source, flags=re.DOTALL)
+        if len(answers) > 2:
+            assert answers == sorted(answers, key=lambda answer: hashlib.sha1(answer[0].encode()).hexdigest())
+            (right,) = [k for k, (_, why) in enumerate(answers) if why.startswith(("Right", "Yes"))]
+            places += [right] if len(answers) == 3 else []
+    assert len(places) > 20 and all(1 / 4 < places.count(k) / len(places) < 1 / 2 for k in range(3))
 
 
 CLAIMS = r"\b(beats?|better than|worse than|outperform\w*|superior)\b"

@@ -13,7 +13,7 @@ EXERCISE = re.compile(r'@exercise\("(?P<id>\d+\.\d+)"\)\ndef (?P<name>\w+)\((?P<
 _SOLUTION = re.compile(r"def solution_(?P<id>\d+_\d+)\((?P<arguments>[^:]*)\):\n(?P<body>.*)", re.DOTALL)
 _BADGE = re.compile(r'^<a href="[^"]*"><img alt="Open in Colab".*\n?\n?', re.MULTILINE)
 _LINK = re.compile(r"(\]\()([\w./-]+)(?=[#)])")
-_CHOICE = re.compile(r"<details><summary>(?!Hint</summary>)(.*?)</summary>.*?</details>", re.DOTALL)
+_CHOICE = re.compile(r"<details><summary>(?!Hint)(.*?)</summary>.*?</details>", re.DOTALL)
 
 
 def student_copy(notebook, *, seed: int | None = None, answers: bool = True):
