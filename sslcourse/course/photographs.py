@@ -34,9 +34,9 @@ def percents() -> Percents:
     return found
 
 
-def against(known: Percents, way: str, n: int, rival: str = SUPERVISED) -> evaluation.uncertainty.PairedRuns | None:
-    """A way less its rival with n labels a class, draw by draw; None where one of them was not run."""
-    both = [known.get(name, {}).get(n) for name in (way, rival)]
+def against(known: Percents, way: str, n: int) -> evaluation.uncertainty.PairedRuns | None:
+    """A way minus supervised training with n labels a class, draw by draw; None where one of them was not run."""
+    both = [known.get(name, {}).get(n) for name in (way, SUPERVISED)]
     return evaluation.paired_runs(*both) if all(both) else None
 
 
@@ -50,13 +50,6 @@ def curves(method: str) -> None:
     comparison.label_curves({way: known[way] for way in ways}, title=title, classes=10)
     told = [f"* {n} labels a class: {pair.verdict(way, 'supervised training')}" for (way, n), pair in found.items() if pair]
     say("\n".join(["One pretraining on photographs, over draws of the labels:\n", *told]))
-
-
-def order(first: str, second: str, n: int = MAIN) -> str:
-    """Which of two pretrainings has the better frozen features, in a sentence."""
-    known = percents()
-    found = against(known, f"{first}, frozen", n, f"{second}, frozen")
-    return f"{n} labels a class: {found.verdict(first, second)}" if found else f"{first} and {second} were not both run on photographs"
 
 
 def facts(name: str) -> dict:

@@ -34,7 +34,17 @@ def test_the_pretraining_with_most_numbers_of_labels_is_drawn_with_its_verdicts(
     assert f"CIFAR-10, 50 labels a class: {found.headline('SimCLR, frozen', 'supervised')}" in told
     assert f"50 labels a class: {found.verdict('SimCLR, frozen', 'supervised training')}" in told
     assert "between SimCLR, fine-tuned and supervised training is not shown" in told and told.count("* ") == 2
-    assert "were not both run" in photographs.order("SimCLR", "rotation")
+
+
+def test_drawings_and_photographs_stand_side_by_side(monkeypatch):
+    of_lessons = {"dataset": "toybox", "tier": "cpu"}
+    drawn = [record("SimCLR, frozen", 40, [0.5, 0.6, 0.7], lesson=3, **of_lessons), record("supervised", 40, [0.4, 0.4, 0.5], **of_lessons)]
+    monkeypatch.setattr(results, "reference", lambda: [*RECORDS, *drawn])
+    (row,) = [row for row in photographs.worlds().rows if row[0] == "SimCLR, frozen"]
+    ends = [evaluation.paired_runs(*pair).interval for pair in (([50, 60, 70], [40, 40, 50]), ([60, 61, 63], [50, 50, 52]))]
+    first, second = (f"{low:+.1f} to {high:+.1f}".replace("-", "−") for low, high in ends)
+    assert row[1:] == ["60.0 %", first, "61.3 %", second]
+    assert [row[3:] for row in photographs.worlds().rows if row[0] == "BYOL, frozen"] == [["–", "not run"]]
 
 
 def test_pictures_are_shown_where_the_photographs_are_at_hand(tmp_path, monkeypatch, capsys):

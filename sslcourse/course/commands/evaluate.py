@@ -96,13 +96,13 @@ def _run(args: argparse.Namespace) -> int:
     lesson = about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
     trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
     tier = comparison.ONE_NETWORK + about["tier"] if "tier" in about else comparison.LONG  # a lesson's own records are of several networks
-    records, runs, parts = [], {}, list(itertools.product(args.labels_per_class, args.protocol))
+    records, runs, whole, parts = [], {}, {}, list(itertools.product(args.labels_per_class, args.protocol))
     with progress_bar(len(parts) * len(args.seeds), "evaluating", "run", hidden=args.quiet) as bar:
         for per_class, protocol in parts:
             started, found = time.perf_counter(), []
             for seed in args.seeds:
                 bar.set_description(f"{protocol}, {per_class} a class, seed {seed}")
-                found.append(_one(args, network, images, protocol, per_class, seed, blocks[protocol], size))
+                found.append(_one(args, network, images, protocol, per_class, seed, blocks[protocol], size, whole))
                 bar.update()
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
             name, block = PROTOCOLS[protocol], blocks[protocol]
@@ -136,14 +136,17 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int):
+def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int, whole: dict):
     labelled = images.few_labels(per_class, seed)
     labelled = labelled.subset(test=0) if args.split == "validation" else labelled
     if protocol in ("knn", "linear-probe", "untrained"):
         encoder = _fresh(network, images, size, seed) if protocol == "untrained" else network.encoder
-        seen = evaluation.feature_set(encoder, labelled, block=block, size=size)
-        if args.like_lessons and protocol != "knn":
-            seen = evaluation.in_views(seen, encoder, labelled, augment.weak(size), block=block, seed=seed)
+        of = (block, seed if protocol == "untrained" else None)  # the images that are asked about are the same for all draws of labels
+        if of not in whole:
+            whole[of] = evaluation.feature_set(encoder, labelled, block=block, size=size)
+        in_views = args.like_lessons and protocol != "knn"
+        view, repeats = (augment.weak(size), 0) if in_views else (augment.evaluation(size), 1)
+        seen = evaluation.in_views(whole[of], encoder, labelled, view, repeats=repeats, block=block, seed=seed)
         return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=args.split)
     encoder, scale = network.encoder, ENCODER_LR_SCALE
     how = {"seed": seed, "batch_size": BATCH, "progress": not args.quiet, "name": f"{protocol}, {per_class} a class, seed {seed}"}
