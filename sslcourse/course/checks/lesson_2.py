@@ -152,26 +152,25 @@ def check_losses(losses) -> None:
 
 
 def check_steps(answer) -> None:
-    with torch.enable_grad():
-        check_losses(first_run(answer))
-        reject_mistakes(answer, train_steps, STEP_MISTAKES, lambda f: trained(f, fresh_model()), atol=1e-5)
-        wanted = trained(train_steps, fresh_model())
-        off = "After three batches the parameters are not those of plain SGD. Each time: clear, backward, p -= lr * p.grad."
-        reject_if(not near(trained(answer, fresh_model()), wanted), off)
-        got, losses = (f(fresh_model(), three_batches(), F.cross_entropy, 0.3) for f in (answer, train_steps))
-        other_losses = "The parameters are right, the losses are not. Return those before each step, on which backward() was called."
-        expect.close(torch.tensor(got), torch.tensor(losses), other_losses)
-        stale, idle, as_idle = fresh_model(), fresh_model(), fresh_model()
-        for p in stale.parameters():
-            p.grad = torch.full_like(p, 0.7)
-        used = "Right for a fresh model, but this one came with old gradients, and the first step used them. Clear before every backward()."
-        reject_if(not near(trained(answer, stale), wanted), used)
-        for m in (idle, as_idle):
-            m[0].bias.requires_grad_(False)
-            m.register_parameter("unused", nn.Parameter(torch.ones(2)))
-        skip = "Right where every parameter has a gradient, but a frozen or unused one has p.grad None. Skip it: if p.grad is not None."
-        with expect.hint_for_errors(skip):
-            reject_if(not near(trained(answer, idle), trained(train_steps, as_idle)), skip)
+    check_losses(first_run(answer))
+    reject_mistakes(answer, train_steps, STEP_MISTAKES, lambda f: trained(f, fresh_model()), atol=1e-5)
+    wanted = trained(train_steps, fresh_model())
+    off = "After three batches the parameters are not those of plain SGD. Each time: clear, backward, p -= lr * p.grad."
+    reject_if(not near(trained(answer, fresh_model()), wanted), off)
+    got, losses = (f(fresh_model(), three_batches(), F.cross_entropy, 0.3) for f in (answer, train_steps))
+    other_losses = "The parameters are right, the losses are not. Return those before each step, on which backward() was called."
+    expect.close(torch.tensor(got), torch.tensor(losses), other_losses)
+    stale, idle, as_idle = fresh_model(), fresh_model(), fresh_model()
+    for p in stale.parameters():
+        p.grad = torch.full_like(p, 0.7)
+    used = "Right for a fresh model, but this one came with old gradients, and the first step used them. Clear before every backward()."
+    reject_if(not near(trained(answer, stale), wanted), used)
+    for m in (idle, as_idle):
+        m[0].bias.requires_grad_(False)
+        m.register_parameter("unused", nn.Parameter(torch.ones(2)))
+    skip = "Right where every parameter has a gradient, but a frozen or unused one has p.grad None. Skip it: if p.grad is not None."
+    with expect.hint_for_errors(skip):
+        reject_if(not near(trained(answer, idle), trained(train_steps, as_idle)), skip)
 
 
 def exactly(a: float, d: float, z: float) -> float:

@@ -31,13 +31,12 @@ BYOL_MISTAKES = {
 
 
 def check_byol_loss(answer) -> None:
-    with torch.enable_grad():
-        expect.loss(answer(*two_views(6, 5, 1)), rows=6)
-        for n, d in ((6, 5), (9, 3), (1, 8)):
-            hint = f"With {n} rows of {d} the value is off. One test: the loss is 0 when p = 3·z, and 4 when p = −z."
-            expect.agree(answer, my_byol_loss, two_views(n, d, n), hint, BYOL_MISTAKES, "the loss", rtol=5e-4, atol=1e-5)
-        told = {"names": ("p", "z"), "else_moves": "the target would be trained too", "cut": "No .detach() on p's lengths."}
-        expect.gradients(answer, my_byol_loss, two_views(6, 5, 2), learns=[0], **told)
+    expect.loss(answer(*two_views(6, 5, 1)), rows=6)
+    for n, d in ((6, 5), (9, 3), (1, 8)):
+        hint = f"With {n} rows of {d} the value is off. One test: the loss is 0 when p = 3·z, and 4 when p = −z."
+        expect.agree(answer, my_byol_loss, two_views(n, d, n), hint, BYOL_MISTAKES, "the loss", rtol=5e-4, atol=1e-5)
+    told = {"names": ("p", "z"), "else_moves": "the target would be trained too", "cut": "No .detach() on p's lengths."}
+    expect.gradients(answer, my_byol_loss, two_views(6, 5, 2), learns=[0], **told)
 
 
 def ema_update(target: nn.Module, online: nn.Module, tau: float) -> None:

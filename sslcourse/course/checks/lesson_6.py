@@ -51,19 +51,18 @@ def weak_and_strong(n: int, c: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def check_fixmatch(answer) -> None:
-    with torch.enable_grad():
-        expect.loss(answer(*weak_and_strong(9, 4, 1), 0.6), rows=9)
-        for n, c, t in ((9, 4, 0.6), (12, 3, 0.7), (1, 6, 0.2)):
-            hint = f"With {n} rows, {c} classes and threshold {t} the value is off. Try four rows by hand, as above."
-            expect.agree(answer, my_fixmatch_loss, (*weak_and_strong(n, c, n), t), hint, FIXMATCH_MISTAKES, "the loss", rtol=5e-4)
-        even = torch.zeros(4, 2)
-        reject_if(answer(even, even, 0.5) == 0, AT_THRESHOLD)
-        names, views = ("the weak view", "the strong view"), weak_and_strong(9, 4, 2)
-        expect.gradients(answer, my_fixmatch_loss, views, 0.6, names=names, learns=[1], else_moves="the labels would move")
-        none = answer(views[0], views[1].requires_grad_(), 1.0)
-        hint = "Right where some rows pass, but where none does the loss has to be 0: a sum of zeros, divided by N."
-        expect.close(none, 0.0, hint, what="the loss")
-        reject_if(not none.requires_grad, "Where no row passes, the 0 has no graph and backward() stops. Multiply by the mask.")
+    expect.loss(answer(*weak_and_strong(9, 4, 1), 0.6), rows=9)
+    for n, c, t in ((9, 4, 0.6), (12, 3, 0.7), (1, 6, 0.2)):
+        hint = f"With {n} rows, {c} classes and threshold {t} the value is off. Try four rows by hand, as above."
+        expect.agree(answer, my_fixmatch_loss, (*weak_and_strong(n, c, n), t), hint, FIXMATCH_MISTAKES, "the loss", rtol=5e-4)
+    even = torch.zeros(4, 2)
+    reject_if(answer(even, even, 0.5) == 0, AT_THRESHOLD)
+    names, views = ("the weak view", "the strong view"), weak_and_strong(9, 4, 2)
+    expect.gradients(answer, my_fixmatch_loss, views, 0.6, names=names, learns=[1], else_moves="the labels would move")
+    none = answer(views[0], views[1].requires_grad_(), 1.0)
+    hint = "Right where some rows pass, but where none does the loss has to be 0: a sum of zeros, divided by N."
+    expect.close(none, 0.0, hint, what="the loss")
+    reject_if(not none.requires_grad, "Where no row passes, the 0 has no graph and backward() stops. Multiply by the mask.")
 
 
 RAMP_MISTAKES = {  # at step i of a ramp from a to b that ends at f
