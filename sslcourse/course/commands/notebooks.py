@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
             raise CourseError(f"{', '.join(there)} would be replaced in {args.strip}. Choose another folder for the copies.")
         check_writable(out, "--strip")
         for path in paths:
-            print(notebook_files.strip_outputs(path, out / path.name))
+            notebook_files.save(notebook_files.strip_outputs(notebook_files.load(path)), out / path.name)
+            print(out / path.name)
         return 0
     if args.execute or args.clean:
         check_writable(paths[0].parent, "--notebooks")
