@@ -195,18 +195,16 @@ COUNT_MISTAKES = {
 
 
 def check_count(answer) -> None:
+    def number(n):
+        return torch.tensor(expect.number(n, "the number of images"), dtype=torch.double)
+
     # Before rounding they end in .21, .79, .55: rounding down and rounding to the nearest both show.
-    cases = [(0.70, 0.011, 2.5), (0.83, 0.013, 1.7), (0.55, 0.023, 3.0)]
-
-    def numbers(count):
-        return torch.tensor([expect.number(count(*case), "the number of images") for case in cases], dtype=torch.double)
-
-    for atol in (1, 1e-3):  # first another formula, however it is rounded, then the right one rounded otherwise
-        reject_mistakes(answer, images_needed, COUNT_MISTAKES, numbers, 0, atol)
-    for n, case in zip(numbers(answer).tolist(), cases, strict=True):
-        told = "For accuracy {}, difference {} and z {}".format(*case) + f" it takes {images_needed(*case)} images, not {n:g}."
-        reject_if(n != images_needed(*case), f"{told} Solve d = z · sqrt(2a(1 − a)/n) for n.")
-    reject_if(not isinstance(answer(*cases[0]), Integral), "The number is right, but it is not an int. math.ceil returns one.")
+    for case in ((0.70, 0.011, 2.5), (0.83, 0.013, 1.7), (0.55, 0.023, 3.0)):
+        told = "For accuracy {}, difference {} and z {}".format(*case) + f" it takes {images_needed(*case)} images."
+        told = f"{told} Solve d = z · sqrt(2a(1 − a)/n) for n."
+        for atol in (1, 1e-3):  # first another formula, however it is rounded, then the right one rounded otherwise
+            expect.agree(answer, images_needed, case, told, COUNT_MISTAKES, part=number, rtol=0, atol=atol)
+    reject_if(not isinstance(answer(*case), Integral), "The number is right, but it is not an int. math.ceil returns one.")
 
 
 EXERCISES = [
