@@ -41,8 +41,7 @@ class Exercise:
     """One exercise. check(function) raises Wrong with a hint, or returns.
 
     mistakes: hint -> a wrong answer that the check recognises, or a list of them; called as the reference is.
-    may_change_inputs: for functions whose task is to change what they are given (an EMA update). Otherwise the function gets copies,
-    and one that changes its inputs is rejected, because the lesson goes on using them.
+    The function gets copies of tensors, and one that changes them is rejected, because the lesson goes on using them.
     """
 
     id: str
@@ -52,7 +51,6 @@ class Exercise:
     reference: Callable
     check: Callable[[Callable], None]
     mistakes: Mapping[str, Callable | list[Callable]] = field(default_factory=dict)
-    may_change_inputs: bool = False
 
 
 def exercise(id: str) -> Callable[[Callable], Callable]:
@@ -140,14 +138,13 @@ class _Guard:
 
     def __call__(self, *args):
         # Clones keep the graph, so that a check can ask for gradients; modules and generators are passed on as they are.
-        given = args if self.task.may_change_inputs else tree_map_only(torch.Tensor, torch.clone, args)
+        given = tree_map_only(torch.Tensor, torch.clone, args)
         try:
             self.last = self.function(*given)
         except (Exception, SystemExit) as error:  # an exit() in an answer must not end the lesson
             raise Wrong(_explain(error, self.function)) from error
-        if not self.task.may_change_inputs:
-            inputs = zip(inspect.signature(self.task.reference).parameters, args, given, strict=True)
-            self.changed = self.changed or next((name for name, before, after in inputs if not _equal(before, after)), None)
+        inputs = zip(inspect.signature(self.task.reference).parameters, args, given, strict=True)
+        self.changed = self.changed or next((name for name, before, after in inputs if not _equal(before, after)), None)
         return self.last
 
 

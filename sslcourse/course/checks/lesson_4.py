@@ -170,6 +170,6 @@ def check_meters(answer) -> None:
 
 EXERCISES = [
     Exercise("4.1", "BYOL's loss, with the gradient stopped", 10, 1, my_byol_loss, check_byol_loss, BYOL_MISTAKES),
-    Exercise("4.2", "A step of the moving average", 15, 2, ema_update, check_ema, EMA_MISTAKES, may_change_inputs=True),
+    Exercise("4.2", "A step of the moving average", 15, 2, ema_update, check_ema, EMA_MISTAKES),
     Exercise("4.3", "Two meters of collapse", 15, 2, spread_and_rank, check_meters, METER_MISTAKES),
 ]
