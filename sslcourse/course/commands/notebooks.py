@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from sslcourse.course import notebook_files, runner, selection
     from sslcourse.course.lesson import resolve_tier
 
-    paths = selection.matching(args.lessons, selection.find_notebooks(args.notebooks))
+    paths = selection.select(args.lessons, args.notebooks)
     if args.strip:
         out = folder_of(args.strip, "--strip", "copies")
         if there := [path.name for path in paths if (out / path.name).exists()]:
