@@ -37,7 +37,7 @@ def nothing_happens(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "run", lambda *args, **options: [])
     monkeypatch.setattr(runner, "store", lambda *args, **options: None)
-    for name, result in {"clean": False, "strip_outputs": "a copy", "problems": []}.items():
+    for name, result in {"clean": False, "save": None, "problems": []}.items():
         monkeypatch.setattr(f"sslcourse.course.notebook_files.{name}", lambda *given, result=result: result)
     monkeypatch.setattr("sslcourse.course.published_tables.update", lambda: [])
     monkeypatch.setattr(pretrain_command, "_run", lambda *given: 0)

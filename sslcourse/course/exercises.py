@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
 from sslcourse import display
 from sslcourse.course import lesson as lessons
@@ -40,8 +41,7 @@ class Exercise:
     """One exercise. check(function) raises Wrong with a hint, or returns.
 
     mistakes: hint -> a wrong answer that the check recognises, or a list of them; called as the reference is.
-    may_change_inputs: for functions whose task is to change what they are given (an EMA update). Otherwise the function gets copies,
-    and one that changes its inputs is rejected, because the lesson goes on using them.
+    The function gets copies of tensors, and one that changes them is rejected, because the lesson goes on using them.
     """
 
     id: str
@@ -51,7 +51,6 @@ class Exercise:
     reference: Callable
     check: Callable[[Callable], None]
     mistakes: Mapping[str, Callable | list[Callable]] = field(default_factory=dict)
-    may_change_inputs: bool = False
 
 
 def exercise(id: str) -> Callable[[Callable], Callable]:
@@ -91,11 +90,10 @@ def find_exercise(id: str) -> Exercise:
     return tasks[id]
 
 
-def report(number: int | None = None):
-    """A table of the exercises of a lesson (the current one) and how each went."""
-    if number is None and (begun := lessons.current()):
-        number = begun.number
-    tasks = lesson_exercises(number) if number else {id: find_exercise(id) for id in _statuses}
+def report():
+    """A table of the exercises of the current lesson, or of those that were tried where there is none, and how each went."""
+    begun = lessons.current()
+    tasks = lesson_exercises(begun.number) if begun else {id: find_exercise(id) for id in _statuses}
     words = {DONE: "✓ done", HINT: "✗ see the hint", OPEN: "· not attempted"}
     rows = [[id, t.title, "★" * t.difficulty, f"{t.minutes} min", words[_statuses.get(id, OPEN)]] for id, t in tasks.items()]
     return Table(["exercise", "what it asks", "difficulty", "time", "status"], rows)
@@ -106,7 +104,7 @@ def judge(task: Exercise, function: Callable) -> tuple[str, str]:
     if _is_untouched(function):
         return OPEN, "Not attempted yet. The lesson goes on with the reference; fill in the function and run the cell again when you like."
     guard = _Guard(task, function)
-    with random_states_kept():  # whether an exercise is done must not change what the lesson draws later
+    with random_states_kept(), torch.enable_grad():  # whether an exercise is done must not change what the lesson draws later
         random.seed(0)  # and every check draws the same inputs
         np.random.seed(0)
         torch.default_generator.manual_seed(0)
@@ -139,22 +137,15 @@ class _Guard:
         self.changed = self.last = None
 
     def __call__(self, *args):
-        given = args if self.task.may_change_inputs else _copied(args)
+        # Clones keep the graph, so that a check can ask for gradients; modules and generators are passed on as they are.
+        given = tree_map_only(torch.Tensor, torch.clone, args)
         try:
             self.last = self.function(*given)
         except (Exception, SystemExit) as error:  # an exit() in an answer must not end the lesson
             raise Wrong(_explain(error, self.function)) from error
-        if not self.task.may_change_inputs:
-            inputs = zip(inspect.signature(self.task.reference).parameters, args, given, strict=True)
-            self.changed = self.changed or next((name for name, before, after in inputs if not _equal(before, after)), None)
+        inputs = zip(inspect.signature(self.task.reference).parameters, args, given, strict=True)
+        self.changed = self.changed or next((name for name, before, after in inputs if not _equal(before, after)), None)
         return self.last
-
-
-def _copied(value):
-    """A copy of tensors, arrays and the containers around them; anything else (modules, generators) is passed on as it is."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()  # keeps the graph, so that a check can ask for gradients
-    return type(value)(_copied(item) for item in value) if type(value) in (list, tuple) else value
 
 
 def _equal(before, after) -> bool:

@@ -179,20 +179,17 @@ class Lesson:
 
     def finish(self, headline: str, records: Iterable[Mapping] = ()) -> None:
         """The last cell: write the records, print the headline with time and memory, and leave a summary for headless runs."""
-        if not isinstance(headline, str) or not headline.strip():
-            raise ValueError("headline is the one sentence that this lesson found; it must not be empty")
         if training.unfinished:
             names = ", ".join(training.unfinished)
             raise CourseError(f"Nothing is kept of trainings that were interrupted ({names}): run their cells again, and then this one.")
         seconds, peak = time.perf_counter() - self.started, peak_memory()
-        peak_gpu = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         try:
             written = []
             for record in records:
                 path = self.results_dir / results.file_name(record)
                 written.append(_keeping_others(path, partial(results.write, record, self.results_dir, "RESULTS_DIR")).name)
             summary = {"lesson": self.number, "headline": headline, "seconds": round(seconds, 3), "tier": self.tier}
-            summary |= {"dataset": self.dataset, "peak_memory": peak, "peak_gpu_memory": peak_gpu, "records": written}
+            summary |= {"dataset": self.dataset, "peak_memory": peak, "records": written}
             write_json(self.results_dir / f"{results.SUMMARY_PREFIX}{self.number:02d}.json", summary)
         except OSError as error:
             raise CourseError(f"The results could not be written: {error}. Give a folder that you may write to as RESULTS_DIR.") from error

@@ -163,11 +163,9 @@ def clean(path: Path | str) -> bool:
     return Path(path).read_bytes() != before
 
 
-def strip_outputs(path: Path | str, out: Path | str) -> Path:
-    """Write a copy without outputs and execution counts, for a class to start from."""
-    notebook = normalise(load(path))
-    for cell in notebook.cells:
+def strip_outputs(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Put a notebook into its stored form, in place, without outputs and execution counts: for a class to start from."""
+    for cell in normalise(notebook).cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    save(notebook, out)
-    return Path(out)
+    return notebook

@@ -92,7 +92,7 @@ def run(
     device = lessons.resolve_device(device, "--device")
     tier = lessons.resolve_tier(tier, device, "--tier")
     dataset = lessons.resolve_dataset(dataset, tier, "--dataset")
-    notebooks, given = select(chosen, notebooks_dir), dict(parameters or {})
+    notebooks, given = [read_notebook(path) for path in select(chosen, notebooks_dir)], dict(parameters or {})
     if seeds is not None:
         _check_seeds(seeds, tier)
         if "SEED" in given:

@@ -52,14 +52,12 @@ def find_notebooks(notebooks_dir: str | Path | None = None) -> list[Path]:
     raise CourseError(f"There are no lessons in {folder}; their files are named like 03_simclr.ipynb.")
 
 
-def select(chosen: Sequence[str | int] | None, notebooks_dir: str | Path | None = None) -> list[Notebook]:
-    """The notebooks behind numbers, ranges, names or files, in the order of the course; all of them for None or []."""
-    return [read_notebook(path) for path in matching(chosen, find_notebooks(notebooks_dir))]
+def select(chosen: Sequence[str | int] | None, notebooks_dir: str | Path | None = None) -> list[Path]:
+    """The lessons' files behind numbers, ranges, names or files, in the order of the course; all of them for None or [].
 
-
-def matching(chosen: Sequence[str | int] | None, found: Sequence[Path]) -> list[Path]:
-    """The files that are chosen, in their order. Raises CourseError, with the names there are, for a choice that fits none."""
-    wanted = set()
+    Raises CourseError, with the names there are, for a choice that fits none.
+    """
+    found, wanted = find_notebooks(notebooks_dir), set()
     for selector in [part.strip() for item in chosen or [] for part in str(item).split(",") if part.strip()]:
         if not (matches := [path for path in found if _matches(selector, path)]):
             names = ", ".join(path.stem for path in found)

@@ -23,7 +23,7 @@ class Collected:
     rows: list[dict]
     left_out: list[str]
 
-    def table(self) -> results.Table:
+    def text(self, markdown: bool = False) -> str:
         """Lesson, method, data set, labels, seeds, runs, accuracies; where settings make two rows of one experiment, what differs."""
         rows = []
         for row in self.rows:
@@ -32,11 +32,8 @@ class Collected:
             rows.append(row | {"labels": "all" if row["labels"] is None else row["labels"], "differs": ", ".join(told)})
         differs = ["differs"] if any(row["differs"] for row in rows) else []
         shown = [m for m in METRICS if any(m in row["metrics"] for row in rows)]
-        return results.table(rows, [*_EXPERIMENT, *differs, "seeds", "runs", *shown])
-
-    def text(self, markdown: bool = False) -> str:
-        table, end = (self.table()._repr_markdown_(), "\n\n") if markdown else (str(self.table()), "\n")
-        return end.join([table, *self.left_out])
+        table = results.table(rows, [*_EXPERIMENT, *differs, "seeds", "runs", *shown])
+        return "\n\n".join([table._repr_markdown_(), *self.left_out]) if markdown else "\n".join([str(table), *self.left_out])
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 
-from sslcourse import display, plots
+from sslcourse import display, evaluation, plots
 
 
 def headless() -> bool:
@@ -93,26 +93,26 @@ def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None
 
 
 class Game:
-    """The score of a guessing game between a reader and a rival; the widget `guessing_game` shows it.
+    """The score of a guessing game between a reader and a network; the widget `guessing_game` shows it.
 
-    truths and rival: for each picture the index of the right choice and of the rival's answer.
+    truths and rival: for each picture the index of the right choice and of the network's answer.
     """
 
-    def __init__(self, truths: Sequence[int], choices: Sequence[str], rival: Sequence[int], rival_name: str = "the network"):
-        self.choices, self.rival_name = list(choices), rival_name
+    def __init__(self, truths: Sequence[int], choices: Sequence[str], rival: Sequence[int]):
+        self.choices = list(choices)
         self.truths, self.rival = [*map(operator.index, truths)], [*map(operator.index, rival)]
         if not self.truths or len(self.truths) != len(self.rival) or not {*self.truths, *self.rival} <= set(range(len(self.choices))):
             told = f"{len(self.truths)} truths, {len(self.rival)} answers and {len(self.choices)} choices"
-            raise ValueError(f"A guessing game needs a truth and the rival's answer for each picture, as indices of choices, not {told}.")
+            raise ValueError(f"A guessing game needs a truth and the network's answer for each picture, as indices of choices, not {told}.")
         self.answers: list[int] = []
 
     over = property(lambda self: len(self.answers) == len(self.truths))
 
     @property
-    def scores(self) -> tuple[int, int]:
-        """How many of the pictures so far the reader and the rival had right."""
-        played = list(zip(self.answers, self.truths, self.rival, strict=False))
-        return sum(said == truth for said, truth, _ in played), sum(theirs == truth for _, truth, theirs in played)
+    def right(self) -> list[list[bool]]:
+        """Which of the pictures so far the reader had right, and which the network."""
+        played = len(self.answers)
+        return [[*map(operator.eq, said[:played], self.truths)] for said in (self.answers, self.rival)]
 
     def answer(self, choice: int) -> str:
         """Take the reader's answer to the next picture; returns what is to be said about it."""
@@ -120,49 +120,41 @@ class Game:
         truth, theirs = self.truths[number], self.rival[number]
         self.answers.append(choice)
         right = "right" if choice == truth else f"wrong: it is {self.choices[truth]}"
-        rival = f"{self.rival_name} said {self.choices[theirs]}, {'right' if theirs == truth else 'wrong'}"
-        mine, its = self.scores
-        score = f"You have {mine} of {number + 1}, {self.rival_name} {its}."
+        rival = f"the network said {self.choices[theirs]}, {'right' if theirs == truth else 'wrong'}"
+        mine, its = map(sum, self.right)
+        score = f"You have {mine} of {number + 1}, the network {its}."
         return f"Picture {number + 1}: you said {self.choices[choice]}, {right}; {rival}. {score}"
 
     def verdict(self) -> str:
-        """The final score, and a sentence on whether chance could have made the difference (a sign test over the pictures)."""
-        from scipy.stats import binomtest
-
-        n, (mine, its) = len(self.truths), self.scores
-        score = f"The end: of {n} pictures you had {mine} right and {self.rival_name} {its}."
+        """The final score, and a sentence on whether chance could have made the difference (McNemar's test over the pictures)."""
+        n, (mine, its) = len(self.truths), map(sum, self.right)
+        score = f"The end: of {n} pictures you had {mine} right and the network {its}."
         if mine == its:
             return f"{score} Nobody won."
-        only_mine = sum(a == t != r for a, t, r in zip(self.answers, self.truths, self.rival, strict=True))
-        only_its = only_mine + its - mine
-        winner = "You are" if mine > its else f"{self.rival_name[:1].upper()}{self.rival_name[1:]} is"
-        easily = binomtest(only_mine, only_mine + only_its).pvalue >= 0.05
+        winner = "You are" if mine > its else "The network is"
+        easily = evaluation.mcnemar(*self.right).p_value >= 0.05
         meaning = "a difference that luck alone could give" if easily else "more than luck would easily give"
         return f"{score} {winner} ahead by {abs(mine - its)}, {meaning} with {n} pictures."
 
 
-def guessing_game(pictures, truths, choices, rival, rival_name: str = "the network", show: Callable | None = None) -> None:
-    """A game: the reader names what each picture shows, one button a choice, and is compared with a rival's answers.
+def guessing_game(pictures, truths, choices, rival) -> None:
+    """A game: the reader names what each picture shows, one button a choice, and is compared with a network's answers.
 
-    pictures: uint8 (n, 3, H, W). truths and rival: n indices into choices, which are texts. show(picture, text) draws a picture otherwise
-    than enlarged; the text says which of how many it is. Without a live front end the first picture is drawn out of sight.
+    pictures: n, as `plots.images` takes them. truths and rival: n indices into choices, which are texts.
+    Without a live front end the first picture is drawn out of sight.
     """
-    game, n = Game(truths, choices, rival, rival_name), len(truths)
-    show = show or (lambda picture, text: plots.images(picture[None], [text], zoom=2.2))
-    if "uint8" not in str(pictures.dtype) or pictures.ndim != 4 or pictures.shape[:2] != (n, 3):
-        told = f"not {pictures.dtype} {tuple(pictures.shape)}"
-        raise ValueError(f"The pictures of this guessing game have to be uint8 of shape ({n}, 3, height, width), {told}.")
+    game, n = Game(truths, choices, rival), len(truths)
 
     def draw():
         if game.over:
             return print("No pictures are left.")
-        show(pictures[len(game.answers)], f"Picture {len(game.answers) + 1} of {n}")
+        plots.images(pictures[len(game.answers)][None], [f"Picture {len(game.answers) + 1} of {n}"], zoom=2.2)
 
     works = f"This guessing game ({n} pictures, {len(choices)} choices) works in JupyterLab and Colab once this cell is run"
     drawn = _rehearse(draw)
     if headless():
         right = sum(a == b for a, b in zip(game.rival, game.truths, strict=True))
-        return print(f"{works}; {rival_name} has {right} of {n} right.")
+        return print(f"{works}; the network has {right} of {n} right.")
     import ipywidgets
 
     wide = {"layout": ipywidgets.Layout(width="auto", align_self="flex-start")}  # as wide as its text, and not as the page

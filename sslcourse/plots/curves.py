@@ -10,11 +10,11 @@ from matplotlib.ticker import MaxNLocator
 from sslcourse.plots.style import LINES, heading, look, reference_line, show
 
 
-def _line(axis, x, values, name: str, i: int, xlabel: str, ends: tuple[float, float], errors=None, marked: int = 12) -> str:
-    """Draw one series in the i-th style and say where it goes. ends: the x between which the figure runs. marked: points with a marker."""
+def _line(axis, x, values, name: str, i: int, xlabel: str, ends: tuple[float, float], errors=None) -> str:
+    """Draw one series in the i-th style and say where it goes. ends: the x between which the figure runs."""
     values = np.asarray(values, float)
     style = {"label": name, "linestyle": LINES[i % 4], **look(i)}
-    style["markevery"] = len(values) // marked if len(values) > 25 else 1
+    style["markevery"] = len(values) // 12 if len(values) > 25 else 1
     if errors is not None:
         axis.errorbar(x, values, yerr=np.nan_to_num(np.asarray(errors, float)), capsize=3, **style)
     else:
@@ -74,55 +74,32 @@ def lines(
     return "; ".join(told) if ax is not None else None  # which a notebook would show below the figure
 
 
-def training_curves(history, *, title: str, num_classes: int) -> None:
-    """Training and validation loss on the left, validation accuracy on the right, with what guessing has. history: a training.History."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.4), layout="tight")
-    epochs, ends = np.asarray(history["epoch"], float), (history["epoch"][0], history["epoch"][-1])
-    percent = 100 * np.asarray(history["validation_accuracy"], float)
-    told = [
-        _line(left, epochs, history["loss"], "training loss", 0, "epoch", ends, marked=10),
-        _line(left, epochs, history["validation_loss"], "validation loss", 1, "epoch", ends, marked=10),
-        _line(right, epochs, percent, "validation accuracy in percent", 2, "epoch", ends, marked=10),
-    ]
-    right.lines[0].set_linestyle("-")
-    for axis, level, name in ((left, math.log(num_classes), f"guessing, ln {num_classes}"), (right, 100 / num_classes, "guessing")):
-        reference_line(axis, level, name)
-        told.append(f"{name} is at {level:.3g}")
-        _whole_ticks(axis, epochs)
-    shown = [v for column in ("loss", "validation_loss") for v in history[column] if math.isfinite(v) and v > 0]
-    if shown and max(shown) > 30 * min(shown):
-        left.set_yscale("log")
-    left.set(xlabel="epoch", ylabel="cross-entropy", title="Loss")
-    left.legend()
-    right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 100), title="Accuracy")
-    heading(figure, title)
-    show(figure, f"{title}. Two panels over {epochs[-1]:g} epochs: {'; '.join(told)}.")
-
-
 # heading, axis label, {column: name}
-_PRETRAINING = (
-    ("Loss", "loss", {"loss": "training loss"}),
-    ("Accuracy", "accuracy, %", {"knn_accuracy": "kNN validation", "rotation_accuracy": "rotation"}),
+_PANELS = (
+    ("Loss", "loss", {"loss": "training loss", "validation_loss": "validation loss"}),
+    ("Accuracy", "accuracy, %", {"knn_accuracy": "kNN validation", "rotation_accuracy": "rotation", "validation_accuracy": "validation"}),
     ("Spread of the features", "standard deviation", {"feature_std": "feature spread"}),
     ("Rank of the features", "effective rank", {"feature_rank": "feature rank"}),
 )
 
 
-def pretraining_curves(history, *, title: str, num_classes: int) -> None:
-    """Loss, accuracy and the meters of collapse, a panel each. history: a training.History; what it lacks is left out.
+def training_curves(history, *, title: str, num_classes: int) -> None:
+    """Losses, accuracies and the meters of collapse, a panel each. history: a training.History; what it lacks is left out.
 
-    Columns: loss, the constant chance_loss; knn_accuracy, rotation_accuracy; feature_std, feature_rank, the constant healthy_std.
-    All but the loss may be NaN in most rows: their points are joined.
+    Columns: loss, validation_loss, the constant chance_loss; knn_accuracy, rotation_accuracy, validation_accuracy; feature_std,
+    feature_rank, the constant healthy_std. All but the losses may be NaN in most rows: their points are joined.
     """
-    measured = {}  # column -> epochs and values of the rows that have it, and but for the loss are not NaN
+    measured = {}  # column -> epochs and values of the rows that have it, and but for the losses are not NaN
     for column in {name: None for row in history.rows for name in row}:
-        rows = [row for row in history.rows if column in row and (column == "loss" or not math.isnan(row[column]))]
+        rows = [row for row in history.rows if column in row and (column in _PANELS[0][2] or not math.isnan(row[column]))]
         measured[column] = np.array([row["epoch"] for row in rows], float), np.array([row[column] for row in rows], float)
-    levels = {"knn_accuracy": ("guessing", 100 / num_classes), "rotation_accuracy": ("guessing", 100 / 4)}
+    guessing = "guessing", 100 / num_classes
+    levels = {"knn_accuracy": guessing, "validation_accuracy": guessing, "rotation_accuracy": ("guessing", 100 / 4)}
+    levels |= {"loss": (f"guessing, ln {num_classes}", math.log(num_classes))} if "validation_loss" in measured else {}
     for column, constant, name in (("loss", "chance_loss", "chance"), ("feature_std", "healthy_std", "healthy")):
         if constant in measured and measured[constant][1].size:
             levels[column] = name, measured[constant][1][-1]
-    panels = [panel for panel in _PRETRAINING if any(column in measured for column in panel[2])]
+    panels = [panel for panel in _PANELS if any(column in measured for column in panel[2])]
     across = len(panels) if len(panels) < 4 else 2
     rows = len(panels) // across
     figure, axes = plt.subplots(rows, across, figsize=((5.4, 9.4, 10.8)[across - 1], 3.2 * rows + 0.2), squeeze=False, layout="tight")
@@ -136,19 +113,26 @@ def pretraining_curves(history, *, title: str, num_classes: int) -> None:
             goes.append(_line(axis, x, values * (100 if percent else 1), columns[column], i, "epoch", ends))
         for column in filter(levels.get, found):
             name, level = levels[column]
-            more = f", {columns[column]}" if len(found) > 1 else "" if percent else f", {level:.3g}"
+            more = f", {level:.3g}" if not percent else f", {columns[column]}" if len(found) > 1 else ""
             reference_line(axis, level, name + more)
             goes.append(f"{name} for {columns[column]} is {level:.3g}" if percent else f"{name} is {level:.3g}")
         told += f" {ylabel.capitalize()}: {'; '.join(goes)}."
         margin = 0.03 * (ends[1] - ends[0]) or 0.5  # of all epochs, so that a loss that broke off is seen to
         axis.set(xlabel="epoch", ylabel=ylabel, xlim=(ends[0] - margin, ends[1] + margin), title=heads)
         _whole_ticks(axis, epochs)
+        shown = [v for column in found for v in measured[column][1] if math.isfinite(v) and v > 0]
+        if percent or len(found) > 1:
+            axis.legend()
         if percent:
             axis.set_ylim(0, 100)
-            axis.legend()
+        elif len(found) > 1 and shown and max(shown) > 30 * min(shown):
+            axis.set_yscale("log")
         else:
             low, high = axis.get_ylim()
             low = low if heads == "Loss" else 0
             axis.set_ylim(low, high + 0.1 * (high - low))
     heading(figure, title)
     show(figure, f"{title}. {len(panels)} panel{'s' if len(panels) > 1 else ''} over {ends[1]:g} epochs.{told}")
+
+
+pretraining_curves = training_curves

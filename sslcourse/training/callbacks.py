@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from sslcourse.devices import random_states_kept, rank, world_size
+from sslcourse.devices import rank, world_size
+from sslcourse.diagnostics.search import as_found
 from sslcourse.display import progress_bar, request
 from sslcourse.errors import CourseError
 from sslcourse.training.checkpoints import load_checkpoint, previous, save_checkpoint
@@ -210,18 +211,14 @@ class FasterThreads(Callback):
 
     def _measure(self, run: Run, every: int) -> int:
         """Forward and backward passes of this step's batch, of which nothing stays."""
-        buffers = [buffer.clone() for buffer in run.model.buffers()]
         seconds = {every: 0.0, 1: 0.0}
-        with random_states_kept():
+        with as_found(run.model):
             for turn in range(4):
                 for threads in seconds:
                     torch.set_num_threads(threads)
                     began = time.perf_counter()
                     run.loss_of(*run.batch)[0].backward()
                     seconds[threads] += (time.perf_counter() - began) * (turn > 0)  # the first turn makes plans
-        run.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(run.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
         return 1 if seconds[1] < 0.9 * seconds[every] else every
 
 

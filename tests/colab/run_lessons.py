@@ -66,7 +66,7 @@ def run_all(base: Path, chosen: list[str], place: Path) -> bool:
     variables |= {"GIT_TERMINAL_PROMPT": "0", "SSLCOURSE_TIER": "smoke", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     variables |= {"IPYTHONDIR": str(place / "ipython"), "JUPYTER_RUNTIME_DIR": str(place / "runtime")}
     all_well, colab = True, colab_environment.installed(base)
-    for index, path in enumerate(selection.matching(chosen, selection.find_notebooks(repository / "notebooks"))):
+    for index, path in enumerate(selection.select(chosen, repository / "notebooks")):
         if index != 1:
             content, runtime = place / path.stem, place / f"runtime of {path.stem}"
             content.mkdir()

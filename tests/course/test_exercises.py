@@ -27,13 +27,13 @@ def check_mean_square(fn):
 
 
 def double(x):
-    x *= 2
+    x.value *= 2
 
 
 def check_double(fn):
-    x = torch.ones(3)
+    x = types.SimpleNamespace(value=1)
     fn(x)
-    expect.close(x, torch.full((3,), 2.0), "x has to be doubled in place.")
+    expect.close(x.value, 2, "x.value has to be doubled.")
 
 
 def with_option(x, power=2):
@@ -45,7 +45,7 @@ def lesson_9(monkeypatch):
     """A lesson of three exercises, as a module of checks would export it."""
     tasks = [
         Exercise("9.1", "Mean square", 5, 1, mean_square, check_mean_square),
-        Exercise("9.2", "Double in place", 5, 2, double, check_double, may_change_inputs=True),
+        Exercise("9.2", "Double in place", 5, 2, double, check_double),
         Exercise("9.3", "A power", 5, 3, with_option, lambda fn: expect.close(fn(torch.tensor([3.0])), torch.tensor([9.0]), "Raise x.")),
     ]
     module = types.ModuleType("sslcourse.course.checks.lesson_9")
@@ -111,8 +111,8 @@ def test_other_arguments_get_a_hint_and_more_with_defaults_are_welcome(arguments
 
 
 def test_changing_the_input_is_right_where_it_is_the_task_and_a_check_that_stumbles_is_a_hint():
-    assert answer("def my(x):\n    x.mul_(2)", "9.2").status == "done"
-    assert answer("def my(x):\n    x = 2 * x", "9.2").status == "hint"
+    assert answer("def my(x):\n    x.value *= 2", "9.2").status == "done"
+    assert answer("def my(x):\n    x = 2 * x.value", "9.2").status == "hint"
     task = Exercise("9.1", "x", 5, 1, mean_square, lambda fn: fn(1, 2).shape)
     status, message = exercises.judge(task, lambda x, y: [x, y])
     assert status == "hint" and "returned list [1, 2], which could not be checked (AttributeError" in message
@@ -138,14 +138,15 @@ def test_an_answer_that_stops_later_hands_over_to_the_reference(capsys):
         again(x)  # a wrong call is nobody's answer
 
 
-def test_the_report_names_every_exercise(capsys):
+def test_the_report_names_every_exercise(monkeypatch):
     answer("def my(x, y):\n    return 0.0")
-    first, second, _ = exercises.report(9).rows
+    assert [row[0] for row in exercises.report().rows] == ["9.1"]  # no lesson under way: what was tried so far
+    monkeypatch.setattr(exercises.lessons, "current", lambda: types.SimpleNamespace(number=9))
+    first, second, _ = exercises.report().rows
     assert first == ["9.1", "Mean square", "★", "5 min", "✗ see the hint"]
     assert second == ["9.2", "Double in place", "★★", "5 min", "· not attempted"]
-    assert [row[0] for row in exercises.report().rows] == ["9.1"]  # no lesson under way: what was tried so far
     answer("def my(x, y):\n    return ((x - y) ** 2).mean()")
-    assert exercises.report(9).rows[0][-1] == "✓ done"
+    assert exercises.report().rows[0][-1] == "✓ done"
 
 
 @pytest.mark.parametrize("id, message", [("9.7", "it has 9.1, 9.2, 9.3"), ("88.1", "no exercises"), ("x", "as a text"), (9.1, "not 9.1")])

@@ -176,7 +176,7 @@ def test_nothing_starts_when_something_is_wrong(options, message, go, write_note
 
 def test_text_is_read_as_the_type_of_the_parameters_cell(write_notebook, tmp_path, monkeypatch):
     write_notebook("02_second.ipynb", parameters=MORE)
-    chosen = selection.select(["second"], tmp_path / "notebooks")
+    chosen = [selection.read_notebook(path) for path in selection.select(["second"], tmp_path / "notebooks")]
     texts = {"EPOCHS": "5", "FLIP": "False", "RATE": "1e-3", "NAMES": "['b', 'c']", "NOTHING": "text", "WORD": "3"}
     right = {"EPOCHS": 5, "FLIP": False, "RATE": 0.001, "NAMES": ["b", "c"], "NOTHING": "text", "WORD": "3"}
     assert selection.check_parameters(chosen, texts) == right == selection.check_parameters(chosen, right)
@@ -192,7 +192,7 @@ def test_lessons_are_chosen_by_number_range_name_and_file(write_notebook, tmp_pa
     write_notebook("scratch.ipynb")
 
     def chosen(*selectors):
-        return [notebook.number for notebook in selection.select(selectors, tmp_path / "notebooks")]
+        return [int(path.name[:2]) for path in selection.select(selectors, tmp_path / "notebooks")]
 
     assert chosen() == [1, 2, 3, 4] and chosen(3) == [3] and chosen("3-9", "1") == [1, 3, 4] and chosen("2,simclr") == [2, 3]
     assert chosen("SimCLR") == [3] and chosen("notebooks/04_byol.ipynb", "04_byol") == [4] and chosen("02") == [2]

@@ -79,7 +79,7 @@ FIGURES = [  # (function, arguments, options, parts of its text in their order)
      "chance": 0.125, "log_x": True, "ylim": (0, 1)}, "from 1 to 100|ours goes from 0.2 to 0.75 (least 0.2, most 0.9)|is at 0.125"),
     ("lines", [{"a": [2, 4], "b": [2, 8]}, {"a": [1, 2], "b": [1, math.inf]}], {"xlabel": "x", "ylabel": "y"}, "x 2 to 4|not finite from"),
     ("lines", [[1, 2], {"a": [math.nan] * 2}], {"xlabel": "x", "ylabel": "y"}, "a is never finite"),
-    ("training_curves", [history(TRAINED)], {"num_classes": 4}, "2.5 to 1.5|2.25 to 1.75|percent goes from 25 to 50|1.39|is at 25"),
+    ("training_curves", [history(TRAINED)], {"num_classes": 4}, "2.5 to 1.5|2.25 to 1.75|1.39|goes from 25 to 50|validation is 25"),
     ("training_curves", [history([dict.fromkeys(COLUMNS, math.nan)])], {"num_classes": 4}, "training loss is never finite"),
     ("pretraining_curves", [history(PRETRAINED)], {"num_classes": 10}, "4 panels|5.5 to 4.5|chance is 5.54|kNN validation goes from 25 to|"
      "rotation has 50 at epoch 2|guessing for kNN validation is 10; guessing for rotation is 25|0.0625 to 0.1|healthy is 0.125|has 12 at"),

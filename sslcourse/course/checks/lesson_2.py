@@ -152,26 +152,25 @@ def check_losses(losses) -> None:
 
 
 def check_steps(answer) -> None:
-    with torch.enable_grad():
-        check_losses(first_run(answer))
-        reject_mistakes(answer, train_steps, STEP_MISTAKES, lambda f: trained(f, fresh_model()), atol=1e-5)
-        wanted = trained(train_steps, fresh_model())
-        off = "After three batches the parameters are not those of plain SGD. Each time: clear, backward, p -= lr * p.grad."
-        reject_if(not near(trained(answer, fresh_model()), wanted), off)
-        got, losses = (f(fresh_model(), three_batches(), F.cross_entropy, 0.3) for f in (answer, train_steps))
-        other_losses = "The parameters are right, the losses are not. Return those before each step, on which backward() was called."
-        expect.close(torch.tensor(got), torch.tensor(losses), other_losses)
-        stale, idle, as_idle = fresh_model(), fresh_model(), fresh_model()
-        for p in stale.parameters():
-            p.grad = torch.full_like(p, 0.7)
-        used = "Right for a fresh model, but this one came with old gradients, and the first step used them. Clear before every backward()."
-        reject_if(not near(trained(answer, stale), wanted), used)
-        for m in (idle, as_idle):
-            m[0].bias.requires_grad_(False)
-            m.register_parameter("unused", nn.Parameter(torch.ones(2)))
-        skip = "Right where every parameter has a gradient, but a frozen or unused one has p.grad None. Skip it: if p.grad is not None."
-        with expect.hint_for_errors(skip):
-            reject_if(not near(trained(answer, idle), trained(train_steps, as_idle)), skip)
+    check_losses(first_run(answer))
+    reject_mistakes(answer, train_steps, STEP_MISTAKES, lambda f: trained(f, fresh_model()), atol=1e-5)
+    wanted = trained(train_steps, fresh_model())
+    off = "After three batches the parameters are not those of plain SGD. Each time: clear, backward, p -= lr * p.grad."
+    reject_if(not near(trained(answer, fresh_model()), wanted), off)
+    got, losses = (f(fresh_model(), three_batches(), F.cross_entropy, 0.3) for f in (answer, train_steps))
+    other_losses = "The parameters are right, the losses are not. Return those before each step, on which backward() was called."
+    expect.close(torch.tensor(got), torch.tensor(losses), other_losses)
+    stale, idle, as_idle = fresh_model(), fresh_model(), fresh_model()
+    for p in stale.parameters():
+        p.grad = torch.full_like(p, 0.7)
+    used = "Right for a fresh model, but this one came with old gradients, and the first step used them. Clear before every backward()."
+    reject_if(not near(trained(answer, stale), wanted), used)
+    for m in (idle, as_idle):
+        m[0].bias.requires_grad_(False)
+        m.register_parameter("unused", nn.Parameter(torch.ones(2)))
+    skip = "Right where every parameter has a gradient, but a frozen or unused one has p.grad None. Skip it: if p.grad is not None."
+    with expect.hint_for_errors(skip):
+        reject_if(not near(trained(answer, idle), trained(train_steps, as_idle)), skip)
 
 
 def exactly(a: float, d: float, z: float) -> float:
@@ -196,18 +195,16 @@ COUNT_MISTAKES = {
 
 
 def check_count(answer) -> None:
+    def number(n):
+        return torch.tensor(expect.number(n, "the number of images"), dtype=torch.double)
+
     # Before rounding they end in .21, .79, .55: rounding down and rounding to the nearest both show.
-    cases = [(0.70, 0.011, 2.5), (0.83, 0.013, 1.7), (0.55, 0.023, 3.0)]
-
-    def numbers(count):
-        return torch.tensor([expect.number(count(*case), "the number of images") for case in cases], dtype=torch.double)
-
-    for atol in (1, 1e-3):  # first another formula, however it is rounded, then the right one rounded otherwise
-        reject_mistakes(answer, images_needed, COUNT_MISTAKES, numbers, 0, atol)
-    for n, case in zip(numbers(answer).tolist(), cases, strict=True):
-        told = "For accuracy {}, difference {} and z {}".format(*case) + f" it takes {images_needed(*case)} images, not {n:g}."
-        reject_if(n != images_needed(*case), f"{told} Solve d = z · sqrt(2a(1 − a)/n) for n.")
-    reject_if(not isinstance(answer(*cases[0]), Integral), "The number is right, but it is not an int. math.ceil returns one.")
+    for case in ((0.70, 0.011, 2.5), (0.83, 0.013, 1.7), (0.55, 0.023, 3.0)):
+        told = "For accuracy {}, difference {} and z {}".format(*case) + f" it takes {images_needed(*case)} images."
+        told = f"{told} Solve d = z · sqrt(2a(1 − a)/n) for n."
+        for atol in (1, 1e-3):  # first another formula, however it is rounded, then the right one rounded otherwise
+            expect.agree(answer, images_needed, case, told, COUNT_MISTAKES, part=number, rtol=0, atol=atol)
+    reject_if(not isinstance(answer(*case), Integral), "The number is right, but it is not an int. math.ceil returns one.")
 
 
 EXERCISES = [

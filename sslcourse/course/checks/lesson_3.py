@@ -49,15 +49,14 @@ NT_XENT_MISTAKES = {
 
 
 def check_nt_xent(answer) -> None:
-    with torch.enable_grad():
-        expect.loss(answer(*two_views(6, 5, 1), 0.5))
-        for n, d, t in ((6, 5, 0.5), (4, 8, 1.0), (9, 3, 0.3)):
-            hint = f"With N = {n} and temperature {t} the value is off. One test: where all rows are equal, it must be log(2N − 1)."
-            expect.agree(answer, my_nt_xent, (*two_views(n, d, n), t), hint, NT_XENT_MISTAKES, "the loss", rtol=5e-4)
-        cut = "No .detach() on the candidates or the lengths."
-        expect.gradients(answer, my_nt_xent, two_views(6, 5, 2), 0.5, names=("z0", "z1"), cut=cut)
-        hint = "Right at temperature 0.5, but at 0.005 exp(200) overflows. logsumexp and F.cross_entropy take out the largest term."
-        expect.agree(answer, my_nt_xent, (*two_views(8, 4, 3), 0.005), hint, what="the loss", rtol=2e-3, atol=1e-3)
+    expect.loss(answer(*two_views(6, 5, 1), 0.5))
+    for n, d, t in ((6, 5, 0.5), (4, 8, 1.0), (9, 3, 0.3)):
+        hint = f"With N = {n} and temperature {t} the value is off. One test: where all rows are equal, it must be log(2N − 1)."
+        expect.agree(answer, my_nt_xent, (*two_views(n, d, n), t), hint, NT_XENT_MISTAKES, "the loss", rtol=5e-4)
+    cut = "No .detach() on the candidates or the lengths."
+    expect.gradients(answer, my_nt_xent, two_views(6, 5, 2), 0.5, names=("z0", "z1"), cut=cut)
+    hint = "Right at temperature 0.5, but at 0.005 exp(200) overflows. logsumexp and F.cross_entropy take out the largest term."
+    expect.agree(answer, my_nt_xent, (*two_views(8, 4, 3), 0.005), hint, what="the loss", rtol=2e-3, atol=1e-3)
 
 
 def alignment_and_uniformity(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,22 +42,21 @@ BARLOW_MISTAKES = {
 
 
 def check_loss(answer) -> None:
-    with torch.enable_grad():
-        got = answer(*two_views(7, 5, 1), 0.3)
-        reject_if(isinstance(got, Tensor) and tuple(got.shape) == (5, 5), "This is a matrix. The loss is one number: the sum of its terms.")
-        expect.loss(got)
-        for n, d, w in ((7, 5, 0.3), (12, 3, 0.005), (5, 9, 1.0)):
-            hint = f"With N = {n}, D = {d} and λ = {w} the value is off. One test: two equal views have a diagonal of 1."
-            expect.agree(answer, my_barlow_twins_loss, (*two_views(n, d, n), w), hint, BARLOW_MISTAKES, "the loss", rtol=2e-3)
-        told = {"names": ("z0", "z1"), "cut": "No .detach() on the mean or the deviation."}
-        expect.gradients(answer, my_barlow_twins_loss, two_views(6, 4, 2), 0.3, **told, rtol=1e-2, atol=1e-4)
-        z0, z1 = two_views(7, 5, 2)
-        z0[:, 2] = 1.5
-        z0.requires_grad_()
-        value = answer(z0, z1, 0.3)
-        reject_if(not value.isfinite(), "Right, but NaN where a dimension is the same for all images. Add a small eps to the variance.")
-        slope = torch.autograd.grad(value, z0)[0]
-        reject_if(not slope.isfinite().all(), "Finite where a dimension is constant, but its gradient is NaN. Put eps inside the root.")
+    got = answer(*two_views(7, 5, 1), 0.3)
+    reject_if(isinstance(got, Tensor) and tuple(got.shape) == (5, 5), "This is a matrix. The loss is one number: the sum of its terms.")
+    expect.loss(got)
+    for n, d, w in ((7, 5, 0.3), (12, 3, 0.005), (5, 9, 1.0)):
+        hint = f"With N = {n}, D = {d} and λ = {w} the value is off. One test: two equal views have a diagonal of 1."
+        expect.agree(answer, my_barlow_twins_loss, (*two_views(n, d, n), w), hint, BARLOW_MISTAKES, "the loss", rtol=2e-3)
+    told = {"names": ("z0", "z1"), "cut": "No .detach() on the mean or the deviation."}
+    expect.gradients(answer, my_barlow_twins_loss, two_views(6, 4, 2), 0.3, **told, rtol=1e-2, atol=1e-4)
+    z0, z1 = two_views(7, 5, 2)
+    z0[:, 2] = 1.5
+    z0.requires_grad_()
+    value = answer(z0, z1, 0.3)
+    reject_if(not value.isfinite(), "Right, but NaN where a dimension is the same for all images. Add a small eps to the variance.")
+    slope = torch.autograd.grad(value, z0)[0]
+    reject_if(not slope.isfinite().all(), "Finite where a dimension is constant, but its gradient is NaN. Put eps inside the root.")
 
 
 def first_nonfinite(model: nn.Module, x: Tensor) -> str | None:
@@ -151,24 +150,23 @@ SAFE_MISTAKES = {
 
 
 def check_safe(answer) -> None:
-    with torch.enable_grad():
-        z = two_views(9, 4, 3)[0]
-        z[:, 1] *= 0.2
-        expect.shape(answer(z, 0.5), (9, 4))
-        for eps in (0.5, 1e-5):
-            hint = f"With eps = {eps} the values are off. Take the mean off each column and divide by the root of variance plus eps."
-            expect.agree(answer, safe_standardise, (z, eps), hint, SAFE_MISTAKES, rtol=1e-3, atol=1e-4)
-        hint = "Right near 0, but not where the mean is 10,000: E[x²] − E[x]² loses its digits there. Take the mean off first."
-        expect.agree(answer, safe_standardise, (1e4 + z.round(decimals=1), 1e-5), hint, rtol=0.05, atol=0.05)
-        z[:, 2] = 0.3
-        reject_if(not answer(z, 1e-5).isfinite().all(), "Not finite where a column is constant: 0/0. Is eps inside the root?")
+    z = two_views(9, 4, 3)[0]
+    z[:, 1] *= 0.2
+    expect.shape(answer(z, 0.5), (9, 4))
+    for eps in (0.5, 1e-5):
+        hint = f"With eps = {eps} the values are off. Take the mean off each column and divide by the root of variance plus eps."
+        expect.agree(answer, safe_standardise, (z, eps), hint, SAFE_MISTAKES, rtol=1e-3, atol=1e-4)
+    hint = "Right near 0, but not where the mean is 10,000: E[x²] − E[x]² loses its digits there. Take the mean off first."
+    expect.agree(answer, safe_standardise, (1e4 + z.round(decimals=1), 1e-5), hint, rtol=0.05, atol=0.05)
+    z[:, 2] = 0.3
+    reject_if(not answer(z, 1e-5).isfinite().all(), "Not finite where a column is constant: 0/0. Is eps inside the root?")
 
-        def weighted(f):
-            return lambda z: (f(z, 1e-5) * torch.arange(36.0).view(9, 4).cos()).sum()
+    def weighted(f):
+        return lambda z: (f(z, 1e-5) * torch.arange(36.0).view(9, 4).cos()).sum()
 
-        cut = "Mean and variance depend on z too. To mend values afterwards (nan_to_num) leaves a slope of NaN: the root must never see 0."
-        told = {"names": ["z"], "learns": [0], "cut": cut}
-        expect.gradients(weighted(answer), weighted(safe_standardise), [z], **told, rtol=1e-2, atol=1e-3)
+    cut = "Mean and variance depend on z too. To mend values afterwards (nan_to_num) leaves a slope of NaN: the root must never see 0."
+    told = {"names": ["z"], "learns": [0], "cut": cut}
+    expect.gradients(weighted(answer), weighted(safe_standardise), [z], **told, rtol=1e-2, atol=1e-3)
 
 
 def diagnosis(patient: nn.Module) -> str:

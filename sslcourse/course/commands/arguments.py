@@ -12,7 +12,7 @@ def _number(kind: type, least: float, what: str, above: bool = False):
         value = math.nan
         with suppress(ValueError):
             value = kind(text)
-        if not least <= value < 2**31 or (above and value == least):
+        if not least <= value < 2**32 or (above and value == least):
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
         return value
 
@@ -23,10 +23,4 @@ whole = _number(int, 1, "a whole number from 1")
 count = _number(int, 0, "a whole number from 0")
 positive = _number(float, 0, "a number above 0", above=True)
 not_negative = _number(float, 0, "a number from 0")
-
-
-def listed_seed(text: str) -> int:
-    """One of several seeds, which take all words that follow them."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a seed, a whole number; name the lessons before --seeds")
-    return int(text)
+listed_seed = _number(int, 0, "a seed, a whole number from 0; name the lessons before --seeds")  # which take all words that follow

@@ -61,7 +61,7 @@ def _contents(args: argparse.Namespace) -> dict[str, str]:
     from sslcourse.course import notebook_files, selection
     from sslcourse.course.handouts import class_list, copies, nbgrader
 
-    paths = selection.matching(args.lessons, selection.find_notebooks(args.notebooks))
+    paths = selection.select(args.lessons, args.notebooks)
     students = class_list.read_students(args.students) if args.students else []
     answers = not args.without_quiz_answers
     contents = {"students.csv": class_list.as_csv(students)} if students else {}

@@ -22,14 +22,15 @@ def run(args: argparse.Namespace) -> int:
     from sslcourse.course import notebook_files, runner, selection
     from sslcourse.course.lesson import resolve_tier
 
-    paths = selection.matching(args.lessons, selection.find_notebooks(args.notebooks))
+    paths = selection.select(args.lessons, args.notebooks)
     if args.strip:
         out = folder_of(args.strip, "--strip", "copies")
         if there := [path.name for path in paths if (out / path.name).exists()]:
             raise CourseError(f"{', '.join(there)} would be replaced in {args.strip}. Choose another folder for the copies.")
         check_writable(out, "--strip")
         for path in paths:
-            print(notebook_files.strip_outputs(path, out / path.name))
+            notebook_files.save(notebook_files.strip_outputs(notebook_files.load(path)), out / path.name)
+            print(out / path.name)
         return 0
     if args.execute or args.clean:
         check_writable(paths[0].parent, "--notebooks")

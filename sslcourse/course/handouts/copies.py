@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sslcourse.course.notebook_files import tags
+from sslcourse.course.notebook_files import strip_outputs, tags
 from sslcourse.errors import CourseError
 
 PUBLISHED = "https://github.com/sslcourse/sslcourse/blob/main/notebooks"  # where links lead to what was not copied
@@ -49,11 +49,8 @@ def exercise_in(cell) -> re.Match | None:
 
 def _bare(notebook):
     """A copy without solutions, outputs, execution counts and the badge that opens the published lesson, which has the solutions."""
-    from nbconvert.preprocessors import ClearOutputPreprocessor, TagRemovePreprocessor
-
-    made = copy.deepcopy(notebook)
-    for preprocessor in (TagRemovePreprocessor(remove_cell_tags={"solution"}), ClearOutputPreprocessor()):
-        made, _ = preprocessor.preprocess(made, {})
+    made = strip_outputs(copy.deepcopy(notebook))
+    made.cells = [cell for cell in made.cells if "solution" not in tags(cell)]
     for cell in made.cells:
         if cell.cell_type == "markdown":
             cell.source = _BADGE.sub("", cell.source)
