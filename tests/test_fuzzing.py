@@ -39,7 +39,6 @@ def nothing_happens(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "store", lambda *args, **options: None)
     for name, result in {"clean": False, "save": None, "problems": []}.items():
         monkeypatch.setattr(f"sslcourse.course.notebook_files.{name}", lambda *given, result=result: result)
-    monkeypatch.setattr("sslcourse.course.published_tables.update", lambda: [])
     monkeypatch.setattr(pretrain_command, "_run", lambda *given: 0)
     for name in ("sources.prepare", "load"):
         monkeypatch.setattr(f"sslcourse.datasets.{name}", Mock(side_effect=CourseError("There is no data set here.")))

@@ -52,17 +52,11 @@ def curves(method: str) -> None:
     say("\n".join(["One pretraining on photographs, over draws of the labels:\n", *told]))
 
 
-def facts(name: str) -> dict:
-    """What was kept of a committed encoder's features of CIFAR-10's test images: a map, and how alike its classes are; no photograph."""
-    return json.loads((models.saved.ENCODERS / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def seen_by(name: str, title: str) -> None:
-    """The map of an encoder's features, and the mean cosine of each two classes, from its facts."""
-    kept = facts(name)
-    plots.scatter({"t-SNE": torch.tensor(kept["map"])}, torch.tensor(kept["labels"]), kept["class_names"], title=title)
-    names = kept["class_names"]
-    alike = torch.tensor(kept["similarity"])
+    """A map of a committed encoder's features of test images, and the mean cosine of each two classes: facts that are kept beside it."""
+    kept = json.loads((models.saved.ENCODERS / f"{name}.json").read_text(encoding="utf-8"))
+    names, alike = kept["class_names"], torch.tensor(kept["similarity"])
+    plots.scatter({"t-SNE": torch.tensor(kept["map"])}, torch.tensor(kept["labels"]), names, title=title)
     plots.matrix(alike, title="How alike the classes are to it", row_names=names, column_names=names, colour_label="mean cosine")
 
 

@@ -104,18 +104,20 @@ def _small(value: Tensor) -> Tensor:
 def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> Network:
     """Read a file of `save_network`: the network on this device, in evaluation mode, with float32 weights.
 
-    path: the file, or the name of one of the `pretrained_encoders`. torch's random numbers are left as they are. Raises CourseError, naming
-    the file, when it is missing, damaged or of another program.
+    path: the file, the folder of a finished run of `pretrain`, or the name of one of the `pretrained_encoders`. torch's random numbers are
+    left as they are. Raises CourseError, naming the file, when it is missing, damaged or of another program.
     """
-    if not os.path.exists(path) and str(path) in pretrained_encoders():
+    path = Path(path).expanduser()
+    path = path / f"encoder{ENDING}" if path.is_dir() else path
+    if not path.exists() and str(path) in pretrained_encoders():
         return replace(load_network(ENCODERS / f"{path}{ENDING}", device), origin=COMMITTED)
     try:
         with open(path, "rb"), safe_open(path, framework="pt") as file:  # open says why it cannot, and safetensors does not
             description = (file.metadata() or {})[DESCRIPTION]
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
     except (FileNotFoundError, NotADirectoryError):
-        names = ", ".join(pretrained_encoders())
-        raise CourseError(f"There is no network {path}. Run the lesson that writes it, or name one that is here: {names}.") from None
+        way_out = "Run the lesson that writes it, finish the run (pretrain --resume), or name one that is here:"
+        raise CourseError(f"There is no network {path}. {way_out} {', '.join(pretrained_encoders())}.") from None
     except OSError as error:
         raise CourseError(f"{path} cannot be read: {reason(error)}.") from error
     except (SafetensorError, KeyError) as error:

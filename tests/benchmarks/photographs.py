@@ -6,12 +6,12 @@ python tests/benchmarks/photographs.py runs/cifar cifar10-simclr --dataset cifar
 import argparse
 import json
 import shutil
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from sslcourse import datasets, evaluation, models
-from sslcourse.course.commands.run_folder import network_file
 from sslcourse.files import write_atomically
 
 ON_THE_MAP = 60  # images of each class
@@ -36,10 +36,9 @@ def main() -> None:
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", default="data")
     args = parser.parse_args()
-    path = network_file(args.network)
-    found = facts(models.load_network(path), datasets.load(args.dataset, args.data_dir))
+    found = facts(models.load_network(args.network), datasets.load(args.dataset, args.data_dir))
     models.saved.ENCODERS.mkdir(exist_ok=True)
-    shutil.copy(path, models.saved.ENCODERS / f"{args.name}{models.saved.ENDING}")
+    shutil.copy(Path(args.network) / "encoder.safetensors", models.saved.ENCODERS / f"{args.name}{models.saved.ENDING}")
     print(write_atomically(models.saved.ENCODERS / f"{args.name}.json", json.dumps(found).encode()))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import sslcourse
 from sslcourse import results
-from sslcourse.course import published_tables, runner
+from sslcourse.course import runner
 from sslcourse.course.commands.main import COMMANDS, main
 from sslcourse.course.runner import LessonRun
 from sslcourse.errors import CourseError
@@ -76,7 +76,7 @@ def test_costs_of_finished_lessons_are_recorded(fake_run, monkeypatch):
 WRONG = [
     [], ["dance"], ["run", "--timeout", "soon"], ["run", "--timeout", "-1"], ["run", "-p", "SEED"], ["notebooks", "--check", "--clean"],
     ["run", "--jobs", "0"], ["run", "--jobs", "many"], ["run", "--seeds"], ["run", "--seeds", "0", "simclr"], ["run", "--seeds", "0.5"],
-    ["results"], ["results", "--reference", "--update"], ["results", "here", "--reference"],
+    ["results"], ["results", "here", "--reference"],
 ]  # fmt: skip
 
 
@@ -112,8 +112,6 @@ def test_results_prints_the_table_of_a_folder_and_of_the_package(tmp_path, capsy
     assert len(printed.splitlines()) == 2 + len(results.reference()) > 2
     assert main(["results", "--reference", "--markdown"]) == 0
     assert capsys.readouterr().out == results.overview(results.reference())._repr_markdown_() + "\n"
-    monkeypatch.setattr(published_tables, "update", lambda: ["README.md"])
-    assert main(["results", "--update"]) == 0 and "README.md" in capsys.readouterr().out
 
 
 def test_notebooks_checks_cleans_strips_and_executes(write_notebook, tmp_path, capsys):

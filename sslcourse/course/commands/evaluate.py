@@ -18,7 +18,6 @@ from sslcourse import augment, datasets, evaluation, models, results, training
 from sslcourse.course import comparison
 from sslcourse.course.commands.arguments import DATA_DIR_HELP, count, whole
 from sslcourse.course.commands.pretrain import LESSONS, TITLES
-from sslcourse.course.commands.run_folder import network_file
 from sslcourse.devices import choose_device, seeded
 from sslcourse.display import progress_bar
 from sslcourse.errors import CourseError
@@ -67,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    path = network_file(args.network)
     if args.out is not None:
         if args.split != "test":
             raise CourseError("--out keeps records, and records are of test images: add --split test, once everything is chosen.")
@@ -77,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
     if len(set(args.seeds)) < len(args.seeds):
         raise CourseError(f"--seeds {' '.join(map(str, args.seeds))}: give different whole numbers from 0.")
     device = choose_device(args.device, "--device")
-    network = models.load_network(path, device)
+    network = models.load_network(args.network, device)
     about, dataset = network.about, args.dataset or network.dataset
     images = datasets.load(dataset, folder_of(args.data_dir, "--data-dir", "data"), size=None)
     smallest = int(torch.bincount(images.train_labels).min())
@@ -86,13 +84,13 @@ def _run(args: argparse.Namespace) -> int:
     if dataset == network.dataset and comparison.other_images(network, images):
         print(f"This network was trained on a data set that was called {dataset} too, with other images than these.")
     size = args.size or network.size
+    about_fresh = {"dataset": dataset, "size": size, "device": device}
+    fresh = {seed: comparison.fresh([network], lambda: None, seed=seed, **about_fresh).encoder for seed in args.seeds}
     blocks = dict.fromkeys(PROTOCOLS, network.block if args.block is None else args.block)
     if args.like_lessons:
-        fresh = {seed: _fresh(network, images, size, seed) for seed in args.seeds}
         for protocol, encoders in {"linear-probe": dict.fromkeys(args.seeds, network.encoder), "untrained": fresh}.items():
             probed = evaluation.probe_blocks(encoders, images, min(TO_CHOOSE_BY, smallest), size=size) if protocol in args.protocol else {}
             blocks[protocol] = evaluation.best_block(probed) if probed else None
-        blocks["knn"] = blocks["linear-probe"]
     lesson = about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
     trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
     tier = comparison.ONE_NETWORK + about["tier"] if "tier" in about else comparison.LONG  # a lesson's own records are of several networks
@@ -102,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
             started, found = time.perf_counter(), []
             for seed in args.seeds:
                 bar.set_description(f"{protocol}, {per_class} a class, seed {seed}")
-                found.append(_one(args, network, images, protocol, per_class, seed, blocks[protocol], size, whole))
+                found.append(_one(args, network, images, protocol, per_class, seed, blocks[protocol], size, fresh[seed], whole))
                 bar.update()
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
             name, block = PROTOCOLS[protocol], blocks[protocol]
@@ -136,11 +134,11 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int, whole: dict):
+def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int, fresh, whole):
     labelled = images.few_labels(per_class, seed)
     labelled = labelled.subset(test=0) if args.split == "validation" else labelled
     if protocol in ("knn", "linear-probe", "untrained"):
-        encoder = _fresh(network, images, size, seed) if protocol == "untrained" else network.encoder
+        encoder = fresh if protocol == "untrained" else network.encoder
         of = (block, seed if protocol == "untrained" else None)  # the images that are asked about are the same for all draws of labels
         if of not in whole:
             whole[of] = evaluation.feature_set(encoder, labelled, block=block, size=size)
@@ -160,12 +158,6 @@ def _one(args: argparse.Namespace, network, images, protocol: str, per_class: in
         return evaluation.evaluate(method.averaged, *asked, size=size)
     epochs = training.epochs_for(len(labelled.train_labels), args.steps, args.passes)
     if protocol == "supervised":  # twice the steps, as in the lessons, and the whole network at the full rate
-        encoder, epochs, scale = _fresh(network, images, size, seed), 2 * epochs, 1.0
+        encoder, epochs, scale = fresh, 2 * epochs, 1.0
     how |= {"split": args.split, "validate_every": 0, "augmentation": getattr(augment, args.views)(size)}
     return evaluation.fine_tune(encoder, labelled, epochs, encoder_lr_scale=scale, **how)
-
-
-def _fresh(network, images, size: int, seed: int):
-    """An encoder of the same kind that has learned nothing."""
-    device = next(network.encoder.parameters()).device
-    return comparison.fresh([network], lambda: None, dataset=images.name, size=size, seed=seed, device=device).encoder

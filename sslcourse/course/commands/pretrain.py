@@ -22,7 +22,7 @@ import torch
 from sslcourse import augment, datasets, diagnostics, models, training
 from sslcourse.course import comparison
 from sslcourse.course.commands.arguments import DATA_DIR_HELP, count, not_negative, positive, whole
-from sslcourse.course.commands.run_folder import RunFolder, network_file
+from sslcourse.course.commands.run_folder import RunFolder
 from sslcourse.course.lesson import duration
 from sslcourse.devices import PRECISIONS, choose_device, rank, world_size
 from sslcourse.errors import CourseError
@@ -159,7 +159,7 @@ def _method(args: argparse.Namespace, size: int) -> tuple[torch.nn.Module, str]:
     view, width, kind = args.view or size, args.width or 64, METHODS[args.method]
     torch.manual_seed(args.seed)
     if args.start is not None:
-        encoder = models.load_network(network_file(args.start)).encoder.train()
+        encoder = models.load_network(args.start).encoder.train()
     else:
         makes = {"resnet9": {"width": width}, "alexnet": {}}.get(args.network, {"small_images": view < 96, "max_pool": view >= 64})
         encoder = getattr(models, args.network)(**makes)

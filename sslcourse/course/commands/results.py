@@ -11,7 +11,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folder = "a folder of records, the --out folder of a run, or one of several runs"
     which.add_argument("directory", nargs="?", metavar="DIR", help=folder)
     which.add_argument("--reference", action="store_true", help="the records of real runs that come with the package")
-    which.add_argument("--update", action="store_true", help="put the tables of those records into README.md and docs/RESULTS.md")
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
 
 
@@ -20,12 +19,8 @@ def run(args: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise CourseError(f"There is no folder {folder}. Give the folder that holds the records, such as results or runs.")
     from sslcourse import results
-    from sslcourse.course import published_tables, table_over_seeds
+    from sslcourse.course import table_over_seeds
 
-    if args.update:
-        changed = published_tables.update()
-        print(f"made anew: {', '.join(changed)}" if changed else "all tables are up to date")
-        return 0
     if args.reference:
         found = results.overview(results.reference())
         print(found._repr_markdown_() if args.markdown else found)

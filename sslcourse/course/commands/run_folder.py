@@ -21,22 +21,6 @@ from filelock import FileLock, Timeout
 from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, reason, sweep, write_atomically
 
-CHECKPOINT, ENCODER = "checkpoint.pt", "encoder.safetensors"
-
-
-def network_file(given: str) -> Path:
-    """The file of the network that a command line means by a finished run's folder, a file, or the name of one that comes with the package.
-
-    Raises CourseError for the folder of a run that is not finished, or of none.
-    """
-    path = Path(given).expanduser()
-    if not path.is_dir():
-        return path
-    if (path / ENCODER).exists():
-        return path / ENCODER
-    unfinished = " It is not finished: call pretrain with --resume." if (path / CHECKPOINT).exists() else ""
-    raise CourseError(f"There is no {path / ENCODER}.{unfinished} Give the folder of a finished run, or a network's file.")
-
 
 class RunFolder:
     """A context in which this process alone writes into a folder.
@@ -47,7 +31,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike, *, resume: bool = False, writes: bool = True):
         self.path, self.resume, self.writes = Path(path), resume, writes
-        self.checkpoint, self.encoder = self.path / CHECKPOINT, self.path / ENCODER
+        self.checkpoint, self.encoder = self.path / "checkpoint.pt", self.path / "encoder.safetensors"
         self._lock = FileLock(self.path / ".lock")  # the system's own: it ends with the process, however that ends
 
     def __enter__(self) -> "RunFolder":

@@ -18,11 +18,7 @@ c.ClearSolutions.code_stub = {"python": "...  # your code"}
 c.Execute.timeout = 300
 
 # Kernels that are started from here, to grade, train as little as possible whatever the student chose. No grade depends on training.
-os.environ.setdefault("SSLCOURSE_GRADING_TIER", "smoke")
-os.environ.setdefault("SSLCOURSE_GRADING_DATASET", "toybox")
-os.environ.setdefault("SSLCOURSE_DATA_DIR", str(course / "grading" / "data"))
-os.environ.setdefault("SSLCOURSE_RESULTS_DIR", str(course / "grading" / "results"))
-os.environ.setdefault("SSLCOURSE_HEADLESS", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")
 # One thread for each submission, so that several can be graded side by side.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+grading = {"SSLCOURSE_GRADING_TIER": "smoke", "SSLCOURSE_GRADING_DATASET": "toybox", "SSLCOURSE_HEADLESS": "1"}
+grading |= {"SSLCOURSE_DATA_DIR": str(course / "grading" / "data"), "SSLCOURSE_RESULTS_DIR": str(course / "grading" / "results")}
+os.environ.update(grading | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"} | os.environ)

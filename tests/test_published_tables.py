@@ -3,9 +3,10 @@
 import stat
 
 import pytest
+import tables as published_tables
 
 from sslcourse import results
-from sslcourse.course import comparison, published_tables
+from sslcourse.course import comparison
 from sslcourse.course.lesson import TITLES
 from sslcourse.errors import CourseError
 
@@ -58,8 +59,6 @@ def test_a_place_without_an_end_or_twice_is_refused():
 
 def test_update_keeps_the_files_permissions_and_says_what_changed(tmp_path):
     readme, teaching, long = tmp_path / "README.md", tmp_path / "notebooks" / "TEACHING.md", tmp_path / "docs" / "RESULTS.md"
-    with pytest.raises(CourseError, match="README.md"):
-        published_tables.update(tmp_path)
     for path, text in ((readme, page()), (teaching, "| [3 SimCLR](03_simclr.ipynb) | to come | to come |\n"), (long, page())):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -1,4 +1,6 @@
-"""The tables that README.md, docs/RESULTS.md and notebooks/TEACHING.md show of the committed records and costs, and putting them there.
+"""Put the tables of the committed records and costs into README.md, docs/RESULTS.md and notebooks/TEACHING.md.
+
+python docs/tables.py
 
 A table stands between two comments, which a reader of the page does not see: <!-- results:NAME --> and <!-- /results -->.
 """
@@ -60,11 +62,8 @@ def with_costs(text: str) -> str:
     return "\n".join(lines)
 
 
-def update(root: Path | None = None) -> list[str]:
-    """Put tables and costs into the files of a checkout, by default this package's -> those changed. CourseError where there is none."""
-    root = root or Path(results.__file__).resolve().parents[2]
-    if not (root / "README.md").is_file():
-        raise CourseError(f"There is no README.md in {root}: tables are updated in a checkout, not in an installed package.")
+def update(root: Path) -> list[str]:
+    """Put tables and costs into the files of a checkout -> those changed."""
     records, changed = results.reference(), []
     for name in FILES:
         before = (root / name).read_text(encoding="utf-8")
@@ -73,3 +72,8 @@ def update(root: Path | None = None) -> list[str]:
             write_atomically(root / name, after.encode())
             changed.append(name)
     return changed
+
+
+if __name__ == "__main__":
+    done = update(Path(__file__).resolve().parents[1])
+    print(f"made anew: {', '.join(done)}" if done else "all tables are up to date")
