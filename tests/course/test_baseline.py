@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import coloured
 
-from sslcourse import datasets, evaluation, models, results, training
+from sslcourse import datasets, evaluation, models, plots, results, training
 from sslcourse.course import baseline
 from sslcourse.course.lesson import Lesson
 
@@ -65,7 +65,7 @@ def test_a_comparison_holds_frozen_and_fine_tuned_encoders_against_the_baseline_
     told = compared.verdicts()
     assert told.count("2 labels a class") == 4 and all(name in told for name in ("fine-tuned ours", "frozen ours", "the untrained network"))
     drawn = {}
-    monkeypatch.setattr(baseline.plots, "lines", lambda x, y, **options: drawn.update(x=x, y=y))
+    monkeypatch.setattr(plots, "lines", lambda x, y, **options: drawn.update(x=x, y=y))
     compared.curves("ours, frozen")
     assert (drawn["x"]["supervised"], drawn["y"]["supervised"]) == ([2], (0.0,)) and set(drawn["x"]) == {*compared.tested, "supervised"}
     records, weak = {record["method"]: record["settings"] for record in compared.records({"epochs": 7})}, {"views": "weak"}
