@@ -82,19 +82,19 @@ def undecided(dropout=0.2):
         return model
 
 
-def rotation(seed=0, **options):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return models.Rotation(models.resnet9(4), **options)
+def maker(kind, **usual):
+    def make(seed=0, width=4, **options):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return kind(models.resnet9(width), **(usual | options))
+
+    return make
 
 
-def simclr(seed=0, width=4, **options):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return models.SimCLR(models.resnet9(width), **{"hidden_dim": 16, "out_dim": 8, **options})
-
-
-METHODS = {"rotation": rotation, "simclr": simclr}
+SMALL = {"hidden_dim": 16, "out_dim": 8}
+rotation, simclr = maker(models.Rotation), maker(models.SimCLR, **SMALL)
+byol, barlow = maker(models.BYOL, **SMALL), maker(models.BarlowTwins, **SMALL)
+METHODS = {"rotation": rotation, "simclr": simclr, "byol": byol, "barlow": barlow}
 
 
 def same_weights(first, second):

@@ -2,32 +2,18 @@
 
 import copy
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from tiny import NeverTouched, coloured, image_set, same_weights
+from tiny import NeverTouched, coloured, encoder, image_set, same_weights
 
-from sslcourse import augment, datasets, evaluation, models
+from sslcourse import augment, datasets, evaluation
 from sslcourse.evaluation.protocols import top_k
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def test_every_package_can_be_imported_first():
-    code = """
-import importlib, pkgutil, sys
-import sslcourse
-for package in [name for _, name, is_folder in pkgutil.iter_modules(sslcourse.__path__) if is_folder]:
-    importlib.import_module(f"sslcourse.{package}")
-    for module in [module for module in sys.modules if module.startswith("sslcourse.")]:
-        del sys.modules[module]
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def random_result(n=200, classes=5, seed=0):
@@ -194,13 +180,6 @@ def test_what_cannot_be_measured_is_refused(measure):
         broken[3, 1] = math.nan
         with pytest.raises(ValueError, match=f"{name} split hold NaN or inf"):
             measure(replace(found, **{name: broken}), split="test")
-
-
-def encoder(seed=0):
-    torch.manual_seed(seed)
-    made = models.resnet9(4)
-    made(torch.randn(16, 3, 8, 8))  # statistics that are not the first ones
-    return made
 
 
 def tune(network, images=None, **options):
