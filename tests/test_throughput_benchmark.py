@@ -1,6 +1,5 @@
 """The benchmark of throughput: that its turns measure what they say. Its numbers are nobody's test."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -11,9 +10,7 @@ import torch
 from sslcourse import models
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # as for a script that is called
-spec = importlib.util.spec_from_file_location("throughput", Path(__file__).parent / "benchmarks" / "throughput.py")
-throughput = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(throughput)
+import throughput  # noqa: E402
 
 
 def options_of(*arguments):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from tiny import NeverTouched, coloured, encoder, image_set, same_weights
+from tiny import NeverTouched, coloured, encoder, image_set, known_set, same_weights
 
-from sslcourse import augment, datasets, evaluation
+from sslcourse import augment, evaluation
 from sslcourse.evaluation.protocols import top_k
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -189,8 +189,7 @@ def tune(network, images=None, **options):
 
 def test_blocks_are_probed_on_validation_images_and_the_best_mean_is_kept():
     train, validation = coloured(48, 0), coloured(30, 1)
-    spread, names = ((0.5,) * 3, (0.2,) * 3), ["red", "green", "blue"]
-    probed = datasets.ImageSet("coloured", names, *spread, *train, *validation, train[0][:0], train[1][:0])  # no test images
+    probed = known_set(*train, *validation, train[0][:0], train[1][:0])  # no test images
     encoders = {seed: encoder(seed) for seed in (0, 4)}
     found = evaluation.probe_blocks(encoders, probed, per_class=5)
     assert list(found) == [*range(1, 1 + len(encoders[0].blocks))]

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny import METHODS, coloured, image_set, rotation, same_weights, simclr
+from tiny import METHODS, coloured, image_set, known_set, rotation, same_weights, simclr
 from torch import nn
 
-from sslcourse import augment, datasets, diagnostics, evaluation, models, training
+from sslcourse import augment, diagnostics, evaluation, models, training
 from sslcourse.loaders import TensorLoader
 from sslcourse.training import tasks
 
@@ -68,11 +68,7 @@ def test_a_look_at_many_labelled_images_takes_some_of_every_class(monkeypatch):
     monkeypatch.setattr(tasks, "LOOK_IMAGES", 15)
     images, labels = coloured(90, 0)
     order = labels.argsort()  # the first 15 are all of one class
-    validation, test = coloured(30, 1), (images[:0], labels[:0])
-    spread = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    sets = dict(zip(("train", "validation", "test"), ((images[order], labels[order]), validation, test), strict=True))
-    parts = {f"{name}_{kind}": part for name, pair in sets.items() for kind, part in zip(("images", "labels"), pair, strict=True)}
-    row = pretrain(simclr(), datasets.ImageSet("coloured", ["red", "green", "blue"], **spread, **parts), epochs=2).final
+    row = pretrain(simclr(), known_set(images[order], labels[order], *coloured(30, 1), images[:0], labels[:0]), epochs=2).final
     assert row["knn_accuracy"] > 0.6  # from one class alone it cannot be more than 0.34
 
 
