@@ -3,6 +3,7 @@
 import runpy
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -86,9 +87,6 @@ def test_what_a_person_can_put_right_gets_one_sentence(call, tmp_path, photos, a
 
 
 def test_an_interruption_ends_with_130_and_a_sentence(call, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sources, "prepare", interrupted)
+    monkeypatch.setattr(sources, "prepare", Mock(side_effect=KeyboardInterrupt))
     status, _, err = call("stl10")
     assert status == 130 and "continues where it stopped" in err

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from unittest.mock import Mock
 
 import pytest
 
@@ -48,9 +49,6 @@ def test_a_folder_is_tried_before_work_is_done_and_nothing_stays(tmp_path, monke
     with pytest.raises(CourseError, match="--out"):
         files.check_writable(tmp_path / "file" / "inner", "--out")
     for code, told in ((errno.ENOSPC, "full"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission"), (errno.EROFS, "read-only")):
-        def refuse(*args, code=code, **options):
-            raise OSError(code, os.strerror(code))
-
-        monkeypatch.setattr(files.tempfile, "NamedTemporaryFile", refuse)
+        monkeypatch.setattr(files.tempfile, "NamedTemporaryFile", Mock(side_effect=OSError(code, os.strerror(code))))
         with pytest.raises(CourseError, match=told):
             files.check_writable(tmp_path, "--out")

@@ -55,7 +55,9 @@ def test_the_library_and_readmes_script_need_the_base_dependencies_alone(tmp_pat
 import importlib, pkgutil, sslcourse
 for module in pkgutil.walk_packages(sslcourse.__path__, "sslcourse."):
     if not module.name.startswith(("sslcourse.course", "sslcourse.__main__")):
-        importlib.import_module(module.name)
+        importlib.import_module(module.name)  # as the first one
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sslcourse"]:
+        del sys.modules[name]
 from sslcourse.datasets import toybox
 toybox.OPTIONS.update(unlabeled=64, train=200, validation=40, test=40)
 """

@@ -278,18 +278,3 @@ def test_the_threshold_itself_passes_and_the_weights_are_those_of_the_paper():
         assert pseudo_label_weight(epoch, 100, 600, 3) == pytest.approx(wanted, abs=1e-12)
     assert [pseudo_label_weight(step, 5, 5, 2.0) for step in (0, 4, 5, 6)] == [0.0, 0.0, 2.0, 2.0]
     assert pseudo_label_weight(0, 0, 0, 1.0) == 1.0
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_on_a_gpu_nothing_waits_and_a_row_of_zeros_gives_nan():
-    z0, z1 = (z.cuda().requires_grad_() for z in views(8, 4, dtype=torch.float32))
-    zero = z0.detach().clone()
-    zero[3] = 0
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.autocast("cuda", dtype=torch.float16):
-            loss, without_direction = nt_xent(z0, z1), nt_xent(zero, z1)
-        loss.backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert loss.isfinite() and z0.grad.isfinite().all() and without_direction.isnan()

@@ -1,6 +1,5 @@
 """The benchmark of throughput: that its turns measure what they say. Its numbers are nobody's test."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -11,9 +10,7 @@ import torch
 from sslcourse import models
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))  # as for a script that is called
-spec = importlib.util.spec_from_file_location("throughput", Path(__file__).parent / "benchmarks" / "throughput.py")
-throughput = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(throughput)
+import throughput  # noqa: E402
 
 
 def options_of(*arguments):
@@ -52,11 +49,4 @@ def test_the_command_shows_what_it_measured(monkeypatch, capsys):
     throughput.main("--device cpu --precision fp32 --width 4 --batch 6 --size 8 --rounds 1 --seconds 0.001".split())
     ours, before, *lightly = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[-4:]]
     assert (ours[0], before[0]) == ("ours", "ours, views made before") and float(ours[1].replace(",", "")) > 0
-    assert [row[-1] for row in lightly] == [throughput.MISSING] * 2
-
-
-@pytest.mark.parametrize("arguments", [["--batch", "1"], ["--rounds", "0"], ["--size", "4"], ["--width", "0"]])
-def test_settings_that_cannot_be_measured_are_refused(arguments, capsys):
-    with pytest.raises(SystemExit):
-        options_of(*arguments)
-    assert "at least" in capsys.readouterr().err
+    assert [row[-1] for row in lightly] == ["not installed (pip install -e .[bench])"] * 2

@@ -5,7 +5,7 @@ import types
 import torch
 from torch import nn
 
-from sslcourse import models
+from sslcourse import datasets, models
 
 
 class NeverTouched:
@@ -66,6 +66,11 @@ def image_set(n=48, validation=30, **changes):
     return types.SimpleNamespace(**{**fields, **changes})
 
 
+def known_set(*parts):
+    """An ImageSet of these images and labels, in turn: for training, for validation and for the test."""
+    return datasets.ImageSet("coloured", ["red", "green", "blue"], (0.5,) * 3, (0.2,) * 3, *parts)
+
+
 def new_model(seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -82,19 +87,19 @@ def undecided(dropout=0.2):
         return model
 
 
-def rotation(seed=0, **options):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return models.Rotation(models.resnet9(4), **options)
+def maker(kind, **usual):
+    def make(seed=0, width=4, **options):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return kind(models.resnet9(width), **(usual | options))
+
+    return make
 
 
-def simclr(seed=0, width=4, **options):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return models.SimCLR(models.resnet9(width), **{"hidden_dim": 16, "out_dim": 8, **options})
-
-
-METHODS = {"rotation": rotation, "simclr": simclr}
+SMALL = {"hidden_dim": 16, "out_dim": 8}
+rotation, simclr = maker(models.Rotation), maker(models.SimCLR, **SMALL)
+byol, barlow = maker(models.BYOL, **SMALL), maker(models.BarlowTwins, **SMALL)
+METHODS = {"rotation": rotation, "simclr": simclr, "byol": byol, "barlow": barlow}
 
 
 def same_weights(first, second):

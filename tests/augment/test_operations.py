@@ -42,14 +42,6 @@ def test_colour_operations_equal_torchvisions(ours, theirs, values, device):
     assert ours(x, values, out=x) is x and torch.equal(x, done)  # out may be the input itself
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_an_operation_only_where_asked_is_the_operation(device):
-    x, values = floats(device=device), torch.tensor([0.0, 1, 0, 1, 1], device=device)
-    expected = operations.solarize(x, values)
-    assert operations.only_where_asked(operations.solarize)(x, values, out=x) is x
-    assert torch.equal(x, expected)
-
-
 def test_hue_of_every_corner_and_edge_of_the_colour_cube():
     levels = torch.tensor([0.0, 0.25, 0.5, 1.0])
     cube = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 8, 8)

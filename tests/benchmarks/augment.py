@@ -12,13 +12,11 @@ Run it on a machine that is quiet otherwise.
 
 import argparse
 import os
-import statistics
-import sys
-import time
 import warnings
+from functools import partial
 
 import torch
-from one_by_one import MISSING, from_workers, smooth_images
+from one_by_one import compared, from_workers, smooth_images, turn_of
 
 from sslcourse import augment
 
@@ -28,7 +26,18 @@ ROUNDS = 5
 
 def ours(images, size, blur):
     transform = augment.simclr(size, blur=blur)
-    return lambda: transform(images), 0
+    return turn_of(lambda: len(transform(images))), "whole batches, one thread or two"
+
+
+def one_by_one(images, transform):
+    """A DataLoader as a contender; lightly's transform gives a list of two views."""
+    next_batch, held_ready = from_workers(images, transform, len(images), WORKERS)
+
+    def step():
+        batch = next_batch()
+        return sum(map(len, batch)) if isinstance(batch, list) else len(batch)
+
+    return turn_of(step, held_ready, WORKERS), f"image by image, DataLoader with {WORKERS} workers"
 
 
 def torchvision_v2(images, size, blur):
@@ -41,15 +50,14 @@ def torchvision_v2(images, size, blur):
     if blur:
         steps.append(v2.RandomApply([v2.GaussianBlur(2 * max(1, round(0.05 * size)) + 1, (0.1, 2.0))], p=blur))
     steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(augment.MEAN, augment.STD)]
-    return from_workers(images, v2.Compose(steps), len(images), WORKERS)
+    return one_by_one(images, v2.Compose(steps))
 
 
 def lightly(images, size, blur):
     from lightly.transforms import SimCLRTransform
 
     normalize = {"mean": augment.MEAN, "std": augment.STD}
-    transform = SimCLRTransform(input_size=size, gaussian_blur=blur, sigmas=(0.1, 2.0), normalize=normalize)
-    return from_workers(images, transform, len(images), WORKERS)
+    return one_by_one(images, SimCLRTransform(input_size=size, gaussian_blur=blur, sigmas=(0.1, 2.0), normalize=normalize))
 
 
 def kornia(images, size, blur):
@@ -65,76 +73,14 @@ def kornia(images, size, blur):
     steps.append(k.Normalize(torch.tensor(augment.MEAN), torch.tensor(augment.STD)))
     transform = torch.nn.Sequential(*steps)
 
-    def batch():
-        with torch.no_grad():
-            return transform(images.float() / 255)
+    @torch.no_grad()
+    def step():
+        return len(transform(images.float() / 255))
 
-    return batch, 0
-
-
-CONTENDERS = {
-    "sslcourse": (ours, "whole batches, one thread or two"),
-    "torchvision v2": (torchvision_v2, "image by image, DataLoader with 2 workers"),
-    "lightly": (lightly, "image by image, two views each, DataLoader with 2 workers"), "kornia": (kornia, "whole batches, two threads"),
-}
+    return turn_of(step), "whole batches, two threads"
 
 
-def views_in(batch):
-    """Number of images of size (3, size, size) in a batch: lightly makes a list of two views, the others one tensor."""
-    return sum(len(view) for view in batch) if isinstance(batch, list) else len(batch)
-
-
-def one_round(make_batch, held_ready, seconds):
-    """Views a second. Batches that workers had ready before the clock started are thrown away first."""
-    for _ in range(held_ready + 1):
-        make_batch()
-    views, started = 0, time.perf_counter()
-    while True:
-        # workers deliver in turns, so only whole turns are counted
-        views += sum(views_in(make_batch()) for _ in range(WORKERS if held_ready else 1))
-        elapsed = time.perf_counter() - started
-        if elapsed >= seconds:
-            break
-    if held_ready:
-        time.sleep(1.5 * (held_ready + WORKERS) * elapsed * views_in(make_batch()) / views)  # let them fill up, out of the others' way
-    return views / elapsed
-
-
-def measure(size, batch_size, seconds):
-    """Views a second of each contender at one size, a list over rounds each; None where one is missing."""
-    images = smooth_images(batch_size, size)
-    blur = 0.5 if size >= 64 else 0.0
-    ready = {}
-    for name, (prepare, _) in CONTENDERS.items():
-        try:
-            ready[name] = prepare(images, size, blur)
-        except ImportError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-    for make_batch, _ in ready.values():
-        make_batch()
-    time.sleep(1)
-    rates = {name: [] for name in ready}
-    for _ in range(ROUNDS):
-        for name, (make_batch, held_ready) in ready.items():
-            rates[name].append(one_round(make_batch, held_ready, seconds / ROUNDS))
-    return {name: rates.get(name) for name in CONTENDERS}
-
-
-def table(results, sizes):
-    """Lines of text: a row a contender; for each size views a second, and how many times faster ours is."""
-    heads = [f"{size} px{' with blur' if size >= 64 else ''}" for size in sizes]
-    lines = [f"{'':16}" + "".join(f"{head:>18}{'ours is':>10}" for head in heads) + "   how"]
-    for name, (_, how) in CONTENDERS.items():
-        cells = ""
-        for size in sizes:
-            rates = results[size][name]
-            if rates is None:
-                cells, how = "", MISSING
-                break
-            rate, own = statistics.median(rates), statistics.median(results[size]["sslcourse"])
-            cells += f"{rate:>10,.0f} views/s" + (f"{own / rate:>9.1f}×" if name != "sslcourse" else " " * 10)
-        lines.append(f"{name:16}{cells}   {how}")
-    return lines
+CONTENDERS = {"sslcourse": ours, "torchvision v2": torchvision_v2, "lightly": lightly, "kornia": kornia}
 
 
 def main():
@@ -146,9 +92,12 @@ def main():
     warnings.filterwarnings("ignore")
     torch.set_num_threads(2)
     busy = f", load {os.getloadavg()[0]:.1f} before the start" if hasattr(os, "getloadavg") else ""
-    results = {size: measure(size, options.batch, options.seconds) for size in options.sizes}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batches of {options.batch}, median of {ROUNDS} rounds{busy}")
-    print("\n".join(table(results, options.sizes)))
+    for size in options.sizes:
+        images, blur = smooth_images(options.batch, size), 0.5 if size >= 64 else 0.0
+        contenders = {name: partial(make, images, size, blur) for name, make in CONTENDERS.items()}
+        print(f"\n{size} px{' with blur' if blur else ''}, each view counted as an image")
+        print("\n".join(compared(contenders, ROUNDS, options.seconds / ROUNDS)))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ are idle, but its turn needs all cores.
 import argparse
 import math
 import os
-import statistics
 import time
+from functools import partial
 
 import torch
-from one_by_one import MISSING, from_workers, smooth_images
+from one_by_one import compared, from_workers, smooth_images, turn_of
 
 from sslcourse import augment, datasets, models, training
 from sslcourse.devices import autocast, choose_precision
@@ -70,7 +70,6 @@ def epochs_of(method, images, epochs, options):
 
 
 def ours(options, images, made_before=False):
-    """A turn: seconds -> (images learned from, seconds they took). And what to say about it."""
     method, images = new_method(options, made_before), images.to(options.device)
     note = "views made once, before" if made_before else "uint8 tensors in memory, views by whole batches"
     steps = len(images.unlabeled) // options.batch
@@ -109,61 +108,15 @@ def lightly(options, images, channels_last=False):
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
+        return options.batch
 
     def now():
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    def turn(seconds):
-        for _ in range(held_ready + 1):  # what the workers had ready before the clock started counts for nothing
-            step()
-        steps, started, elapsed = 0, now(), 0.0
-        while elapsed < seconds or not steps:
-            for _ in range(workers):  # workers deliver in turns, so only whole turns are counted
-                step()
-            steps, elapsed = steps + workers, now() - started
-        time.sleep(1.5 * (held_ready + workers) * elapsed / steps)  # let them fill up, out of the others' way
-        return steps * options.batch, elapsed
-
-    step()
-    return turn, f"image by image, DataLoader with {workers} workers{', channels last' if channels_last else ''}"
-
-
-def contenders(options, images):
-    """Name -> (turn, note), in the table's order; turn is None where the contender cannot take part, and the note says why."""
-    rows = {"ours": ours(options, images), "ours, views made before": ours(options, images, made_before=True)}
-    for name, channels_last in (("lightly", False), ("lightly, channels last", True)):
-        try:
-            rows[name] = lightly(options, images, channels_last)
-        except ImportError:
-            rows[name] = None, MISSING
-    return rows
-
-
-def take_turns(rows, rounds, seconds):
-    """Images a second of each contender in each round, in turns of so many seconds: name -> list, empty where it has no turn."""
-    rates = {name: [] for name in rows}
-    for _ in range(rounds):
-        for name, (turn, _) in rows.items():
-            if turn is not None:
-                images, elapsed = turn(seconds)
-                rates[name].append(images / elapsed)
-    return rates
-
-
-def table(rows, rates):
-    """Lines of text: a row a contender, with its median rate, the range of its rounds, and how many times faster ours is."""
-    lines = [f"{'':24}{'images/s':>10}{'lowest to highest':>22}{'ours is':>10}   how"]
-    own = statistics.median(rates["ours"])
-    for name, (_, note) in rows.items():
-        if not rates[name]:
-            lines.append(f"{name:24}{'–':>10}{'':32}   {note}")
-            continue
-        rate, span = statistics.median(rates[name]), f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}"
-        ratio = "" if name == "ours" else f"{own / rate:.2f}×"
-        lines.append(f"{name:24}{rate:>10,.0f}{span:>22}{ratio:>10}   {note}")
-    return lines
+    note = f"image by image, DataLoader with {workers} workers{', channels last' if channels_last else ''}"
+    return turn_of(step, held_ready, workers, now), note
 
 
 def parse(arguments=None):
@@ -189,9 +142,11 @@ def main(arguments=None):
     os.environ.setdefault("TQDM_DISABLE", "1")
     print(f"torch {torch.__version__}, {options.device} ({device}), {options.precision}{load}")
     print(f"SimCLR, ResNet-9 of width {options.width}, batches of {options.batch} at {options.size} px")
-    rows = contenders(options, image_set(smooth_images(STEPS.get(torch.device(options.device).type, 16) * options.batch, options.size)))
-    rates = take_turns(rows, options.rounds, options.seconds)
-    print(f"median of {options.rounds} rounds of {options.seconds:g} s at least\n" + "\n".join(table(rows, rates)))
+    images = image_set(smooth_images(STEPS.get(torch.device(options.device).type, 16) * options.batch, options.size))
+    makers = {"ours": ours, "ours, views made before": partial(ours, made_before=True)}
+    makers |= {"lightly": lightly, "lightly, channels last": partial(lightly, channels_last=True)}
+    lines = compared({name: partial(make, options, images) for name, make in makers.items()}, options.rounds, options.seconds)
+    print(f"median of {options.rounds} rounds of {options.seconds:g} s at least\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

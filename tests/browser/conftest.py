@@ -1,14 +1,13 @@
 """What the tests in a browser share: a Chromium, and a JupyterLab of their own. They run only when asked for, with -m browser."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from sslcourse import datasets
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -36,5 +35,5 @@ def chromium():
 def toybox(tmp_path_factory):
     """A folder with toybox, drawn beforehand."""
     folder = tmp_path_factory.mktemp("data")
-    subprocess.run([sys.executable, "-m", "sslcourse", "data", "--data-dir", folder], check=True, cwd=ROOT, capture_output=True)
+    datasets.load("toybox", folder)
     return folder

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-from tiny import coloured
+from tiny import coloured, known_set
 
-from sslcourse import datasets, evaluation, models, plots, results, training
-from sslcourse.course import baseline
+from sslcourse import datasets, evaluation, models, results, training
+from sslcourse.course import baseline, comparison
 from sslcourse.course.lesson import Lesson
 
 NETWORK = "ResNet-9, width 4"
@@ -15,8 +15,7 @@ NETWORK = "ResNet-9, width 4"
 
 @pytest.fixture
 def images():
-    parts = [tensor for k, n in enumerate((30, 12, 12)) for tensor in coloured(n, k)]
-    return datasets.ImageSet("coloured", ["red", "green", "blue"], (0.5,) * 3, (0.2,) * 3, *parts)
+    return known_set(*coloured(30, 0), *coloured(12, 1), *coloured(12, 2))
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def test_a_comparison_holds_frozen_and_fine_tuned_encoders_against_the_baseline_
     told = compared.verdicts()
     assert told.count("2 labels a class") == 4 and all(name in told for name in ("fine-tuned ours", "frozen ours", "the untrained network"))
     drawn = {}
-    monkeypatch.setattr(plots, "lines", lambda x, y, **options: drawn.update(x=x, y=y))
+    monkeypatch.setattr(comparison.plots, "lines", lambda x, y, **options: drawn.update(x=x, y=y))
     compared.curves("ours, frozen")
     assert (drawn["x"]["supervised"], drawn["y"]["supervised"]) == ([2], (0.0,)) and set(drawn["x"]) == {*compared.tested, "supervised"}
     records, weak = {record["method"]: record["settings"] for record in compared.records({"epochs": 7})}, {"views": "weak"}

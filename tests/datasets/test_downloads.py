@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+from unittest.mock import Mock
 
 import pytest
 
@@ -40,12 +41,8 @@ def test_the_next_call_continues_where_a_cut_one_stopped_if_the_server_can(serve
 
 
 def test_an_interruption_keeps_what_came(server, tmp_path, monkeypatch):
-    class Impatient(downloads.tqdm):
-        def update(self, count):
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(downloads, "tqdm", Impatient)
+        patch.setattr(downloads.tqdm, "update", Mock(side_effect=KeyboardInterrupt))
         downloads.fetch(server.url, tmp_path / "f", MD5)
     assert 0 < (tmp_path / "f.part").stat().st_size < len(CONTENT)
     assert downloads.fetch(server.url, tmp_path / "f", MD5).read_bytes() == CONTENT and server.asked[1]
@@ -77,10 +74,7 @@ def test_what_is_not_the_file_is_refused_with_its_address(server, tmp_path, stat
 
 @pytest.mark.parametrize("fault", [socket.gaierror(-3, "Temporary failure in name resolution"), ConnectionRefusedError(111, "refused")])
 def test_no_network_says_what_works_without_one(tmp_path, monkeypatch, fault):
-    def fails(*_, **__):
-        raise fault
-
-    monkeypatch.setattr(socket, "create_connection", fails)
+    monkeypatch.setattr(socket, "create_connection", Mock(side_effect=fault))
     with pytest.raises(CourseError, match="cannot be reached.*toybox"):
         downloads.fetch("http://example.invalid/x", tmp_path / "f")
     assert names(tmp_path) == []

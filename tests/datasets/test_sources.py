@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -221,26 +222,20 @@ def test_what_was_read_is_said_and_another_preparation_of_the_same_name_is_refus
 
 
 def test_what_hinders_is_said_as_it_is(tmp_path, monkeypatch):
-    def fails(error):
-        def call(*_, **__):
-            raise error
-
-        return call
-
     archive, data = photos_zip(tmp_path / "p.zip"), tmp_path / "data"
     quota, forbidden = OSError(errno.EDQUOT, "Disk quota exceeded"), PermissionError(errno.EACCES, "Permission denied")
     with monkeypatch.context() as patch, pytest.raises(CourseError, match="your quota on this disk is used up"):
-        patch.setattr(os, "posix_fallocate", fails(quota), raising=False)
+        patch.setattr(os, "posix_fallocate", Mock(side_effect=quota), raising=False)
         sources.prepare("mine", data, source=archive)
     assert list(data.iterdir()) == []
     (data / ".mine.lock").touch()
     with monkeypatch.context() as patch, pytest.raises(CourseError, match=r"\.mine\.lock is another user's"):
-        patch.setattr(prepared.FileLock, "acquire", fails(forbidden))
+        patch.setattr(prepared.FileLock, "acquire", Mock(side_effect=forbidden))
         sources.prepare("mine", data, source=archive)
     sources.prepare("mine", data, source=archive)
     for place, name in ((np, "load"), (Path, "read_text"), (os, "listdir")):
         with monkeypatch.context() as patch, pytest.raises(CourseError, match="cannot be read: you have no permission for it") as error:
-            patch.setattr(place, name, fails(forbidden))
+            patch.setattr(place, name, Mock(side_effect=forbidden))
             datasets.load("mine", data)
         assert "damaged" not in str(error.value) and "Delete" not in str(error.value)
     (data / "mine").rename(data / "toybox")  # somebody's images are not drawn over
@@ -264,11 +259,8 @@ def test_broken_archives_leave_nothing_and_a_broken_download_can_be_got_again(tm
 
 
 def test_a_disk_without_room_or_that_becomes_full_is_named_and_keeps_nothing(tmp_path, server, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch, pytest.raises(CourseError, match="mine .*the disk is full"):
-        patch.setattr(np.lib.format, "write_array_header_1_0", full)
+        patch.setattr(np.lib.format, "write_array_header_1_0", Mock(side_effect=OSError(28, "No space left on device")))
         sources.prepare("mine", tmp_path / "data", source=photos_zip(tmp_path / "p.zip"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
     with pytest.raises(CourseError, match=r"Preparing stl10 needs 9\.0 GB free, and .* has 5\.0 GB"):

@@ -64,6 +64,8 @@ def test_each_fault_is_traced_to_the_operation_that_began(fault):
     assert found.operation.startswith(operation) and cause in found.cause
     assert "test_faults.py, line" in found.line and found.place == "between its children, after layer"
     assert 0 < found.nan + found.inf <= found.total
+    what, where, why = str(found).splitlines()
+    assert operation in what and f"of {found.total} values" in what and found.place in where and found.line in where and cause in why
     layer = Model(loss).layer  # the same outside of the model
     found = find_nonfinite(layer, rows(), forward=lambda x: loss(layer(x)))
     assert found.kind == ("loss" if kind == "output" else kind) and found.operation.startswith(operation)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from tiny import coloured, known_set
 from torch import nn
 
-from sslcourse import augment, datasets, evaluation, models
+from sslcourse import augment, evaluation, models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLOSE = {"rtol": 0, "atol": 1e-4}  # convolutions may add up in another order when a batch has another size
@@ -85,17 +86,13 @@ def test_the_view_for_evaluation_is_that_of_the_augmentation(images):
 
 
 def image_set(validation=9):
-    parts, generator = {}, torch.Generator().manual_seed(3)
-    for name, count in (("train", 60), ("validation", validation), ("test", 6)):
-        parts[f"{name}_images"] = torch.randint(0, 256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
-        parts[f"{name}_labels"] = torch.randint(0, 3, (count,), generator=generator)
-    return datasets.ImageSet(name="noise", class_names=list("abc"), mean=(0.5,) * 3, std=(0.25,) * 3, **parts)
+    return known_set(*coloured(60, 3), *coloured(validation, 4), *coloured(6, 5))
 
 
 def test_a_feature_set_holds_every_split(model):
     images = image_set()
     found = evaluation.feature_set(model.encoder, images, precision="fp32")
-    assert found.dim == 32 and found.class_names == ["a", "b", "c"]
+    assert found.dim == 32 and found.class_names == images.class_names
     for name in ("train", "validation", "test"):
         rows, labels = found.split(name)
         assert torch.equal(rows, evaluation.features(model.encoder, getattr(images, f"{name}_images"), precision="fp32"))

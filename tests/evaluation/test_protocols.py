@@ -2,32 +2,18 @@
 
 import copy
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from tiny import NeverTouched, coloured, image_set, same_weights
+from tiny import NeverTouched, coloured, encoder, image_set, known_set, same_weights
 
-from sslcourse import augment, datasets, evaluation, models
+from sslcourse import augment, evaluation
 from sslcourse.evaluation.protocols import top_k
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def test_every_package_can_be_imported_first():
-    code = """
-import importlib, pkgutil, sys
-import sslcourse
-for package in [name for _, name, is_folder in pkgutil.iter_modules(sslcourse.__path__) if is_folder]:
-    importlib.import_module(f"sslcourse.{package}")
-    for module in [module for module in sys.modules if module.startswith("sslcourse.")]:
-        del sys.modules[module]
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def random_result(n=200, classes=5, seed=0):
@@ -196,13 +182,6 @@ def test_what_cannot_be_measured_is_refused(measure):
             measure(replace(found, **{name: broken}), split="test")
 
 
-def encoder(seed=0):
-    torch.manual_seed(seed)
-    made = models.resnet9(4)
-    made(torch.randn(16, 3, 8, 8))  # statistics that are not the first ones
-    return made
-
-
 def tune(network, images=None, **options):
     options = {"epochs": 1, "batch_size": 16, "precision": "fp32", "progress": False} | options
     return evaluation.fine_tune(network, images or image_set(), **options)
@@ -210,8 +189,7 @@ def tune(network, images=None, **options):
 
 def test_blocks_are_probed_on_validation_images_and_the_best_mean_is_kept():
     train, validation = coloured(48, 0), coloured(30, 1)
-    spread, names = ((0.5,) * 3, (0.2,) * 3), ["red", "green", "blue"]
-    probed = datasets.ImageSet("coloured", names, *spread, *train, *validation, train[0][:0], train[1][:0])  # no test images
+    probed = known_set(*train, *validation, train[0][:0], train[1][:0])  # no test images
     encoders = {seed: encoder(seed) for seed in (0, 4)}
     found = evaluation.probe_blocks(encoders, probed, per_class=5)
     assert list(found) == [*range(1, 1 + len(encoders[0].blocks))]

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -116,11 +117,7 @@ def test_what_cannot_be_found_or_written_is_named_and_a_full_disk_keeps_the_old_
     with pytest.raises(CourseError, match="could not be written"):
         models.save_network(path / "within", encoder(), **ABOUT)
     before = path.read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(CourseError, match="could not be written: the disk is full"):
         models.save_network(path, encoder(1), **ABOUT)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
@@ -155,12 +152,9 @@ def test_a_network_knows_the_images_that_it_was_trained_on(tmp_path):
     (PermissionError(13, "no"), "no permission"), (OSError(5, "no"), "does not answer"), (OSError(12, "no"), "memory"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_not_called_damaged(error, told, path, monkeypatch):
-    def refused(*_):
-        raise error
-
     checkpoints.previous(path).write_bytes(path.read_bytes())  # which does not come in its place
     for module, read, more in ((saved, models.load_network, ()), (checkpoints, checkpoints.load_checkpoint, ({}, None))):
-        monkeypatch.setattr(module, "open", refused, raising=False)
+        monkeypatch.setattr(module, "open", Mock(side_effect=error), raising=False)
         with pytest.raises(CourseError, match=told) as caught:
             read(path, *more)
         assert "elete" not in str(caught.value) and "damaged" not in str(caught.value)

@@ -5,18 +5,13 @@ import pickle
 
 import pytest
 import torch
-from tiny import Malicious, image_set, new_model
+from test_classifier import fit
+from tiny import Malicious, new_model
 
-from sslcourse import training
 from sslcourse.errors import CourseError
 from sslcourse.training import checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def fit(model, **options):
-    settings = {"epochs": 4, "batch_size": 16, "precision": "fp32", "progress": False}
-    return training.fit_classifier(model, image_set(), **{**settings, **options})
 
 
 def with_parts(file, **parts):

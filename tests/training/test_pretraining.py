@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny import METHODS, coloured, image_set, rotation, same_weights, simclr
+from tiny import METHODS, coloured, image_set, known_set, rotation, same_weights, simclr
 from torch import nn
 
-from sslcourse import augment, datasets, diagnostics, evaluation, models, training
+from sslcourse import augment, diagnostics, evaluation, models, training
 from sslcourse.loaders import TensorLoader
 from sslcourse.training import tasks
 
@@ -68,11 +68,7 @@ def test_a_look_at_many_labelled_images_takes_some_of_every_class(monkeypatch):
     monkeypatch.setattr(tasks, "LOOK_IMAGES", 15)
     images, labels = coloured(90, 0)
     order = labels.argsort()  # the first 15 are all of one class
-    validation, test = coloured(30, 1), (images[:0], labels[:0])
-    spread = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    sets = dict(zip(("train", "validation", "test"), ((images[order], labels[order]), validation, test), strict=True))
-    parts = {f"{name}_{kind}": part for name, pair in sets.items() for kind, part in zip(("images", "labels"), pair, strict=True)}
-    row = pretrain(simclr(), datasets.ImageSet("coloured", ["red", "green", "blue"], **spread, **parts), epochs=2).final
+    row = pretrain(simclr(), known_set(images[order], labels[order], *coloured(30, 1), images[:0], labels[:0]), epochs=2).final
     assert row["knn_accuracy"] > 0.6  # from one class alone it cannot be more than 0.34
 
 
@@ -98,7 +94,7 @@ def test_rotation_learns_which_way_is_up():
 
 
 @pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
-def test_mean_loss_and_metric_of_an_epoch(make):
+def test_mean_loss_and_metrics_of_an_epoch(make):
     # at such a rate nothing moves but the batch statistics, which training does not use
     method, view = make(augmentation=augment.evaluation(8)), augment.evaluation(8)
     history = pretrain(method, epochs=1, lr=1e-12, look_every=0)
@@ -106,7 +102,7 @@ def test_mean_loss_and_metric_of_an_epoch(make):
     loader = TensorLoader(image_set().unlabeled, batch_size=16, shuffle=True, drop_last=True, seed=0)
     seen = [(reference(x).item(), *[value.item() for value in reference.metrics.values()]) for (x,) in loader]
     expected = torch.tensor(seen).mean(0).tolist()
-    assert [history.final["loss"], history.final[next(iter(method.metrics))]] == pytest.approx(expected, abs=1e-4)
+    assert [history.final[name] for name in ("loss", *method.metrics)] == pytest.approx(expected, abs=1e-4)
 
 
 def test_any_module_with_an_encoder_can_be_trained():

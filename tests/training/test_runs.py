@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from tiny import image_set, new_model, rotation, same_weights, simclr, without_seconds
+from tiny import byol, image_set, new_model, rotation, same_weights, simclr, without_seconds
 from torch import nn
 
 from sslcourse import augment, display, models, training
@@ -24,11 +24,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def fixmatch(seed=0, **options):
     return models.FixMatch(new_model(seed), **{"threshold": 0.4, **options})
-
-
-def byol(seed=0):
-    torch.manual_seed(seed)
-    return models.BYOL(models.resnet9(4), hidden_dim=16, out_dim=8)
 
 
 # name -> what makes the model, what trains it and how, and what its encoder is called in lr_scales

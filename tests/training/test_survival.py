@@ -2,18 +2,21 @@
 
 import csv
 import errno
-import json
+import itertools
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from tiny import image_set, pretrain_words, same_weights, simclr
+from tiny import image_set, pretrain_words, same_weights, simclr, without_seconds
 
 from sslcourse import files, models, training
 from sslcourse.course.commands.main import main
@@ -25,32 +28,48 @@ UNIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processe
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parents[1]), str(TESTS.parent), str(TESTS)])}
 
 
-@pytest.fixture(scope="module")
-def victim():
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
-    process = subprocess.Popen([sys.executable, str(TESTS / "victim.py")], **streams)
-    assert process.stdout.readline() == "ready\n"
+def train(out, kill=0):
+    """A run of 24 steps, with a line in steps.txt for each; killed at this call of os.replace."""
+    torch.set_num_threads(1)
+    files.os = types.SimpleNamespace(**vars(os))  # a stand-in, so that torch's own files are let alone
+    calls = iter(range(1, 10_000))
 
-    def once(out, **order):
-        process.stdin.write(json.dumps({"out": str(out), **order}) + "\n")
-        process.stdin.flush()
-        return int(process.stdout.readline())
+    def replace(*names):
+        if next(calls) == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.replace(*names)
 
-    yield once
-    process.stdin.close()
-    process.wait(timeout=60)
+    def after_step(step, steps):
+        with open(out / "steps.txt", "a") as stream:
+            stream.write(f"{step}\n")
+
+    files.os.replace, method = replace, simclr()
+    method.after_step = after_step
+    how = {"batch_size": 12, "precision": "fp32", "look_every": 3, "progress": False, "seed": 4, "checkpoint_every": 1}
+    history = training.pretrain(method, image_set(), 6, checkpoint=out / "checkpoint.pt", **how)
+    torch.save({"weights": method.state_dict(), "rows": without_seconds(history)}, out / "end.pt")
+
+
+def train_apart(*arguments):
+    """`train` in a process forked from one that has imported what it needs; -> its exit status, negative for a signal."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sslcourse.training"])
+    process = context.Process(target=train, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 @UNIX
 @pytest.mark.parametrize("kill", [9, 10])  # each checkpoint puts two files in their place: the one before, and the new one
-def test_a_run_that_is_killed_ends_with_the_same_weights_bit_for_bit(victim, tmp_path, kill):
+def test_a_run_that_is_killed_ends_with_the_same_weights_bit_for_bit(tmp_path, kill):
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "run"
     undisturbed.mkdir()
     out.mkdir()
-    assert victim(undisturbed) == 0 and victim(out, kill=kill) == -signal.SIGKILL
+    assert train_apart(undisturbed) == 0 and train_apart(out, kill) == -signal.SIGKILL
     whole = list(out.glob("checkpoint*.pt"))
     assert whole and all("rng" in torch.load(path, weights_only=True) for path in whole)  # at no moment is one of them half
-    assert victim(out) == 0
+    assert train_apart(out) == 0
     expected, end = (torch.load(folder / "end.pt", weights_only=True) for folder in (undisturbed, out))
     assert end["rows"] == expected["rows"]
     assert all(torch.equal(value, expected["weights"][name]) for name, value in end["weights"].items())
@@ -66,15 +85,9 @@ def pretrain(method, **options):
 def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(monkeypatch, tmp_path):
     whole, file = simclr(), tmp_path / "run.pt"
     pretrain(whole)
-    real, count = files.os.fsync, iter(range(1, 1000))
-
-    def fsync(handle):
-        if next(count) > 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(handle)
-
+    two_files = itertools.chain([None, None], itertools.repeat(OSError(errno.ENOSPC, "No space left on device")))
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", fsync)
+        patch.setattr(files.os, "fsync", Mock(side_effect=two_files))
         with pytest.raises(CourseError, match="run.pt .*the disk is full"):
             pretrain(simclr(), checkpoint=file)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.previous.pt", "run.pt"]
