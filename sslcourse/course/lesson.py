@@ -24,7 +24,7 @@ from sslcourse.files import check_writable, folder_of, repository_root, slug, wr
 
 _TITLES = ("A supervised baseline", "Rotation as a pretext task", "SimCLR", "BYOL", "Barlow Twins", "Pseudo-labelling", "Evaluation")
 TITLES = dict(enumerate(_TITLES, start=1))
-BUDGETS = {"smoke": "40 seconds at most on two CPU cores", "cpu": "3 to 10 minutes on two CPU cores"}
+BUDGETS = {"smoke": "40 seconds at most on two CPU cores; what it measures means nothing", "cpu": "3 to 10 minutes on two CPU cores"}
 BUDGETS |= {"gpu": "15 minutes at most on a T4", "full": "hours: the budgets of the papers"}
 TIERS = tuple(BUDGETS)
 _current = None
