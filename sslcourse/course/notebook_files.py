@@ -14,6 +14,7 @@ from sslcourse.files import reason, write_atomically
 
 LARGEST_FILE = 2_000_000  # bytes
 LONGEST_CELL = 40  # lines
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form", "transient": {"remove_source": True}}  # JupyterLab, Colab, nbconvert
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _KEPT_METADATA = {"colab", "accelerator", "sslcourse", "title", "authors"}
 _KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -114,9 +115,8 @@ def _cell_problems(cell) -> Iterator[str]:
     lines = len(cell.source.splitlines())
     if lines > LONGEST_CELL:
         yield f"it has {lines} lines; {LONGEST_CELL} is the most."
-    folded = cell.metadata.get("jupyter", {}).get("source_hidden") is True and cell.metadata.get("cellView") == "form"
-    if "solution" in tags(cell) and not folded:
-        yield "a solution has to be folded, with jupyter.source_hidden and cellView 'form'."
+    if "solution" in tags(cell) and not FOLDED.items() <= cell.metadata.items():
+        yield f"a solution is folded, and left out of what nbconvert makes, by the metadata {FOLDED}."
     for output in cell.outputs:
         if output.output_type == "error":
             yield f"it stopped with {output.ename}."

@@ -15,7 +15,7 @@ from sslcourse.course import notebook_files, runner
 from sslcourse.errors import CourseError
 
 PNG = base64.b64encode(b"\x89PNG").decode()
-FOLDED = {"tags": ["solution"], "jupyter": {"source_hidden": True}, "cellView": "form"}
+FOLDED = {"tags": ["solution"], **notebook_files.FOLDED}
 WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "Box()"}
 
 
@@ -61,7 +61,7 @@ WRONG = {
     "injected": (code("x", tags=["injected-parameters"]), FORM), "not run": (code("x", count=None), "execution counts are"),
     "error": (code("x", [new_output("error", ename="ValueError", evalue="v", traceback=[])]), "Cell 2 .*stopped with ValueError"),
     "long": (code("\n".join(["x = 1"] * 41)), "Cell 2 .*41 lines; 40 is the most"),
-    "solution": (code("x", tags=["solution"], jupyter={"source_hidden": True}), "Cell 2 .*has to be folded"),
+    "solution": (code("x", tags=["solution"], jupyter={"source_hidden": True}), "Cell 2 .*a solution is folded"),
     "bare figure": (code("x", [shown(**{"image/png": PNG, "text/plain": "<Figure>"})]), "Cell 2 .*a figure has no alt text"),
     "empty alt": (code("x", [shown(**{"text/html": '<img alt="" src="data:">'})]), IMAGE),
     "markdown": (new_markdown_cell("![](picture.png)"), IMAGE),

@@ -121,4 +121,5 @@ def test_exports_keep_every_figure_and_do_not_ask_latex_for_the_badge(path):
     assert text.count(r"\adjustimage{max size") == len(files["outputs"]) == len(figures) > 0
     page, _ = MarkdownExporter().from_notebook_node(notebook)
     assert len(re.findall('<img alt="[^"]{20,}" style="[^"]*" src="data:image/png', page)) == len(figures)
+    assert "@exercise" in page and "def solution_" not in page
     assert not [cell for cell in notebook.cells if cell.cell_type == "markdown" and re.search(r"!\[[^]]*\]\(http", cell.source)]
