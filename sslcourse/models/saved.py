@@ -117,7 +117,7 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
     except (FileNotFoundError, NotADirectoryError):
         way_out = "Run the lesson that writes it, finish the run (pretrain --resume), or name one that is here:"
-        raise CourseError(f"There is no network {path}. {way_out} {', '.join(pretrained_encoders())}.") from None
+        raise CourseError(f"There is no network {path}. {way_out} {', '.join(pretrained_encoders()) or 'none yet'}.") from None
     except OSError as error:
         raise CourseError(f"{path} cannot be read: {reason(error)}.") from error
     except (SafetensorError, KeyError) as error:

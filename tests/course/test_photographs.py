@@ -59,7 +59,8 @@ def test_pictures_are_shown_where_the_photographs_are_at_hand(tmp_path, monkeypa
 
 
 def test_each_encoder_that_comes_with_the_package_has_facts_without_photographs_and_a_card(capsys):
-    names = models.pretrained_encoders()
+    if not (names := models.pretrained_encoders()):
+        pytest.skip("no encoder comes with the package yet")
     assert sum(path.stat().st_size for path in models.saved.ENCODERS.iterdir()) < 20e6
     for name in names:
         network, kept = models.load_network(name), json.loads((models.saved.ENCODERS / f"{name}.json").read_text())

@@ -33,8 +33,8 @@ TO_CHOOSE_BY = 10  # labels a class, for the block
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    names = ", ".join(models.pretrained_encoders())
-    add("network", metavar="NETWORK", help=f"the folder of a run of `pretrain`, a file that a lesson has kept, or one of {names}")
+    names = ", ".join(models.pretrained_encoders()) or "none yet"
+    add("network", metavar="NETWORK", help=f"a run of `pretrain`, a file that a lesson has kept, or an encoder of the package ({names})")
     add("--dataset", help="name of a prepared data set (default: the one it was trained on)")
     add("--data-dir", default="default", metavar="DIR", help=DATA_DIR_HELP)
     add("--labels-per-class", type=whole, nargs="+", default=[10], metavar="N", help="labelled images of each class")
