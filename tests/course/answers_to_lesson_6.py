@@ -15,19 +15,12 @@ from sslcourse.course.checks.lesson_6 import (
     my_fixmatch_loss,
     rates,
 )  # fmt: skip
-from sslcourse.losses import pseudo_label_weight
 
 
 def loss_by_one_hot(weak_logits, strong_logits, threshold):
     p = torch.softmax(weak_logits, 1).detach()
     aim = (p == p.amax(1, keepdim=True)) & (p >= threshold)
     return -(aim * strong_logits.log_softmax(1)).sum() / p.shape[0]
-
-
-def ramp_by_clamping(step, start, end, final):
-    if start == end:
-        return final if step >= end else 0.0
-    return final * min(1.0, max(0.0, (step - start) / (end - start)))
 
 
 def rates_by_indexing(logits, labels, threshold):
@@ -62,8 +55,8 @@ def ece_by_histogram(confidence, right, bins):
 
 
 RIGHT = {
-    "6.1": [losses.pseudo_label_loss, loss_by_one_hot], "6.2": [ramp_by_clamping], "6.3": [rates_by_indexing],
-    "6.4": [ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / n), ece_by_histogram],
+    "6.1": [losses.pseudo_label_loss, loss_by_one_hot], "6.2": [rates_by_indexing],
+    "6.3": [ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / n), ece_by_histogram],
 }
 
 WRONG = {
@@ -78,12 +71,6 @@ WRONG = {
         "the value is off": lambda *a: my_fixmatch_loss(*a) + 0.01,
     },
     "6.2": {
-        "divides by 0": lambda step, start, end, final: final * min(1.0, max(0.0, (step - start) / (end - start))),
-        "With start == end": lambda step, start, *a: 0.0 if step <= start else pseudo_label_weight(step, start, *a),
-        "is a number written into": lambda step, start, end, final: final if step >= end else final * max(0, step - start) / 40,
-        "the weight at step": lambda *a: 0.9 * pseudo_label_weight(*a),
-    },
-    "6.3": {
         "The coverage is off": rates(lambda sure, right: sure.mean() + 0.03),
         "The precision is off": rates(precision=lambda sure, right: (sure * right).sum() / sure.sum() - 0.02),
         "other order": lambda *a: coverage_and_precision(*a)[::-1], "Expected": lambda *a: coverage_and_precision(*a)[0],
@@ -91,7 +78,7 @@ WRONG = {
         "Neither 0 nor 1": lambda *a: [0.0 if math.isnan(rate) else rate for rate in coverage_and_precision(*a)],
         "it is divided by 0": rates_divide_by_nobody, "is a number written into": rates(lambda sure, right: sure.sum() / 20),
     },
-    "6.4": {
+    "6.3": {
         "is a number written into": lambda c, right, bins: expected_calibration_error(c, right, 5 if len(right) > 4 else bins),
         "NaN spreads": lambda c, right, bins: math.nan if (c * bins).ceil().unique().numel() < bins else 0.0,
         "without rows divides by 0": ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / len(c) * len(c) / n),

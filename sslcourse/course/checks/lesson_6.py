@@ -1,4 +1,4 @@
-"""The exercises of lesson 6: FixMatch's loss, the ramp of its weight, coverage and precision of pseudo-labels, and calibration."""
+"""The exercises of lesson 6: FixMatch's loss, coverage and precision of pseudo-labels, and calibration."""
 
 import math
 from operator import itemgetter
@@ -11,7 +11,6 @@ from sslcourse import losses
 from sslcourse.course.checks import expect
 from sslcourse.course.checks.expect import reject_if
 from sslcourse.course.exercises import Exercise
-from sslcourse.losses import pseudo_label_weight
 
 
 def my_fixmatch_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float) -> Tensor:
@@ -63,30 +62,6 @@ def check_fixmatch(answer) -> None:
     hint = "Right where some rows pass, but where none does the loss has to be 0: a sum of zeros, divided by N."
     expect.close(none, 0.0, hint, what="the loss")
     reject_if(not none.requires_grad, "Where no row passes, the 0 has no graph and backward() stops. Multiply by the mask.")
-
-
-RAMP_MISTAKES = {  # at step i of a ramp from a to b that ends at f
-    "There is no line between start and end: the weight jumps. Divide with / and not //.": lambda i, a, b, f: f * (i >= b),
-    "The line goes on without end. From `end` on the weight stays at final.": lambda i, a, b, f: max(0.0, f * (i - a) / (b - a)),
-    "Before start the line goes below 0. The weight is 0 there.": lambda i, a, b, f: min(f, f * (i - a) / (b - a)),
-    "The ramp begins at step 0. It begins at start: use step − start.": lambda i, a, b, f: f * min(1.0, i / b),
-    "The step counter begins where the ramp does. It counts all steps.": lambda i, a, b, f: pseudo_label_weight(i + a, a, b, f),
-    "The ramp ends at 1. Multiply it by final.": lambda i, a, b, f: pseudo_label_weight(i, a, b, 1.0),
-}
-
-
-def check_ramp(answer) -> None:
-    for step in (0, 7, 19, 20, 21, 30, 40, 55, 59, 60, 61, 100, 1000):
-        given = step, 20, 60, 3.0
-        hint = f"From 0 at step 20 to 3 at step 60, the weight at step {step} is {pseudo_label_weight(*given):g}."
-        expect.agree(answer, pseudo_label_weight, given, hint, RAMP_MISTAKES, "the weight", rtol=1e-5)
-    more = [(350, 100, 600, 3.0), (5, 0, 8, 0.0)]
-    expect.agree(answer, pseudo_label_weight, (50, 0, 100, 1.0), expect.WRITTEN_IN, what="the weight", more=more)
-    divided = "A ramp may have no length, start == end, and then (step − start) / (end − start) divides by 0. Ask for step >= end first."
-    for step, start in ((0, 0), (4, 5), (5, 5), (6, 5)):
-        hint = f"With start == end == {start} the weight is 0 before and final from there on. This is step {step}."
-        with expect.hint_for_errors(divided, ZeroDivisionError):
-            expect.agree(answer, pseudo_label_weight, (step, start, start, 3.0), hint)
 
 
 def coverage_and_precision(logits: Tensor, labels: Tensor, threshold: float) -> tuple[float, float]:
@@ -181,7 +156,6 @@ def check_calibration(answer) -> None:
 
 EXERCISES = [
     Exercise("6.1", "FixMatch's loss", 20, 2, my_fixmatch_loss, check_fixmatch, FIXMATCH_MISTAKES),
-    Exercise("6.2", "The ramp", 5, 1, pseudo_label_weight, check_ramp, RAMP_MISTAKES),
-    Exercise("6.3", "Coverage and precision", 10, 1, coverage_and_precision, check_rates, RATE_MISTAKES),
-    Exercise("6.4", "Expected calibration error", 15, 2, expected_calibration_error, check_calibration, CALIBRATION_MISTAKES),
+    Exercise("6.2", "Coverage and precision", 10, 1, coverage_and_precision, check_rates, RATE_MISTAKES),
+    Exercise("6.3", "Expected calibration error", 15, 2, expected_calibration_error, check_calibration, CALIBRATION_MISTAKES),
 ]
