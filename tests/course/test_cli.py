@@ -76,7 +76,7 @@ def test_costs_of_finished_lessons_are_recorded(fake_run, monkeypatch):
 WRONG = [
     [], ["dance"], ["run", "--timeout", "soon"], ["run", "--timeout", "-1"], ["run", "-p", "SEED"], ["notebooks", "--check", "--clean"],
     ["run", "--jobs", "0"], ["run", "--jobs", "many"], ["run", "--seeds"], ["run", "--seeds", "0", "simclr"], ["run", "--seeds", "0.5"],
-    ["results"], ["results", "here", "--reference"],
+    ["results"], ["results", "here", "--reference"], ["evaluate", "x", "--block", "1", "--like-lessons"],
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import torch
 
 from sslcourse import augment, datasets, evaluation, models, results, training
 from sslcourse.course import comparison
+from sslcourse.course.baseline import BATCH, ENCODER_LR_SCALE
 from sslcourse.course.commands.arguments import DATA_DIR_HELP, count, whole
 from sslcourse.course.commands.pretrain import LESSONS, TITLES
 from sslcourse.devices import choose_device, seeded
@@ -27,7 +28,7 @@ from sslcourse.files import check_writable, folder_of, out_of_memory
 PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", "fixmatch": "FixMatch"}
 PROTOCOLS |= {"fixmatch-weight-0": "FixMatch, weight 0", "supervised": "supervised", "untrained": comparison.RANDOM}
 FIXMATCH = {"fixmatch": {"weight": 1.0, "average": 0.999}, "fixmatch-weight-0": {"weight": 0.0, "average": 0.999}}
-BATCH, UNLABELED_RATIO, ENCODER_LR_SCALE = 64, 3, 0.5
+UNLABELED_RATIO = 3  # FixMatch's unlabelled images for each labelled one
 TO_CHOOSE_BY = 10  # labels a class, for the block
 
 
@@ -41,9 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=count, nargs="+", default=[0, 1, 2], help="each draws its own labels (default: 0 1 2)")
     add("--protocol", nargs="+", choices=PROTOCOLS, default=["knn", "linear-probe"], help="(default: knn linear-probe)")
     add("--split", choices=("validation", "test"), default="validation", help="test only when everything is chosen")
-    add("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--block", type=int, help="the block whose features are probed (default: the encoder's output)")
     lessons = "probe as the lessons do: the block that is best on validation images, labelled images in weak views"
-    add("--like-lessons", action="store_true", help=lessons)
+    which.add_argument("--like-lessons", action="store_true", help=lessons)
     add("--size", type=whole, metavar="PIXELS", help="at which the images are looked at (default: that of the views in pretraining)")
     add("--steps", type=whole, default=250, help="of fine-tuning, at least; supervised has twice as many (default: 250)")
     add("--passes", type=whole, default=25, help="over the labels in fine-tuning, at least (default: 25)")

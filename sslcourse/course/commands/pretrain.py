@@ -141,7 +141,7 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
             about = {"method": TITLES[args.method], "lesson": LESSONS[args.method], "dataset": images.name, "network": network}
             about |= {"size": args.view or images.size, "seed": args.seed, "epochs": args.epochs, "pretraining": history.settings}
             about |= {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
-            about |= {"start": args.start} if args.start else {}
+            about |= {"start": Path(args.start).name} if args.start else {}
             method.encoder._compiled_call_impl = None  # a compiled encoder computes the same, and its file must not depend on that
             models.save_network(folder.encoder, method.encoder, **about)
             way_on = f"python -m sslcourse evaluate {shlex.quote(str(folder.path))} --dataset {args.dataset}"
