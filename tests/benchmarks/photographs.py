@@ -1,12 +1,10 @@
 """Prepare an encoder of a long run to come with the package: its file, and facts about its features, numbers without any photograph.
 
-python tests/benchmarks/photographs.py runs/cifar cifar10-simclr --dataset cifar10
+python tests/benchmarks/photographs.py runs/cifar cifar10-simclr --dataset cifar10 --size 32
 """
 
 import argparse
 import json
-import shutil
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -35,10 +33,13 @@ def main() -> None:
     parser.add_argument("name", help="what the encoder is to be called")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--size", type=int, help="pixels at which it reads images best, found on validation (default: that of its views)")
     args = parser.parse_args()
-    found = facts(models.load_network(args.network), datasets.load(args.dataset, args.data_dir))
+    network = models.load_network(args.network)
+    network.about |= {"size": args.size or network.size, "view": network.about.get("view", network.size)}
+    found = facts(network, datasets.load(args.dataset, args.data_dir))
     models.saved.ENCODERS.mkdir(exist_ok=True)
-    shutil.copy(Path(args.network) / "encoder.safetensors", models.saved.ENCODERS / f"{args.name}{models.saved.ENDING}")
+    models.save_network(models.saved.ENCODERS / f"{args.name}{models.saved.ENDING}", network.encoder, **network.about)
     print(write_atomically(models.saved.ENCODERS / f"{args.name}.json", json.dumps(found).encode()))
 
 

@@ -115,7 +115,7 @@ def _run(args: argparse.Namespace) -> int:
                 way = "probe" if protocol == "linear-probe" and args.block is not None else name
                 name = f"{network.method}{trained_there}{' + ' if protocol in FIXMATCH else ', '}{way}"
                 known = ("epochs", "minutes", "seed", "variant", "identity", "pretraining")
-                settings |= {"view": network.size} | {key: about[key] for key in known if key in about}
+                settings |= {"view": about.get("view", network.size)} | {key: about[key] for key in known if key in about}
             runs.setdefault(per_class, {})[protocol] = found
             records.append(results.record(
                 6 if protocol in FIXMATCH else lesson, f"{name}-{per_class}-a-class", method=name, dataset=dataset,
