@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from sslcourse import evaluation, models, plots, results
-from sslcourse.course import comparison
+from sslcourse.course import comparison, widgets
 from sslcourse.course.baseline import METHOD as SUPERVISED
 from sslcourse.course.lesson import say
 
@@ -52,12 +52,28 @@ def curves(method: str) -> None:
     say("\n".join(["One pretraining on photographs, over draws of the labels:\n", *told]))
 
 
-def seen_by(name: str, title: str) -> None:
-    """A map of a committed encoder's features of test images, and the mean cosine of each two classes: facts that are kept beside it."""
+def seen_by(name: str) -> None:
+    """How an encoder of the package came to see photographs: maps and a probe along pretraining, and which classes look alike to it.
+
+    All from facts that are kept beside it: positions of 400 test images, accuracies, the mean cosine of each two classes.
+    """
     kept = json.loads((models.saved.ENCODERS / f"{name}.json").read_text(encoding="utf-8"))
-    names, alike = kept["class_names"], torch.tensor(kept["similarity"])
-    plots.scatter({"t-SNE": torch.tensor(kept["map"])}, torch.tensor(kept["labels"]), names, title=title)
-    plots.matrix(alike, title="How alike the classes are to it", row_names=names, column_names=names, colour_label="mean cosine")
+    names, labels, passes = kept["class_names"], torch.tensor(kept["labels"]), [*kept["maps"]]
+    titles = [f"after {n} passes" if int(n) else "untrained" for n in passes]
+
+    def draw(*frames: int) -> None:
+        maps = {titles[k]: torch.tensor(kept["maps"][passes[k]]) for k in frames}
+        plots.scatter(maps, labels, names, title=f"{name}: t-SNE of {len(labels)} test images")
+
+    last = len(passes) - 1
+    draw(*sorted({0, last // 2, last}))
+    if last:
+        widgets.explore(lambda frame: draw(frame), frame=(0, last, 1, last))
+    probe = {"linear probe, 50 labels a class": [*kept["probe"].values()]}
+    where = {"xlabel": "passes over the images", "ylabel": "validation accuracy, %", "chance": 100 / len(names)}
+    plots.lines([*map(int, kept["probe"])], probe, title=f"{name}: a probe along pretraining", **where)
+    alike = torch.tensor(kept["similarity"])
+    plots.matrix(alike, title=f"{name}: which classes look alike", row_names=names, column_names=names, colour_label="mean cosine")
 
 
 def pictures(name: str, images, k: int = 7) -> None:

@@ -66,9 +66,10 @@ def test_each_encoder_that_comes_with_the_package_has_facts_without_photographs_
         network, kept = models.load_network(name), json.loads((models.saved.ENCODERS / f"{name}.json").read_text())
         classes = len(kept["class_names"])
         assert network.origin == models.COMMITTED and network.about["epochs"] > 0 and not network.labels
-        assert torch.tensor(kept["similarity"]).shape == (classes, classes) and torch.tensor(kept["map"]).shape == (len(kept["labels"]), 2)
-        assert set(kept) == {"class_names", "labels", "map", "similarity"} and len(json.dumps(kept)) < 30_000
+        assert torch.tensor(kept["similarity"]).shape == (classes, classes) and kept["probe"].keys() == kept["maps"].keys()
+        assert all(torch.tensor(points).shape == (len(kept["labels"]), 2) for points in kept["maps"].values())
+        assert set(kept) == {"class_names", "labels", "maps", "similarity", "probe"} and len(json.dumps(kept)) < 60_000
         card = (models.saved.ENCODERS / f"{name}.md").read_text(encoding="utf-8")
         assert all(part in card for part in (f"# {name}", network.method, "## Good at", "## Bad at", f"evaluate {name}"))
-        photographs.seen_by(name, name)
+        photographs.seen_by(name)
         assert f"{len(kept['labels'])} images of {classes} classes" in capsys.readouterr().out

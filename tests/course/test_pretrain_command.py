@@ -79,13 +79,16 @@ def test_each_method_with_views_and_optimizer_of_ones_own(data, tmp_path, method
     heads = {"rotation": [], "simclr": ["--option", "temperature", "0.5"]}
     more = heads.get(method, ["--option", "hidden_dim", "32", "--option", "out_dim", "16"])
     more += ["--augment", "crop", "0.3", "1.0", "--augment", "jitter", "0.4", "0.4", "0.4", "0.1", "--view", "12", "--epochs", "1"]
-    more += ["--optimizer", "lars", "--lr", "0.2", "--clip-norm", "1", "--look-every", "0", "--guard", "--checkpoint-every", "2"]
+    more += ["--optimizer", "lars", "--lr", "0.2", "--clip-norm", "1", "--look-every", "0", "--guard"]
+    more += ["--checkpoint-every", "2", "--keep-every", "1"]
     assert main(arguments(data, tmp_path / "run", *more, method=method)) == 0
     settings = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["settings"]
     assert all(part in settings["augmentation"] for part in ("crop=(0.3, 1.0)", "jitter=(0.4, 0.4, 0.4, 0.1)", "size=12"))
     assert (settings["optimizer"], settings["lr"], settings["clip_norm"]) == ("lars", 0.2, 1.0)
     kept = models.load_network(tmp_path / "run" / "encoder.safetensors")
     assert (kept.method, kept.size) == (pretrain_command.TITLES[method], 12)
+    ends = [load_file(tmp_path / "run" / f"encoder{of}.safetensors") for of in ("", "-1")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert "epoch 1/1, loss" in capsys.readouterr().out
 
 

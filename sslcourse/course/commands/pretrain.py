@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="torch.compile the encoder; the log tells what the warm-up costs")
     add("--look-every", type=count, default=5, metavar="EPOCHS", help="epochs between two looks at the features")
     add("--checkpoint-every", type=count, default=0, metavar="STEPS", help="further checkpoints inside an epoch")
+    add("--keep-every", type=count, default=0, metavar="EPOCHS", help="keep the encoder of each such epoch too, to see how features change")
     add("--guard", action="store_true", help="stop at the first step that is not finite, name the cause, keep the batch")
     add("--quiet", action="store_true", help="no progress bar")
 
@@ -126,9 +127,11 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         shared = f" shared by {world_size()} processes" if world_size() > 1 else ""
         what = f"{TITLES[args.method]} on {images.name}, {len(images.unlabeled):,} images of {images.size} pixels, {network}"
         folder.say(f"{what}, {args.epochs} epochs, batches of {settings['batch_size']}{shared}, {device}")
+        about = {"method": TITLES[args.method], "lesson": LESSONS[args.method], "dataset": images.name, "network": network}
+        about |= {"size": args.view or images.size, "seed": args.seed} | ({"start": Path(args.start).name} if args.start else {})
         with _signals_stop() as stop:
             settings["guard"] = diagnostics.NonFiniteGuard(folder.path) if args.guard else None
-            settings["callbacks"] = [training.FasterThreads(folder.say), _Report(folder), stop]
+            settings["callbacks"] = [training.FasterThreads(folder.say), _Report(folder), _Keep(folder, args.keep_every, about), stop]
             try:
                 history = training.pretrain(method, images, args.epochs, device=device, checkpoint=folder.checkpoint, **settings)
             except training.Stopped as stopped:
@@ -138,10 +141,8 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         if history.stopped:
             folder.say(history.stopped)
         elif rank() == 0:
-            about = {"method": TITLES[args.method], "lesson": LESSONS[args.method], "dataset": images.name, "network": network}
-            about |= {"size": args.view or images.size, "seed": args.seed, "epochs": args.epochs, "pretraining": history.settings}
+            about |= {"epochs": args.epochs, "pretraining": history.settings}
             about |= {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
-            about |= {"start": Path(args.start).name} if args.start else {}
             method.encoder._compiled_call_impl = None  # a compiled encoder computes the same, and its file must not depend on that
             models.save_network(folder.encoder, method.encoder, **about)
             way_on = f"python -m sslcourse evaluate {shlex.quote(str(folder.path))} --dataset {args.dataset}"
@@ -211,6 +212,18 @@ class _Report(training.Callback):
         numbers = [f"{name} {value:.4g}" for name, value in run.row.items() if name not in ("epoch", "step", "lr", "seconds")]
         self.folder.write_metrics(run.history.rows)
         self.folder.say(f"epoch {run.epoch}/{run.epochs}, {', '.join(numbers)}, {run.row['seconds']:.0f} s")
+
+
+class _Keep(training.Callback):
+    """Keeps the encoder of each so many epochs, as encoder-3.safetensors; of none with 0."""
+
+    def __init__(self, folder: RunFolder, every: int, about: dict):
+        self.folder, self.every, self.about = folder, every, about
+
+    def after_epoch(self, run) -> None:
+        if self.every and run.epoch % self.every == 0 and rank() == 0:
+            path = self.folder.path / f"encoder-{run.epoch}.safetensors"
+            models.save_network(path, run.model.encoder, **self.about, epochs=run.epoch, minutes=run.row["seconds"] / 60)
 
 
 @contextmanager

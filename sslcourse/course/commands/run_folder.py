@@ -4,6 +4,7 @@ checkpoint.pt, checkpoint.previous.pt   everything to go on from (`training.chec
 metrics.csv                             a row an epoch; written anew with each row, so that it never holds a row twice
 log.txt                                 what was said, with the date
 encoder.safetensors                     what is kept (`models.load_network`), once the run has ended
+encoder-8.safetensors                   the encoder after 8 epochs, where it was asked for
 """
 
 import csv
