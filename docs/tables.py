@@ -15,7 +15,9 @@ from sslcourse.course.lesson import TITLES, duration, memory
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically
 
-LABELS = (20, 40, 100, 200, 500)  # 2 to 50 of each class: what the lessons measure on toybox
+WORLDS = {  # name of the place -> data set, tier, numbers of labels
+    "photographs": ("cifar10-jpeg", comparison.LONG, (50, 100, 500, 1000, 5000)), "toybox": ("toybox", "cpu", (20, 40, 100, 200, 500)),
+}  # fmt: skip
 _LEFT_OUT = r"untrained, .+|random initialisation|supervised, .+|.+, weight 0"  # floors, shorter baselines and controls
 FILES = ("README.md", "docs/RESULTS.md", "notebooks/TEACHING.md")
 # Not a further comment inside: where an end is missing, everything up to the next table's end would be taken for the table.
@@ -25,17 +27,18 @@ _BLOCK = r"<!-- results:{} -->\n(?:(?!<!-- /?results).)*<!-- /results -->"
 def tables(records: Iterable[Mapping]) -> dict[str, str]:
     """name of the place -> Markdown table. A table without any record is left out."""
     records = list(records)
-    made = {"reference": results.overview(records)._repr_markdown_() if records else None, "toybox": toybox_table(records)}
+    made = {name: labels_table(records, *world) for name, world in WORLDS.items()}
+    made["reference"] = results.overview(records)._repr_markdown_() if records else None
     made["originals"] = comparison.final_table(records)._repr_markdown_() if records else None
     return {name: table for name, table in made.items() if table}
 
 
-def toybox_table(records: Iterable[Mapping]) -> str | None:
-    """What lessons 1 to 6 found on toybox at tier cpu: a row a method, a column a number of labels; None without any record."""
-    chosen = [r for r in records if (r["dataset"], r["tier"]) == ("toybox", "cpu") and r["lesson"] < max(TITLES) and r["labels"] in LABELS]
+def labels_table(records: Iterable[Mapping], dataset: str, tier: str, labels: Iterable[int]) -> str | None:
+    """What lessons 1 to 6 found on a data set at a tier: a row a method, a column a number of labels; None without any record."""
+    chosen = [r for r in records if (r["dataset"], r["tier"]) == (dataset, tier) and r["lesson"] < max(TITLES) and r["labels"] in labels]
     chosen = [r for r in chosen if "top1" in r["metrics"] and not re.fullmatch(_LEFT_OUT, r["method"])]
     table = comparison.by_labels(chosen)
-    header = [f"{name} labels" if name.isdigit() else name for name in table.header[:-3]]  # without network, tier and origin
+    header = [f"{name} labels" if name[0].isdigit() else name for name in table.header[:-3]]  # without network, tier and origin
     return results.Table(header, [row[:-3] for row in table.rows])._repr_markdown_() if chosen else None
 
 

@@ -29,18 +29,19 @@ def test_methods_are_rows_and_numbers_of_labels_are_columns():
     others = [record(1, "supervised", **one) for one in ({"dataset": "flowers"}, {"labels": 5000}, {"labels": None}, {"tier": "smoke"})]
     others += [record(1, "supervised", metrics={"loss": {"value": 2.0, "unit": "number"}}), record(max(TITLES), "SimCLR, probe")]
     others += [record(2, "untrained, probe"), record(1, "supervised, 300 steps"), record(6, "FixMatch, weight 0")]
-    assert published_tables.toybox_table([*others, *records]).splitlines() == [
+    toybox = published_tables.WORLDS["toybox"]
+    assert published_tables.labels_table([*others, *records], *toybox).splitlines() == [
         "| lesson | method | 40 labels | 100 labels |",
         "| --- | --- | --- | --- |",
         "| 1 | supervised | 50.0 ± 5.8 % | 50.0 ± 5.8 % |",
         "| 3 | SimCLR, frozen | 70.0 % | – |",
     ]
-    assert published_tables.toybox_table(others) is None and published_tables.toybox_table([]) is None
+    assert published_tables.labels_table(others, *toybox) is None and published_tables.labels_table([], *toybox) is None
 
 
 def test_the_tables_are_put_between_their_comments_and_nothing_else_changes():
     records = [record(1, "supervised", (0.5,)), record(1, "supervised", (0.5,), dataset="flowers")]
-    toybox, everything = published_tables.toybox_table(records), results.overview(records)._repr_markdown_()
+    toybox, everything = published_tables.labels_table(records, *published_tables.WORLDS["toybox"]), results.overview(records)._repr_markdown_()
     beside = comparison.final_table(records)._repr_markdown_()
     filled = page(*(f"\n{table}\n\n" for table in (toybox, everything, beside)))
     for old in (page(), page("\n| old |\n", "\n| older |\n\n| more |\n"), filled):
