@@ -41,7 +41,8 @@ def test_methods_are_rows_and_numbers_of_labels_are_columns():
 
 def test_the_tables_are_put_between_their_comments_and_nothing_else_changes():
     records = [record(1, "supervised", (0.5,)), record(1, "supervised", (0.5,), dataset="flowers")]
-    toybox, everything = published_tables.labels_table(records, *published_tables.WORLDS["toybox"]), results.overview(records)._repr_markdown_()
+    toybox = published_tables.labels_table(records, *published_tables.WORLDS["toybox"])
+    everything = results.overview(records)._repr_markdown_()
     beside = comparison.final_table(records)._repr_markdown_()
     filled = page(*(f"\n{table}\n\n" for table in (toybox, everything, beside)))
     for old in (page(), page("\n| old |\n", "\n| older |\n\n| more |\n"), filled):

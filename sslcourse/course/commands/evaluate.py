@@ -11,6 +11,7 @@ import argparse
 import copy
 import itertools
 import time
+from dataclasses import dataclass, field
 
 import torch
 
@@ -96,13 +97,14 @@ def _run(args: argparse.Namespace) -> int:
     lesson = about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
     trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
     tier = comparison.ONE_NETWORK + about["tier"] if "tier" in about else comparison.LONG  # a lesson's own records are of several networks
-    records, runs, whole, parts = [], {}, {}, list(itertools.product(args.labels_per_class, args.protocol))
+    protocols = _Protocols(args, network, images, size, fresh, blocks)
+    records, runs, parts = [], {}, list(itertools.product(args.labels_per_class, args.protocol))
     with progress_bar(len(parts) * len(args.seeds), "evaluating", "run", hidden=args.quiet) as bar:
         for per_class, protocol in parts:
             started, found = time.perf_counter(), []
             for seed in args.seeds:
                 bar.set_description(f"{protocol}, {per_class} a class, seed {seed}")
-                found.append(_one(args, network, images, protocol, per_class, seed, blocks[protocol], size, fresh[seed], whole))
+                found.append(protocols.run(protocol, per_class, seed))
                 bar.update()
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
             name, block = PROTOCOLS[protocol], blocks[protocol]
@@ -136,30 +138,50 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _one(args: argparse.Namespace, network, images, protocol: str, per_class: int, seed: int, block: int | None, size: int, fresh, whole):
-    labelled = images.few_labels(per_class, seed)
-    labelled = labelled.subset(test=0) if args.split == "validation" else labelled
-    if protocol in ("knn", "linear-probe", "untrained"):
-        encoder = fresh if protocol == "untrained" else network.encoder
-        of = (block, seed if protocol == "untrained" else None)  # the images that are asked about are the same for all draws of labels
-        if of not in whole:
-            whole[of] = evaluation.feature_set(encoder, labelled, block=block, size=size)
-        in_views = args.like_lessons and protocol != "knn"
-        view, repeats = (augment.weak(size), 0) if in_views else (augment.evaluation(size), 1)
-        seen = evaluation.in_views(whole[of], encoder, labelled, view, repeats=repeats, block=block, seed=seed)
-        return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=args.split)
-    encoder, scale = network.encoder, ENCODER_LR_SCALE
-    how = {"seed": seed, "batch_size": BATCH, "progress": not args.quiet, "name": f"{protocol}, {per_class} a class, seed {seed}"}
-    if protocol in FIXMATCH:
-        options = {"weak": augment.weak(size), "strong": augment.strong(size), **FIXMATCH[protocol]}
-        with seeded(seed):
-            method = models.FixMatch(models.Classifier(copy.deepcopy(encoder), images.num_classes), **options)
-        how |= {"unlabeled_ratio": UNLABELED_RATIO, "lr": 2e-3, "lr_scales": {"classifier.encoder": scale}, "look_every": 0}
-        training.fit_semi_supervised(method.to(next(encoder.parameters()).device), labelled, args.unlabeled_passes, **how)
-        asked = (getattr(labelled, f"{args.split}_images"), getattr(labelled, f"{args.split}_labels"), images.class_names)
-        return evaluation.evaluate(method.averaged, *asked, size=size)
-    epochs = training.epochs_for(len(labelled.train_labels), args.steps, args.passes)
-    if protocol == "supervised":  # twice the steps, as in the lessons, and the whole network at the full rate
-        encoder, epochs, scale = fresh, 2 * epochs, 1.0
-    how |= {"split": args.split, "validate_every": 0, "augmentation": getattr(augment, args.views)(size)}
-    return evaluation.fine_tune(encoder, labelled, epochs, encoder_lr_scale=scale, **how)
+@dataclass
+class _Protocols:
+    """Each protocol with one draw of the labels -> its Result. fresh: networks that learned nothing, by seed; blocks: what probes read."""
+
+    args: argparse.Namespace
+    network: models.Network
+    images: datasets.ImageSet
+    size: int
+    fresh: dict
+    blocks: dict
+    whole: dict = field(default_factory=dict)  # the images that are asked about are the same for all draws: (block, seed) -> FeatureSet
+
+    def run(self, protocol: str, per_class: int, seed: int) -> evaluation.Result:
+        labelled = self.images.few_labels(per_class, seed)
+        labelled = labelled.subset(test=0) if self.args.split == "validation" else labelled
+        if protocol in ("knn", "linear-probe", "untrained"):
+            return self.read(protocol, labelled, seed)
+        how = {"seed": seed, "batch_size": BATCH, "progress": not self.args.quiet, "name": f"{protocol}, {per_class} a class, seed {seed}"}
+        return (self.fixmatch if protocol in FIXMATCH else self.fine_tune)(protocol, labelled, how)
+
+    def read(self, protocol: str, labelled, seed: int) -> evaluation.Result:
+        encoder, block = self.fresh[seed] if protocol == "untrained" else self.network.encoder, self.blocks[protocol]
+        of = (block, seed if protocol == "untrained" else None)
+        if of not in self.whole:
+            self.whole[of] = evaluation.feature_set(encoder, labelled, block=block, size=self.size)
+        in_views = self.args.like_lessons and protocol != "knn"
+        view, repeats = (augment.weak(self.size), 0) if in_views else (augment.evaluation(self.size), 1)
+        seen = evaluation.in_views(self.whole[of], encoder, labelled, view, repeats=repeats, block=block, seed=seed)
+        return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=self.args.split)
+
+    def fixmatch(self, protocol: str, labelled, how: dict) -> evaluation.Result:
+        options = {"weak": augment.weak(self.size), "strong": augment.strong(self.size), **FIXMATCH[protocol]}
+        with seeded(how["seed"]):
+            method = models.FixMatch(models.Classifier(copy.deepcopy(self.network.encoder), self.images.num_classes), **options)
+        how |= {"unlabeled_ratio": UNLABELED_RATIO, "lr": 2e-3, "lr_scales": {"classifier.encoder": ENCODER_LR_SCALE}, "look_every": 0}
+        method.to(next(self.network.encoder.parameters()).device)
+        training.fit_semi_supervised(method, labelled, self.args.unlabeled_passes, **how)
+        asked = (getattr(labelled, f"{self.args.split}_{part}") for part in ("images", "labels"))
+        return evaluation.evaluate(method.averaged, *asked, self.images.class_names, size=self.size)
+
+    def fine_tune(self, protocol: str, labelled, how: dict) -> evaluation.Result:
+        encoder, scale = self.network.encoder, ENCODER_LR_SCALE
+        epochs = training.epochs_for(len(labelled.train_labels), self.args.steps, self.args.passes)
+        if protocol == "supervised":  # twice the steps, as in the lessons, and the whole network at the full rate
+            encoder, epochs, scale = self.fresh[how["seed"]], 2 * epochs, 1.0
+        how |= {"split": self.args.split, "validate_every": 0, "augmentation": getattr(augment, self.args.views)(self.size)}
+        return evaluation.fine_tune(encoder, labelled, epochs, encoder_lr_scale=scale, **how)
