@@ -90,12 +90,12 @@ def write_atomically(path: str | os.PathLike, content: bytes | Callable, keep: s
 
     content: what is written, or a function that writes it into the open file, piece by piece.
     keep: where the file that was there before goes, in the same folder; without it that file is gone.
-    Raises OSError where the file cannot be written; nothing is left behind then.
+    Raises CourseError where the file cannot be written; nothing is left behind then.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    path, temporary = Path(path), ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
         with os.fdopen(handle, "wb") as stream:
             content(stream) if callable(content) else stream.write(content)
             stream.flush()
@@ -108,9 +108,13 @@ def write_atomically(path: str | os.PathLike, content: bytes | Callable, keep: s
             except OSError:  # a file system without links
                 os.replace(path, keep)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        refused = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save adds a complaint of its own
+        if not isinstance(refused, OSError):
+            raise
+        raise CourseError(f"{path} could not be written: {reason(refused)}. Make room, or name another folder.") from error
     return path
 
 

@@ -183,16 +183,13 @@ class Lesson:
             names = ", ".join(training.unfinished)
             raise CourseError(f"Nothing is kept of trainings that were interrupted ({names}): run their cells again, and then this one.")
         seconds, peak = time.perf_counter() - self.started, peak_memory()
-        try:
-            written = []
-            for record in records:
-                path = self.results_dir / results.file_name(record)
-                written.append(_keeping_others(path, partial(results.write, record, self.results_dir, "RESULTS_DIR")).name)
-            summary = {"lesson": self.number, "headline": headline, "seconds": round(seconds, 3), "tier": self.tier}
-            summary |= {"dataset": self.dataset, "peak_memory": peak, "records": written}
-            write_json(self.results_dir / f"{results.SUMMARY_PREFIX}{self.number:02d}.json", summary)
-        except OSError as error:
-            raise CourseError(f"The results could not be written: {error}. Give a folder that you may write to as RESULTS_DIR.") from error
+        written = []
+        for record in records:
+            path = self.results_dir / results.file_name(record)
+            written.append(_keeping_others(path, partial(results.write, record, self.results_dir, "RESULTS_DIR")).name)
+        summary = {"lesson": self.number, "headline": headline, "seconds": round(seconds, 3), "tier": self.tier}
+        summary |= {"dataset": self.dataset, "peak_memory": peak, "records": written}
+        write_json(self.results_dir / f"{results.SUMMARY_PREFIX}{self.number:02d}.json", summary)
         print(headline)
         print(f"Lesson {self.number} took {duration(seconds)} and at most {memory(peak)} of memory.")
         if written:

@@ -164,8 +164,8 @@ def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | 
             states[task.out][task.notebook.path.stem] = asdict(done) | kept
         try:
             write_json(task.out / STATE, {"lessons": states[task.out]})
-        except OSError as error:
-            print(f"{task.out / STATE} cannot be written: {reason(error)}. The same command will run {task.name} again.", file=sys.stderr)
+        except CourseError as error:
+            print(f"{error} The same command will run {task.name} again.", file=sys.stderr)
         told = {FAILED: f"failed: {done.error}", BEFORE: "done before, skipped"}
         print(f"{labels[task]}: {told.get(done.status) or f'done in {lessons.duration(done.seconds)}'}", flush=True)
 
@@ -273,6 +273,8 @@ def run_one(task: Task, share: Mapping[str, str], timeout: float | None = None, 
             os.replace(task.partial, failed if failure else task.target)
     except OSError as error:
         return task.went(FAILED, error=f"{task.out} cannot be written: {reason(error)}")
+    except CourseError as error:
+        return task.went(FAILED, error=str(error))
     finally:
         with contextlib.suppress(OSError):
             task.partial.unlink(missing_ok=True)
@@ -288,7 +290,7 @@ def execute(source: Path, target: Path, parameters: Mapping, environment: Mappin
     """Run one notebook with papermill in this interpreter's environment, in its own folder, and write it to target, finished or not.
 
     environment: variables for its kernel. log: where what it prints goes. Returns None, or in which cell it stopped, with what error.
-    Raises OSError where the files cannot be written.
+    Raises OSError or CourseError where the files cannot be written.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError

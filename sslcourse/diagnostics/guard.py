@@ -1,9 +1,9 @@
 """A guard for training loops: it stops at the first step that is not finite, before the optimizer spreads it, and keeps the evidence."""
 
-import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,12 +98,10 @@ class NonFiniteGuard:
             try:
                 write_atomically(self.folder / "nonfinite.txt", (message + "\n").encode())
                 if evidence is not None:
-                    content, file = io.BytesIO(), self.folder / "bad_batch.pt"
-                    torch.save({"step": step, **evidence}, content)
-                    write_atomically(file, content.getvalue())
+                    file = write_atomically(self.folder / "bad_batch.pt", partial(torch.save, {"step": step, **evidence}))
                     message += f"\nThe batch and the weights before the step are in {file}: see load_bad_batch."
-            except OSError as error:
-                message += f"\n{self.folder} could not be written ({error.strerror})."
+            except CourseError as error:
+                message += f"\n{error}"
         raise NonFiniteError(message, finding, step)
 
 

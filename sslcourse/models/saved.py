@@ -82,10 +82,7 @@ def save_network(path: str | os.PathLike, model: nn.Module, **about) -> Path:
     description = json.dumps({"recipe": recipe, "head": head, "about": about})
     if os.path.exists(path) and (found := differences(_experiment(load_network(path)), _experiment(Network(model, about)))):
         raise CourseError(f"{path} is the network of another experiment, and was not written over: {found}. Move it away first.")
-    try:
-        return write_atomically(path, as_safetensors({name: _small(value) for name, value in weights.items()}, {DESCRIPTION: description}))
-    except OSError as error:
-        raise CourseError(f"{path} could not be written: {reason(error)}. Make room, or name another folder.") from error
+    return write_atomically(path, as_safetensors({name: _small(value) for name, value in weights.items()}, {DESCRIPTION: description}))
 
 
 def _experiment(network: Network) -> dict:

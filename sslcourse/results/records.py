@@ -25,7 +25,7 @@ import fastjsonschema
 import torch
 
 from sslcourse.errors import CourseError
-from sslcourse.files import differences, plain, reason, slug, write_json
+from sslcourse.files import differences, plain, slug, write_json
 
 SUMMARY_PREFIX = "run-summary-"  # a lesson's own summary lies beside its records; it is not one
 _REFERENCE = Path(__file__).parent / "reference"
@@ -33,7 +33,6 @@ _fits_schema = fastjsonschema.compile(json.loads(Path(__file__).with_name("schem
 _LESSON_TIERS = ("smoke", "cpu", "gpu", "full")
 # what of a record, and of its settings, may differ when the same experiment is made again
 _MEASURED = ("metrics", "seconds", "minutes", "device", "date", "versions", "git_commit", "git_clean", "notes")
-_LARGEST_FILE = 1_000_000  # bytes; a record has a few kilobytes
 
 
 def record(
@@ -166,24 +165,17 @@ def write(result: Mapping, directory: Path | str, named: str = "directory") -> P
         return write_json(path, dict(result))
     except ValueError as error:
         raise CourseError(f"{path} is there already, and is no record ({error}). {way_out}") from None
-    except OSError as error:
-        raise CourseError(f"{path} could not be written: {reason(error)}. Give another folder as {named}.") from error
 
 
 def read_one(path: Path | str) -> dict:
-    """Read one record. Raises ValueError, naming the file and the reason, when it is truncated or not a record."""
+    """Read one record. Raises ValueError, naming the file and the reason, when it cannot be read or is not a record."""
     path = Path(path)
-    if path.stat().st_size > _LARGEST_FILE:
-        raise ValueError(f"{path.name}: larger than any record")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         # NaN, 1e999 and half a surrogate pair are read without complaint, and cannot be written again
         json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
-    except (RecursionError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise ValueError(f"{path.name}: not readable as JSON ({error})") from None
-    try:
         check(content)
-    except ValueError as error:
+    except (OSError, RecursionError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path.name}: {error}") from None
     return content
 
@@ -194,7 +186,7 @@ def read(directory: Path | str) -> list[dict]:
     for path in sorted(path for path in Path(directory).glob("*.json") if not path.name.startswith(SUMMARY_PREFIX)):
         try:
             records.append(read_one(path))
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             warnings.warn(f"skipped {path}: {error}", stacklevel=2)
     return records
 

@@ -43,14 +43,7 @@ def save_checkpoint(path, parts: dict[str, object], history: History, under_way:
     """Write all that a run needs to go on exactly, atomically; the last file stays as `previous`. under_way: an unfinished epoch's sums."""
     state = {"settings": history.settings, "rows": history.rows, "under_way": dict(under_way or {}), "rng": random_states()}
     state["parts"] = {name: part.state_dict() for name, part in parts.items()}
-    try:
-        write_atomically(path, lambda stream: torch.save(state, stream), keep=previous(path))
-    except (OSError, RuntimeError) as error:
-        refused = error if isinstance(error, OSError) else error.__context__  # torch adds a complaint of its own
-        if not isinstance(refused, OSError):
-            raise
-        way_out = "Make room, or name another folder; the checkpoint before it is as it was."
-        raise CourseError(f"{path} could not be written: {reason(refused)}. {way_out}") from error
+    write_atomically(path, lambda stream: torch.save(state, stream), keep=previous(path))
 
 
 def load_checkpoint(path, parts: dict[str, object], history: History) -> dict:

@@ -119,9 +119,9 @@ def test_a_disk_that_fills_up_is_a_sentence_and_the_other_lessons_go_on(go, writ
     monkeypatch.setattr(runner, "execute", execute)
     first, second = go()
     assert (first.status, second.status) == ("failed", "done") and first.error.endswith("cannot be written: the disk is full")
-    monkeypatch.setattr(runner, "write_json", Mock(side_effect=OSError(errno.EDQUOT, "Disk quota exceeded")))
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(errno.EDQUOT, "Disk quota exceeded")))
     assert statuses(go()) == {1: "failed", 2: "done before"}
-    assert "your quota on this disk is used up. The same command will run 02_second again" in capsys.readouterr().err
+    assert "run.json could not be written: your quota on this disk is used up." in capsys.readouterr().err
 
 
 def test_executed_copies_never_come_to_lie_among_lessons(go, write_notebook, tmp_path, at_once):

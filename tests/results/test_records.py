@@ -97,7 +97,7 @@ def top1(**changes):
     *[({name: ...}, name) for name in ("kind", "lesson", "labels", "image_size", "differs", "seeds", "metrics", "source")],
     ({"schema": 99}, "schema"), ({"labels": 1.5}, "labels"), ({"network": ["ResNet-9"]}, "network"), ({"lesson": True}, "lesson"),
     ({"seconds": 10**400}, "seconds"), ({"metrics": [0.5]}, "metrics"), ({"metrics": {"top1": 0.6}}, "metrics.top1"),
-    ({"method": "\ud800"}, "not readable as JSON"), ({"settings": {"lr": math.inf}}, "not readable as JSON"),
+    ({"method": "\ud800"}, "surrogates"), ({"settings": {"lr": math.inf}}, "float"),
     (top1(value="0.6"), "value"),  # a file holds numbers as numbers
     (top1(value=10**400, unit="number"), "value"), (top1(standard_error=-0.1), "standard_error"), (top1(n=2.5), r"top1\.n "),
     (top1(runs=0), "runs"), (top1(values=[]), "values"), (top1(values=[0.5, 0.7]), "2 values for 3 runs"),
@@ -115,7 +115,7 @@ def test_a_damaged_record_is_left_out_by_name(tmp_path, changes, field):
 
 def test_foreign_and_broken_files_are_skipped_with_their_name(tmp_path):
     text = results.write(make(), tmp_path).read_text()
-    wrong = {"broken": text[: len(text) // 2], "deep": "[" * 100_000, "foreign": '{"some": "thing"}', "huge": " " * 1_000_001}
+    wrong = {"broken": text[: len(text) // 2], "deep": "[" * 100_000, "foreign": '{"some": "thing"}'}
     wrong |= {"list": "[1, 2]", "nan": text.replace("0.873", "NaN"), "utf-16": "\ufeff{}"}
     for name, content in wrong.items():
         (tmp_path / f"{name}.json").write_bytes(content.encode("utf-16" if name == "utf-16" else "utf-8"))

@@ -76,5 +76,5 @@ class RunFolder:
         writer.writerows({name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows)
         try:
             write_atomically(self.path / "metrics.csv", table.getvalue().encode())
-        except OSError as error:  # it is made anew with the next row
-            self.say(f"The metrics could not be written ({reason(error)}); the run goes on.")
+        except CourseError as error:  # it is made anew with the next row
+            self.say(f"{error} The run goes on.")
