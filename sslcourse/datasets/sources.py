@@ -5,8 +5,7 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,13 +35,11 @@ RESERVED = {"toybox", "downloads", "con", "prn", "aux", "nul", "train", "test"}
 
 @dataclass
 class Report:
-    """What `prepare` did, in a sentence; files skipped as (path, reason); lines on classes, pixels and the rules that were applied."""
+    """Whether `prepare` made it now; what it did, in a sentence; lines on classes, pixels and the rules that were applied."""
 
-    folder: Path
     made: bool
     sentence: str
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    details: list[str] = field(default_factory=list)
+    details: list[str]
 
 
 def prepare(name, data_dir="data", *, source=None, size=None, strict=False, limit=None, force=False, keep_archive=False) -> Report:
@@ -132,7 +129,7 @@ def _ready(folder: Path, asked: dict) -> Report | None:
         return _report(folder, made=False)
 
 
-def _report(folder: Path, made: bool, skipped: Sequence[tuple[str, str]] = (), remark: str = "") -> Report:
+def _report(folder: Path, made: bool, remark: str = "") -> Report:
     about = prepared.read_about(folder)
     names, counts = about["class_names"], about["counts"]
     parts = [f"{counts[key]:,} {part}" for part in ("unlabeled", *prepared.SPLITS) for key in (part, f"{part}_images") if key in counts]
@@ -148,7 +145,7 @@ def _report(folder: Path, made: bool, skipped: Sequence[tuple[str, str]] = (), r
         (low, high), (lowest, highest) = about["values"], about["stored_values"]
         details.append(f"Values of the pixels: {low:g}..{high:g} in the files, {lowest}..{highest} as they are kept.")
     sentence = f"{about['name']} {done}: {what} in {folder}. {remark}".strip()
-    return Report(folder, made, sentence, list(skipped), details + about.get("rules", []))
+    return Report(made, sentence, details + about.get("rules", []))
 
 
 def _from_source(folder: Path, source: Path | None, asked: dict, keep_archive: bool) -> Report:
@@ -172,7 +169,7 @@ def _from_source(folder: Path, source: Path | None, asked: dict, keep_archive: b
         found.parts.clear()  # the memory maps, before the files that they map are removed
     if source is None and not keep_archive:
         _remove(archive)
-    return _report(folder, True, found.skipped, found.skipped_sentence())
+    return _report(folder, True, found.skipped_sentence())
 
 
 def _remove(downloaded: Path) -> None:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslcourse.augment.operations import cut_out
+
 CHUNK = 128  # images worked on at once; part of what a seed means
 SEVERITIES = 5
 
@@ -30,12 +32,9 @@ def _pixelate(x, amount, draw):
 
 def _occlusion(x, amount, draw):
     side = max(1, round(amount * min(x.shape[2:])))
-    covered = []
-    for length, at in zip(x.shape[2:], draw(torch.rand, 2)[: len(x)].T, strict=True):
-        place, start = torch.arange(length, device=x.device), (at * (length - side + 1)).floor().unsqueeze(1)  # (n, 1)
-        covered.append((place >= start) & (place < start + side))  # (n, length)
-    rows, columns = covered
-    return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.5)
+    room = torch.tensor(x.shape[2:], device=x.device) - side + 1
+    start = (draw(torch.rand, 2)[: len(x)] * room).floor()  # (n, 2)
+    return cut_out(x, torch.cat([start + side / 2, torch.full_like(start[:, :1], side)], 1))
 
 
 # name -> (function, its amounts at severities 1 to 5)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sslcourse import augment, datasets
 from sslcourse.datasets.prepared import SPLITS
-from sslcourse.devices import OneOrAll, autocast, choose_precision, cudnn, evaluation_mode, seeded
+from sslcourse.devices import OneOrAll, cudnn, evaluation_mode, seeded
 from sslcourse.display import progress_bar
 from sslcourse.loaders import TensorLoader
 
@@ -27,45 +27,41 @@ def evaluation_view(augmentation: nn.Module | None, size: int) -> augment.Augmen
 
 
 @torch.no_grad()
-def _in_batches(model: nn.Module, compute, images: Tensor, size, transform, precision: str) -> Tensor:
+def _in_batches(model: nn.Module, compute, images: Tensor, size, transform) -> Tensor:
     """compute(normalised batch), for all images, with the model in evaluation mode; float32 on the CPU."""
     device = next(model.parameters(), images).device
-    precision = choose_precision(device, precision)
     transform = (transform if transform is not None else augment.evaluation(size or images.shape[2])).to(device)
     one_or_all, pieces = _threads.setdefault(model, OneOrAll()), []
     with evaluation_mode(model), cudnn(allow_tf32=False):  # which some cards have, and fp32 shall mean the same on all
         with progress_bar(len(images), "computing features", "image", delay=2) as bar:
             for (x,) in TensorLoader(images, batch_size=BATCH_SIZE, device=device):
                 x = transform(x).contiguous(memory_format=torch.channels_last)
-                with autocast(device, precision):
-                    pieces.append((one_or_all(partial(compute, x), len(x)) if device.type == "cpu" else compute(x)).float().cpu())
+                pieces.append((one_or_all(partial(compute, x), len(x)) if device.type == "cpu" else compute(x)).float().cpu())
                 bar.update(len(x))
     return torch.cat(pieces)
 
 
-def predict(model: nn.Module, images: Tensor, *, size: int | None = None, transform=None, precision: str = "fp32") -> Tensor:
+def predict(model: nn.Module, images: Tensor, *, size: int | None = None, transform=None) -> Tensor:
     """Logits of a classifier in evaluation mode; its own mode is put back: uint8 (N, 3, H, W) -> float32 (N, classes) on the CPU.
 
     size: resize to it first. transform: uint8 -> normalised float; `augment.evaluation` when None.
     """
-    return _in_batches(model, model, images, size, transform, precision)
+    return _in_batches(model, model, images, size, transform)
 
 
-def features(
-    encoder: nn.Module, images: Tensor, *, block: int | None = None, size: int | None = None, transform=None, precision: str = "fp32"
-) -> Tensor:
+def features(encoder: nn.Module, images: Tensor, *, block: int | None = None, size: int | None = None, transform=None) -> Tensor:
     """What an encoder makes of images, in evaluation mode, before any head: uint8 (N, 3, H, W) -> float32 (N, D) on the CPU.
 
     block: None takes the encoder's own output, D = feature_dim. A number takes the map after that block, counted from 1 (-1 is the last),
     and the largest value of each channel: D = channels. size, transform: as in `predict`; those that the encoder was trained with.
     """
     if block is None:
-        return _in_batches(encoder, encoder, images, size, transform, precision)
+        return _in_batches(encoder, encoder, images, size, transform)
     blocks = len(encoder.blocks)
     if block == 0 or not -blocks <= block <= blocks:
         raise ValueError(f"block is {block}; this encoder has blocks 1 to {blocks}, or -1 for the last.")
     upto = block if block > 0 else blocks + 1 + block
-    return _in_batches(encoder, lambda x: encoder.feature_maps(x, upto)[-1].amax((2, 3)), images, size, transform, precision)
+    return _in_batches(encoder, lambda x: encoder.feature_maps(x, upto)[-1].amax((2, 3)), images, size, transform)
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

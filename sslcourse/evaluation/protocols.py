@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,6 +34,8 @@ class Result:
     labels: Tensor  # (N,)
     class_names: Sequence[str]
     settings: dict = field(default_factory=dict)  # what was chosen on the way, such as the probe's penalty
+    model: nn.Module | None = None  # of `fine_tune` alone: the network that was trained, and its training.History
+    history: object = None
 
     n = property(lambda self: len(self.labels))
     top1 = property(lambda self: top_k(self.logits, self.labels, 1))
@@ -155,15 +157,9 @@ def best_block(probed: Mapping[int, Sequence[float]]) -> int:
     return max(probed, key=lambda block: sum(probed[block]) / len(probed[block]))
 
 
-@dataclass
-class FineTuned(Result):  # with the network that gave it and the History of its training
-    model: nn.Module | None = None
-    history: object = None  # training.History
-
-
 def fine_tune(
     encoder: nn.Module, images, epochs: int, *, split: str = "validation", lr: float = 2e-3, encoder_lr_scale: float = 0.5, **options
-) -> FineTuned:
+) -> Result:
     """Train a copy of the encoder and a new linear layer on the labelled images, then measure on a split (Chen et al. 2020, section 4.2).
 
     images: an ImageSet. lr: of the new layer; the encoder's is encoder_lr_scale times that. options: those of `training.fit_classifier`.
@@ -176,7 +172,7 @@ def fine_tune(
     history = training.fit_classifier(model, images, epochs, lr=lr, lr_scales={"encoder": encoder_lr_scale}, **options)
     view = evaluation_view(options.get("augmentation"), images.size)
     measured = evaluate(model, getattr(images, f"{split}_images"), getattr(images, f"{split}_labels"), images.class_names, transform=view)
-    return FineTuned(measured.logits, measured.labels, measured.class_names, history.settings, model, history)
+    return replace(measured, settings=history.settings, model=model, history=history)
 
 
 @dataclass

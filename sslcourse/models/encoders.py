@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def conv_block(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
@@ -24,10 +23,6 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
-
-
-def _maximum(x: Tensor) -> Tensor:
-    return F.adaptive_max_pool2d(x, 1).flatten(1)
 
 
 class Encoder(nn.Module):
@@ -80,7 +75,7 @@ def resnet9(width: int = 64) -> Encoder:
         conv_block(4 * w, 8 * w, pool=True),  # (N, 8w, H/8, W/8)
         Residual(8 * w),
     ]
-    return Encoder({"name": "resnet9", "width": w}, blocks, 8 * w, pool=_maximum)
+    return Encoder({"name": "resnet9", "width": w}, blocks, 8 * w, pool=nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()))
 
 
 def resnet18(small_images: bool = True, max_pool: bool | None = None) -> Encoder:

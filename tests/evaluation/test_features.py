@@ -43,20 +43,18 @@ def test_the_mode_does_not_matter_and_is_put_back_after_an_error_too(model, imag
 
 def test_features_are_the_encoders_own_output(model, images):
     expected = model.encoder.eval()(augment.evaluation(16)(images))
-    found = evaluation.features(model.encoder, images, precision="fp32")
+    found = evaluation.features(model.encoder, images)
     assert found.shape == (50, 32) and found.dtype == torch.float32 and not found.requires_grad
     torch.testing.assert_close(found, expected, **CLOSE)
-    last = evaluation.features(model.encoder, images, block=-1, precision="fp32")
+    last = evaluation.features(model.encoder, images, block=-1)
     torch.testing.assert_close(last, found)  # the last block of a ResNet-9, pooled, is its output
-    half = evaluation.features(model.encoder, images, precision="bf16")
-    assert half.dtype == torch.float32 and (half - found).abs().max() < 0.05 * found.abs().max()
 
 
 @pytest.mark.parametrize("block", [1, 3, 6, -6])
 def test_features_of_a_block_are_its_largest_values(model, images, block):
     maps = model.encoder.eval().feature_maps(augment.evaluation(16)(images))
     chosen = maps[block - 1] if block > 0 else maps[block]
-    found = evaluation.features(model.encoder, images, block=block, precision="fp32")
+    found = evaluation.features(model.encoder, images, block=block)
     torch.testing.assert_close(found, chosen.flatten(2).max(2).values, **CLOSE)
 
 
@@ -65,7 +63,6 @@ BANK, ROWS = torch.ones(40, 6), torch.ones(15, 6)
 
 @pytest.mark.parametrize(("call", "told"), [
     *[(lambda encoder, images, b=block: evaluation.features(encoder, images, block=b), "blocks 1 to 6") for block in (0, 7, -7)],
-    (lambda encoder, images: evaluation.features(encoder, images, precision="double"), "precision"),
     (lambda encoder, images: evaluation.neighbours(BANK, ROWS, 0), "k is 0"),
     (lambda encoder, images: evaluation.neighbours(BANK, ROWS, 41), "k is 41"),
     (lambda encoder, images: evaluation.knn_scores(BANK, torch.zeros(40).long(), ROWS, 4, temperature=0), "temperature"),
@@ -91,31 +88,30 @@ def image_set(validation=9):
 
 def test_a_feature_set_holds_every_split(model):
     images = image_set()
-    found = evaluation.feature_set(model.encoder, images, precision="fp32")
+    found = evaluation.feature_set(model.encoder, images)
     assert found.dim == 32 and found.class_names == images.class_names
     for name in ("train", "validation", "test"):
         rows, labels = found.split(name)
-        assert torch.equal(rows, evaluation.features(model.encoder, getattr(images, f"{name}_images"), precision="fp32"))
+        assert torch.equal(rows, evaluation.features(model.encoder, getattr(images, f"{name}_images")))
         assert torch.equal(labels, getattr(images, f"{name}_labels"))
     found = evaluation.feature_set(model.encoder, image_set(validation=0), block=2)
     assert found.validation.shape == (0, 8) and len(found.validation_labels) == 0 and found.test.shape == (6, 8)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_number_of_threads_changes_no_bit(precision):
+def test_the_number_of_threads_changes_no_bit():
     encoder, found = models.resnet9(8), []
     pictures = torch.randint(0, 256, (70, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     for threads in (1, 2, 3):  # put back to one by the fixture
         torch.set_num_threads(threads)
-        found += [evaluation.features(encoder, pictures, precision=precision) for _ in range(3)]  # with all of them, and with one
+        found += [evaluation.features(encoder, pictures) for _ in range(3)]  # with all of them, and with one
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 @pytest.mark.parametrize(("per_class", "seed"), [(1, 0), (5, 1)])
 def test_few_labels_are_those_of_the_image_set(model, per_class, seed):
     images = image_set()
-    few = evaluation.feature_set(model.encoder, images, precision="fp32").few_labels(per_class, seed)
-    same = evaluation.feature_set(model.encoder, images.few_labels(per_class, seed), precision="fp32")
+    few = evaluation.feature_set(model.encoder, images).few_labels(per_class, seed)
+    same = evaluation.feature_set(model.encoder, images.few_labels(per_class, seed))
     torch.testing.assert_close(few.train, same.train, **CLOSE)
     torch.testing.assert_close(few.test, same.test, **CLOSE)
     assert torch.equal(few.train_labels, same.train_labels) and len(few.train) == 3 * per_class
