@@ -7,32 +7,41 @@ import torch
 from torch.nn import functional as F
 
 from sslcourse import losses
-from sslcourse.course.checks.lesson_6 import (
-    coverage_and_precision,
-    each_row,
-    expected_calibration_error,
-    fixmatch_with,
-    my_fixmatch_loss,
-    rates,
-)  # fmt: skip
+from sslcourse.course.checks.lesson_6 import expected_calibration_error, fixmatch_step, steps_by
 
 
-def loss_by_one_hot(weak_logits, strong_logits, threshold):
-    p = torch.softmax(weak_logits, 1).detach()
+def step_by_one_hot(model, optimizer, weak, strong, x, y, u, threshold):
+    model.eval()
+    with torch.no_grad():
+        p = torch.softmax(model(weak(u)), 1)
     aim = (p == p.amax(1, keepdim=True)) & (p >= threshold)
-    return -(aim * strong_logits.log_softmax(1)).sum() / p.shape[0]
+    model.train()
+    log_p = model(torch.cat((strong(u), weak(x)))).log_softmax(1)
+    loss = F.nll_loss(log_p[len(u) :], y) - (aim * log_p[: len(u)]).sum() / p.shape[0]
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss, aim.any(1).float().mean()
 
 
-def rates_by_indexing(logits, labels, threshold):
-    p = F.softmax(logits, dim=1)
-    sure = ~(p.max(1).values < threshold)
-    return sure.float().mean(), (p[sure].argmax(1) == labels[sure]).float().mean()
+def in_modes(labelling=False, learning=True, after=True, no_graph=True, recorded=True, together=True):
+    """A step with these modes for its passes and for the end."""
 
+    def step(model, optimizer, weak, strong, x, y, u, threshold):
+        model.train(labelling)
+        with torch.set_grad_enabled(not no_graph):
+            q = model(weak(u)).detach()
+        model.train(learning)
+        with torch.set_grad_enabled(recorded):
+            logits = model(torch.cat([weak(x), strong(u)])) if together else torch.cat([model(weak(x)), model(strong(u))])
+        loss = F.cross_entropy(logits[: len(x)], y) + losses.pseudo_label_loss(q, logits[len(x) :], threshold)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.train(after)
+        return loss.item(), (q.softmax(1).amax(1) >= threshold).float().mean().item()
 
-def rates_divide_by_nobody(logits, labels, threshold):
-    sure = (logits.softmax(1).amax(1) >= threshold).tolist()
-    right = (logits.argmax(1) == labels).tolist()
-    return sum(sure) / len(sure), sum(a and b for a, b in zip(sure, right, strict=True)) / sum(sure)
+    return step
 
 
 def ece_by_loops(gap_of_bin):
@@ -55,30 +64,24 @@ def ece_by_histogram(confidence, right, bins):
 
 
 RIGHT = {
-    "6.1": [losses.pseudo_label_loss, loss_by_one_hot], "6.2": [rates_by_indexing],
-    "6.3": [ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / n), ece_by_histogram],
+    "6.1": [step_by_one_hot, in_modes()],
+    "6.2": [ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / n), ece_by_histogram],
 }
 
 WRONG = {
     "6.1": {
-        ">= and not >": lambda w, s, t: (each_row(w, s) * (w.softmax(1).amax(1) > t)).mean(),
-        "reaches the weak view": lambda w, s, t: my_fixmatch_loss(w, s, t) + w.sum() - w.sum().detach(),
-        "reaches the strong view": lambda w, s, t: my_fixmatch_loss(w, s.detach(), t) + torch.zeros((), requires_grad=True),
-        "one value for each row": lambda w, s, t: each_row(w, s),
-        "its gradient is not": fixmatch_with(lambda w, s: F.nll_loss(s - s.logsumexp(1, True).detach(), w.argmax(1), reduction="none")),
-        "backward() stops": fixmatch_with(reduce=lambda rows, passes: (rows * passes).mean() if passes.any() else torch.tensor(0.0)),
-        "a sum of zeros": fixmatch_with(reduce=lambda rows, passes: (rows * passes).mean() if passes.any() else rows.sum()),
-        "the value is off": lambda *a: my_fixmatch_loss(*a) + 0.01,
+        "records a graph": in_modes(no_graph=False), "made in training mode": in_modes(labelling=True),
+        "learns in evaluation mode": in_modes(learning=False), "left in evaluation mode": in_modes(after=False),
+        "never sees both": in_modes(together=False), "nothing can learn": in_modes(recorded=False),
+        ">= and not >": steps_by(lambda w, s: w.double().softmax(1).amax(1) - 1e-9),
+        "other order": lambda *a: fixmatch_step(*a)[::-1], "Return two numbers": lambda *a: fixmatch_step(*a)[:1],
+        "The loss is off": steps_by(total=lambda known, said: known + said + 0.01),
+        "the coverage is not": steps_by(coverage=lambda passes: passes.mean() / 2),
+        "after two are not": steps_by(update=("zero_grad", "backward", "step", "step")),
+        "is a number written into": steps_by(mean=lambda rows, passes: (rows * passes).sum() / (14 if len(rows) != 9 else 9)),
+        "the labels alone": steps_by(mean=lambda rows, passes: (rows * passes).mean() if passes.any() else rows.mean()),
     },
     "6.2": {
-        "The coverage is off": rates(lambda sure, right: sure.mean() + 0.03),
-        "The precision is off": rates(precision=lambda sure, right: (sure * right).sum() / sure.sum() - 0.02),
-        "other order": lambda *a: coverage_and_precision(*a)[::-1], "Expected": lambda *a: coverage_and_precision(*a)[0],
-        "Return two numbers": lambda *a: [0.5], ">= and not >": rates(sureness=lambda z, y: z.double().softmax(1).amax(1) - 1e-9),
-        "Neither 0 nor 1": lambda *a: [0.0 if math.isnan(rate) else rate for rate in coverage_and_precision(*a)],
-        "it is divided by 0": rates_divide_by_nobody, "is a number written into": rates(lambda sure, right: sure.sum() / 20),
-    },
-    "6.3": {
         "is a number written into": lambda c, right, bins: expected_calibration_error(c, right, 5 if len(right) > 4 else bins),
         "NaN spreads": lambda c, right, bins: math.nan if (c * bins).ceil().unique().numel() < bins else 0.0,
         "without rows divides by 0": ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / len(c) * len(c) / n),

@@ -94,9 +94,13 @@ def test_references_give_known_values():
     # agreeing; (−1 − 1)² twice; two zeros where ones should be, and two ones
     assert [reference("5.1", same, other, 1.0).item() for other in (same, -same, same.flip(1))] == pytest.approx([0, 8, 4], abs=1e-3)
     assert reference("5.3", torch.tensor([[1.0, 5.0], [3.0, 5.0]]), 1e-9).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
-    logits = torch.tensor([[3.0, 0.0], [0.0, 3.0], [1.0, 0.0], [0.0, 0.0]])
-    assert reference("6.2", logits, torch.zeros(4, dtype=torch.int64), 0.9) == (0.5, 0.5)
-    assert reference("6.3", torch.full((10,), 0.8), torch.arange(10) < 7, 10) == pytest.approx(0.1)
+    even = nn.Linear(2, 2)
+    nn.init.zeros_(even.weight)
+    nn.init.zeros_(even.bias)  # each class has one half, and no step from there moves a bias
+    batch = torch.zeros(2, 2), torch.tensor([0, 1]), torch.zeros(5, 2)
+    told = [reference("6.1", even, torch.optim.SGD(even.parameters(), 0.1), *[torch.clone] * 2, *batch, at) for at in (0.6, 0.5)]
+    assert told == [pytest.approx((math.log(2), 0)), pytest.approx((2 * math.log(2), 1))]
+    assert reference("6.2", torch.full((10,), 0.8), torch.arange(10) < 7, 10) == pytest.approx(0.1)
     first = torch.tensor([True] * 6 + [False] * 2)
     assert reference("7.1", first, ~first) == pytest.approx(2 * (1 + 8 + 28) / 256)
     assert reference("7.2", [1.0, 2.0, 3.0], [0.0] * 3) == pytest.approx((2, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))

@@ -72,7 +72,7 @@ def number(got, what: str) -> float:
     if not isinstance(got, Real):
         kind(got, (float, Tensor), what)
         shape(got, (), what)
-    return float(got)
+    return float(got.detach() if isinstance(got, Tensor) else got)
 
 
 def loss(got, rows: int | None = None) -> None:

@@ -1,117 +1,130 @@
-"""The exercises of lesson 6: FixMatch's loss, coverage and precision of pseudo-labels, and calibration."""
+"""The exercises of lesson 6: a step of FixMatch, and calibration."""
 
 import math
-from operator import itemgetter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslcourse import losses
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import reject_if
-from sslcourse.course.exercises import Exercise
+from sslcourse.course.checks.expect import WRITTEN_IN, reject_if, reject_mistakes
+from sslcourse.course.exercises import Exercise, Wrong
+from sslcourse.devices import evaluation_mode
 
 
-def my_fixmatch_loss(weak_logits: Tensor, strong_logits: Tensor, threshold: float) -> Tensor:
-    """Mean over all N rows of the strong view's cross-entropy with the weak view's class, where that is sure enough. Both (N, C)."""
-    return losses.pseudo_label_loss(weak_logits, strong_logits, threshold)
+def fixmatch_step(model: nn.Module, optimizer, weak, strong, x: Tensor, y: Tensor, u: Tensor, threshold: float) -> tuple[float, float]:
+    """One step of FixMatch on labelled images x with labels y and on unlabelled images u. Returns the loss and the coverage, before it."""
+    return steps_by()(model, optimizer, weak, strong, x, y, u, threshold)
 
 
-def each_row(w, s):
-    """The surprise of the strong view over the weak view's class."""
-    return F.cross_entropy(s, w.argmax(1), reduction="none")
+def steps_by(
+    sureness=lambda w, s: w.softmax(1).amax(1), rows=lambda w, s: F.cross_entropy(s, w.argmax(1), reduction="none"),
+    mean=lambda rows, passes: (rows * passes).mean(), total=torch.add, coverage=torch.mean,
+    views=lambda weak, strong: (weak, weak, strong), update=("zero_grad", "backward", "step"),
+):  # fmt: skip
+    """A step of FixMatch; a wrong one has another part. w, s: logits of the weak and the strong views; views: of u, of x, of u again."""
 
+    def step(model, optimizer, weak, strong, x, y, u, threshold):
+        labelling, labelled, learning = views(weak, strong)
+        with torch.no_grad(), evaluation_mode(model):
+            w = model(labelling(u))
+        logits = model(torch.cat([labelled(x), learning(u)]))
+        s = logits[len(x) :]
+        passes = (sureness(w, s.detach()) >= threshold).to(s.dtype)
+        loss = total(F.cross_entropy(logits[: len(x)], y), mean(rows(w, s), passes))
+        for move in update:
+            loss.backward() if move == "backward" else getattr(optimizer, move)()
+        return loss.item(), coverage(passes).item()
 
-def fixmatch_with(rows=each_row, sure=lambda w, s: w.softmax(1).amax(1), reduce=lambda rows, passes: (rows * passes).mean()):
-    """A wrong loss of the weak (w) and strong logits (s): another loss of a row, another sureness, or reduced otherwise."""
-    return lambda w, s, threshold: reduce(rows(w, s), sure(w, s) >= threshold)
+    return step
 
 
 AT_THRESHOLD = "A probability of exactly the threshold has to pass: >= and not >. With a threshold of 1, > lets nothing through."
-NOT_PROBABILITIES = "Logits are compared with the threshold. Make probabilities first: softmax over the classes."
+NO_STEP = "The optimiser's step comes before backward(), or there is none. The order is: zero_grad, backward, step."
+NO_PASS = "No pass is recorded, so nothing can learn: torch.no_grad() may cover the pseudo-labels only."
+ERRORS = {"does not require grad": NO_PASS, "modified by an inplace operation": NO_STEP}  # part of the message: hint
 FIXMATCH_MISTAKES = {
-    "The mean is taken over the passing rows only. Divide by all N: few sure images shall weigh little, and 0 / 0 is NaN.":
-        fixmatch_with(reduce=lambda rows, passes: rows[passes].mean()),
-    "The strong view is held against the threshold. The weak one decides.": fixmatch_with(sure=lambda w, s: s.softmax(1).amax(1)),
-    "The views have changed places: here the strong one labels and the weak one learns.": lambda w, s, t: my_fixmatch_loss(s, w, t),
+    "The mean is taken over the passing rows only. Divide by all rows: few sure images shall weigh little, and 0 / 0 is NaN.":
+        steps_by(mean=lambda rows, passes: rows[passes == 1].mean()),
+    "The strong view is compared with the threshold. The weak one decides.": steps_by(lambda w, s: s.softmax(1).amax(1)),
+    "The views have changed places: the strong one labels and the weak one learns.": steps_by(views=lambda w, s: (s, w, w)),
+    "The weak view learns from itself. The loss takes the strong view of the unlabelled images.": steps_by(views=lambda w, s: (w, w, w)),
+    "The labelled images are seen in the strong view. FixMatch shows them in the weak one.": steps_by(views=lambda w, s: (w, s, s)),
     "The labels are soft: all of the weak view's probabilities. A pseudo-label is one class, the most probable.":
-        fixmatch_with(lambda w, s: F.cross_entropy(s, w.softmax(1), reduction="none")),
-    NOT_PROBABILITIES: fixmatch_with(sure=lambda w, s: w.amax(1)),
-    "The threshold has no effect: every row teaches. Rows that are less sure count as 0.": lambda w, s, t: each_row(w, s).mean(),
+        steps_by(rows=lambda w, s: F.cross_entropy(s, w.softmax(1), reduction="none")),
+    "Logits are compared with the threshold. Make probabilities first: softmax over the classes.": steps_by(lambda w, s: w.amax(1)),
+    "The threshold has no effect on the loss: every row teaches. Rows that are less sure count as 0.":
+        steps_by(mean=lambda rows, passes: rows.mean()),
+    "The labelled images are left out of the loss. Their cross-entropy belongs in every step.": steps_by(total=lambda known, said: said),
+    "The pseudo-labels are left out of the loss. Add their part to that of the labels.": steps_by(total=lambda known, said: known),
+    "The gradients of the step before are still there: optimizer.zero_grad() is missing.": steps_by(update=("backward", "step")),
+    NO_STEP: [steps_by(update=()), steps_by(update=("zero_grad", "step", "backward")), steps_by(update=("step", "zero_grad", "backward"))],
 }
 
 
-def weak_and_strong(n: int, c: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Logits of two views that agree a little; at a threshold of 0.6 some rows of each pass and others do not."""
-    generator = torch.Generator().manual_seed(seed)
-    weak = 2 * torch.randn(n, c, generator=generator)
-    return weak, weak / 2 + 1.5 * torch.randn(n, c, generator=generator)
+class Watched(nn.Sequential):
+    """A small classifier that notes of each pass whether it is in training mode, and whether autograd records."""
+
+    passes = ()
+
+    def forward(self, views: Tensor) -> Tensor:
+        self.passes += ((self.training, torch.is_grad_enabled()),)
+        return super().forward(views)
+
+
+def two_steps(step, labels: int = 6, rows: int = 14, classes: int = 4, threshold: float = 0.6, scale: float = 1.5):
+    """A new network after two steps on one batch, and what each step returned. scale: of the logits."""
+    generator = torch.Generator().manual_seed(20 + rows)
+    images = torch.randint(256, (labels + rows, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    model = Watched(nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8, momentum=0.5), nn.Tanh(), nn.Linear(8, classes))
+    for name, p in model.named_parameters():
+        p.data = torch.randn(p.shape, generator=generator) * (scale if name[0] == "4" else 0.5)
+    views, optimizer = (lambda i: i / 128 - 1, lambda i: i.flip(3) / 200 - 0.3), torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = images[:labels], torch.arange(labels) % classes, images[labels:]
+    return model, [step(model, optimizer, *views, *batch, threshold) for _ in range(2)]
+
+
+def numbers(told) -> list[float]:
+    """What a step returned, as two floats."""
+    expect.two(told, "Return two numbers: return loss, coverage.")
+    return [expect.number(value, name) for value, name in zip(told, ("the loss", "the coverage"), strict=True)]
+
+
+def all_numbers(step, *sizes) -> Tensor:
+    """Losses and coverages of two steps, and the weights and statistics of the network after them."""
+    model, told = two_steps(step, *sizes)
+    return torch.cat([torch.tensor([numbers(row) for row in told]).flatten(), *map(torch.flatten, model.state_dict().values())])
+
+
+def check_passes(answer) -> None:
+    """Reject a step that stops, or whose passes through the network are not those that the exercise asks for."""
+    try:
+        model, told = two_steps(answer)
+    except Wrong as wrong:
+        for part, hint in ERRORS.items():
+            reject_if(part in str(wrong.__cause__), hint)
+        raise
+    numbers(told[0])
+    labelling, learning = ([training for training, recorded in model.passes if recorded == learns] for learns in (False, True))
+    reject_if(not labelling, "The pass that makes the pseudo-labels records a graph. Give the weak views their own, under torch.no_grad().")
+    reject_if(any(labelling), "The pseudo-labels are made in training mode. Make them in evaluation mode: model.eval() before that pass.")
+    reject_if(not all(learning), "The network learns in evaluation mode. Call model.train() before the pass that learns.")
+    reject_if(len(learning) > 2, "Labelled and strong views take two passes, so batch normalisation never sees both. Join them.")
+    reject_if(not model.training, "The network is left in evaluation mode. Call model.train() again, for whoever trains on.")
 
 
 def check_fixmatch(answer) -> None:
-    expect.loss(answer(*weak_and_strong(9, 4, 1), 0.6), rows=9)
-    for n, c, t in ((9, 4, 0.6), (12, 3, 0.7), (1, 6, 0.2)):
-        hint = f"With {n} rows, {c} classes and threshold {t} the value is off. Try four rows by hand, as above."
-        expect.agree(answer, my_fixmatch_loss, (*weak_and_strong(n, c, n), t), hint, FIXMATCH_MISTAKES, "the loss", rtol=5e-4)
-    even = torch.zeros(4, 2)
-    reject_if(answer(even, even, 0.5) == 0, AT_THRESHOLD)
-    names, views = ("the weak view", "the strong view"), weak_and_strong(9, 4, 2)
-    expect.gradients(answer, my_fixmatch_loss, views, 0.6, names=names, learns=[1], else_moves="the labels would move")
-    none = answer(views[0], views[1].requires_grad_(), 1.0)
-    hint = "Right where some rows pass, but where none does the loss has to be 0: a sum of zeros, divided by N."
-    expect.close(none, 0.0, hint, what="the loss")
-    reject_if(not none.requires_grad, "Where no row passes, the 0 has no graph and backward() stops. Multiply by the mask.")
+    check_passes(answer)
+    got, wanted = (numbers(two_steps(step)[1][0]) for step in (answer, fixmatch_step))
+    expect.pair(got, wanted, "loss", "coverage")
+    reject_mistakes(answer, fixmatch_step, FIXMATCH_MISTAKES, all_numbers)
+    expect.close(got[0], wanted[0], "The loss is off. It is the mean of the labelled rows plus the mean over all unlabelled rows.")
+    expect.close(got[1], wanted[1], "The loss is right, the coverage is not: the part of the weak views that reach the threshold.")
+    expect.close(all_numbers(answer), all_numbers(fixmatch_step), "The first loss is right, the weights after two are not. Update once.")
+    reject_if(float(two_steps(answer, 4, 5, 2, 0.5, 0.0)[1][0][1]) == 0, AT_THRESHOLD)
+    for sizes, hint in (((5, 9, 3, 1.0), "Right where some rows pass. With none, the labels alone teach."), ((3, 8, 3, 0.7), WRITTEN_IN)):
+        expect.close(all_numbers(answer, *sizes), all_numbers(fixmatch_step, *sizes), hint)
 
-
-def coverage_and_precision(logits: Tensor, labels: Tensor, threshold: float) -> tuple[float, float]:
-    """The part of the rows that are sure enough, and the part of those that are right; NaN where none is. logits (N, C), labels (N,)."""
-    return tuple(float(rate) for rate in rates()(logits, labels, threshold))
-
-
-def rates(
-    coverage=lambda sure, right: sure.mean(), precision=lambda sure, right: (sure * right).sum() / sure.sum(),
-    sureness=lambda logits, labels: logits.softmax(1).amax(1),
-):  # fmt: skip
-    """The two rates; wrong ones are made otherwise of who is sure and who is right (1 or 0 for each row), or of another sureness."""
-
-    def answer(logits, labels, threshold):
-        sure, right = (sureness(logits, labels) >= threshold).double(), (logits.argmax(1) == labels).double()
-        return coverage(sure, right), precision(sure, right)
-
-    return answer
-
-
-RATE_MISTAKES = {
-    "The coverage counts only rows that are right. Whoever is sure passes.": rates(lambda sure, right: (sure * right).mean()),
-    "The probability of the true class is held against the threshold, and nobody knows it: take the largest.":
-        rates(sureness=lambda logits, labels: logits.softmax(1)[range(len(logits)), labels]),
-    NOT_PROBABILITIES: rates(sureness=lambda logits, labels: logits.amax(1)),
-    "The precision ignores the threshold. Look at the passing rows only.": rates(precision=lambda sure, right: right.mean()),
-    "The right ones that pass are divided by N. Divide by how many pass.": rates(precision=lambda sure, right: (sure * right).mean()),
-    "Passing right ones are divided by all right ones: recall.": rates(precision=lambda sure, right: (sure * right).sum() / right.sum()),
-}
-
-
-def check_rates(answer) -> None:
-    z = weak_and_strong(20, 4, 19)[0] / 2
-    first, second = z.topk(2, dim=1).indices.T
-    y = torch.where(torch.rand(20, generator=torch.Generator().manual_seed(4)) < 0.6, first, second)
-    t = 0.45  # below one half, so that a true class can be sure enough and yet not be the most probable
-    expect.pair(answer(z, y, t), coverage_and_precision(z, y, t), "coverage", "precision")
-    hints = {
-        "the coverage": "The coverage is off. It is the part of the rows that pass.",
-        "the precision": "The precision is off. It is the part of the passing rows whose largest logit is that of the label.",
-    }
-    few = weak_and_strong(7, 3, 6)[0]
-    more = [(few, few.argmax(1), 0.7)]
-    for at, (name, hint) in enumerate(hints.items()):
-        expect.agree(answer, coverage_and_precision, (z, y, t), hint, RATE_MISTAKES, name, itemgetter(at), more)
-    reject_if(float(answer(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), 0.5)[0]) == 0, AT_THRESHOLD)
-    nobody = "Where no row passes there is no precision: return math.nan for it (the coverage is 0)."
-    with expect.hint_for_errors(f"{nobody} Here it is divided by 0.", ZeroDivisionError, ValueError):
-        coverage, precision = map(float, answer(z, y, 1.0))
-    reject_if(coverage != 0 or not math.isnan(precision), f"{nobody} Neither 0 nor 1 would be true, and both would be drawn.")
 
 def expected_calibration_error(confidence: Tensor, right: Tensor, bins: int) -> float:
     """Mean gap between confidence and accuracy over bins of equal width, each weighted by its rows. confidence (N,), right bool (N,)."""
@@ -155,7 +168,6 @@ def check_calibration(answer) -> None:
 
 
 EXERCISES = [
-    Exercise("6.1", "FixMatch's loss", 20, 2, my_fixmatch_loss, check_fixmatch, FIXMATCH_MISTAKES),
-    Exercise("6.2", "Coverage and precision", 10, 1, coverage_and_precision, check_rates, RATE_MISTAKES),
-    Exercise("6.3", "Expected calibration error", 15, 2, expected_calibration_error, check_calibration, CALIBRATION_MISTAKES),
+    Exercise("6.1", "FixMatch's whole step", 35, 3, fixmatch_step, check_fixmatch, FIXMATCH_MISTAKES),
+    Exercise("6.2", "Expected calibration error", 15, 2, expected_calibration_error, check_calibration, CALIBRATION_MISTAKES),
 ]
