@@ -84,8 +84,7 @@ class TensorLoader:
 class PairedLoader:
     """Yields (x, y, u): x, y from `labeled`, a TensorLoader of two tensors, u from `unlabeled`, one of one tensor, both with drop_last.
 
-    A pass is one over the unlabelled images; the labelled ones go round as often as that takes, in a new order every round that depends on
-    the seeds and the number of the step alone.
+    A pass is one over the unlabelled images; the labelled ones go round as often as that takes. Orders depend on seeds and step alone.
     """
 
     def __init__(self, labeled: TensorLoader, unlabeled: TensorLoader):

@@ -2,4 +2,3 @@
 # ruff: noqa: F401
 
 from sslcourse.augment.augmentation import MEAN, STD, Augmentation, TwoViews, barlow_views, byol_views, evaluation, simclr, strong, weak
-from sslcourse.augment.operations import adjust_brightness

@@ -43,8 +43,7 @@ def adjust_saturation(x: Tensor, factor: Tensor, out: Tensor | None = None) -> T
 def adjust_hue(x: Tensor, turn: Tensor, out: Tensor | None = None) -> Tensor:
     """Turn the hue of the HSV colour circle by `turn` (N,), from -0.5 to 0.5 whole turns (either is the opposite colour).
 
-    Without asking each pixel which channel is the largest: in units of chroma/6 turns, a colour lies chroma + green + blue - red - smallest
-    away from red, towards green or blue.
+    Whichever channel is the largest, a colour lies chroma + green + blue - red - smallest away from red, in units of chroma/6 turns.
     """
     red, green, blue = x.unbind(1)
     value, low = torch.maximum(green, blue), torch.minimum(green, blue)

@@ -38,8 +38,7 @@ def _control(name: str, spec) -> tuple[str, dict]:
 def explore(draw: Callable, **controls) -> None:
     """Show what draw(**settings) draws, with a slider for each setting, (low, high, step, default), or a menu of a list's entries.
 
-    Raises ValueError for any other control. Without a live front end a line says where the controls work, and draw is called once out of
-    sight, so that a broken explorer fails.
+    ValueError for any other control. Without a live front end a line says where the controls work, and draw is called once out of sight.
     """
     specified = {name: _control(name, spec) for name, spec in controls.items()}
     values = {name: options["value"] for name, (_, options) in specified.items()}

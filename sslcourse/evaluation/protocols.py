@@ -142,8 +142,7 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
 def probe_blocks(encoders: Mapping[int, nn.Module], images, per_class: int, **options) -> dict[int, list[float]]:
     """Block -> the validation accuracy of a linear probe on it, in percent, for each of the encoders: {seed of its labels: encoder}.
 
-    The course has one rule for all encoders: that block is probed further whose mean is the largest here, `best_block`.
-    options: those of `features`.
+    One rule for all encoders: that block is probed further whose mean is the largest here, `best_block`. options: those of `features`.
     """
     few, found = {seed: images.subset(test=0).few_labels(per_class, seed) for seed in encoders}, {}
     for block in range(1, 1 + len(next(iter(encoders.values())).blocks)):

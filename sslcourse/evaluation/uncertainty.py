@@ -78,8 +78,7 @@ def paired_runs(first: Sequence | Mapping, second: Sequence | Mapping) -> Paired
     """Two methods run with the same seeds, one accuracy a run: the paired t-test, two-sided (Student 1908).
 
     A run is an accuracy in percent or an `evaluation.Result`. Two sequences are paired in their order, two mappings by their keys, the
-    seeds, of which those in both count. One run, or differences that are all the same, give no estimate of luck: p_value and interval
-    are NaN then, and nothing is shown.
+    seeds, of which those in both count. One run, or differences that are all the same, show nothing: p_value and interval are NaN.
     """
     if isinstance(first, Mapping):
         seeds = [seed for seed in first if seed in second]

@@ -18,8 +18,8 @@ class PseudoLabeling(nn.Module):
     weak: the augmentation of labelled images and of those that get a pseudo-label; None takes `augment.weak` at the images' size.
     strong: the augmentation of the images that learn from it; None is the weak view itself, as in plain pseudo-labelling.
     threshold: the least probability of a pseudo-label, 0 to 1. weight: of the unlabelled images in the loss; ramp: (start, end) of its rise
-    from 0, as parts of all steps. label_smoothing: of the labelled images' loss. average: how much of the averaged weights a step keeps at
-    most, in the first steps (1 + step)/(10 + step); 0 evaluates the classifier's own weights.
+    from 0, as parts of all steps. average: how much of the averaged weights a step keeps at most, in the first steps
+    (1 + step)/(10 + step); 0 evaluates the classifier's own weights.
     metrics: supervised_loss; pseudo_loss, before its weight; pseudo_weight; coverage, the part of the unlabelled images that pass.
     """
 
@@ -27,10 +27,10 @@ class PseudoLabeling(nn.Module):
 
     def __init__(
         self, classifier: nn.Module, *, weak: nn.Module | None = None, strong: nn.Module | None = None, threshold: float = 0.0,
-        weight: float = 1.0, ramp: tuple[float, float] = (0.0, 0.4), average: float = 0.0, label_smoothing: float = 0.0,
+        weight: float = 1.0, ramp: tuple[float, float] = (0.0, 0.4), average: float = 0.0,
     ):  # fmt: skip
         super().__init__()
-        for name, value in (("threshold", threshold), ("average", average), ("label_smoothing", label_smoothing)):
+        for name, value in (("threshold", threshold), ("average", average)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {value}.")
         if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1] <= 1:
@@ -38,15 +38,13 @@ class PseudoLabeling(nn.Module):
         self.classifier = classifier
         self.averaged = copy.deepcopy(classifier).requires_grad_(False) if average else classifier
         self.weak, self.strong = weak, strong
-        self.threshold, self.ramp, self.average, self.label_smoothing = float(threshold), tuple(map(float, ramp)), average, label_smoothing
-        self.final_weight = float(weight)
+        self.threshold, self.ramp, self.average, self.final_weight = float(threshold), tuple(map(float, ramp)), average, float(weight)
         first = losses.pseudo_label_weight(0, *self.ramp, weight)
         self.register_buffer("weight", torch.tensor(first, dtype=torch.float32))  # on the device, so that nobody waits for it
         self.metrics: dict[str, Tensor] = {}
 
     def extra_repr(self) -> str:
-        parts = f"threshold={self.threshold}, weight={self.final_weight}, ramp={self.ramp}, average={self.average}"
-        return f"{parts}, label_smoothing={self.label_smoothing}"
+        return f"threshold={self.threshold}, weight={self.final_weight}, ramp={self.ramp}, average={self.average}"
 
     def prepare(self, size: int) -> None:
         """Settle on the views, for images of this many pixels a side, where none were given."""
@@ -76,7 +74,7 @@ class PseudoLabeling(nn.Module):
             weak_logits, u = self.pseudo_logits(unlabeled), self.strong(unlabeled)
         both = torch.cat([x, u]).contiguous(memory_format=torch.channels_last)
         logits = self.classifier(both).float()  # together, so that batch statistics are of both
-        supervised = F.cross_entropy(logits[: len(x)], labels, label_smoothing=self.label_smoothing)
+        supervised = F.cross_entropy(logits[: len(x)], labels)
         pseudo = losses.pseudo_label_loss(weak_logits.float(), logits[len(x) :], self.threshold)
         with torch.no_grad():
             passing = weak_logits.float().softmax(1).amax(1) >= self.threshold

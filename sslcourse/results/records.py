@@ -153,8 +153,7 @@ def _experiment(result: Mapping) -> dict:
 def write(result: Mapping, directory: Path | str, named: str = "directory") -> Path:
     """Write one record into a folder, which is made if need be, and return its path. The same experiment replaces its older record.
 
-    named: the option that gave the folder, for messages. Raises CourseError where the file that is there is anything else than that
-    older record, and where it cannot be written.
+    named: the option that gave the folder, for messages. CourseError where anything else is there, and where it cannot be written.
     """
     check(result)
     path = Path(directory) / file_name(result)

@@ -192,9 +192,8 @@ class Interrupts(Callback):
 class FasterThreads(Callback):
     """Takes one thread for the steps on a CPU where that is a tenth faster than all, as beside a busy program; measured at the first step.
 
-    How many they are decides in which order sums are made, so that the last bits of a run depend on it. Therefore it is asked once, stands
-    in `History.settings`, which a checkpoint keeps for the run that goes on. OMP_NUM_THREADS, where it is set, is taken unasked.
-    say: called with a sentence about the choice.
+    How many they are decides in which order sums are made, on which the last bits of a run depend: so it is asked once, and a checkpoint
+    keeps it, in `History.settings`. OMP_NUM_THREADS, where it is set, is taken unasked. say: called with a sentence about the choice.
     """
 
     def __init__(self, say: Callable[[str], object] = print):

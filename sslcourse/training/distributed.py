@@ -4,7 +4,6 @@
 the losses (`devices.gather`, `devices.sum_over_ranks`) and batch statistics (`GlobalBatchNorm`). With one process nothing is changed.
 """
 
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -95,11 +94,8 @@ def one_gradient(method: nn.Module, device: torch.device) -> Iterator[nn.Module]
     else:
         for name in ordinary:
             method.get_submodule(name).__class__ = GlobalBatchNorm  # of one class with it but for the forward pass
-    # statistics are the same everywhere already; newer versions of torch have another name for the argument that says so
-    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-    options = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     try:
-        yield DistributedDataParallel(method, device_ids=[device.index] if device.type == "cuda" else None, **options)
+        yield DistributedDataParallel(method, device_ids=[device.index] if device.type == "cuda" else None)
     finally:
         for name, kind in ordinary.items():
             method.get_submodule(name).__class__ = kind

@@ -53,8 +53,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: f
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step on each matrix is a fixed part of that matrix's length (You, Gitman, Ginsburg 2017, algorithm 1).
 
-    trust: that part. Parameters with one dimension (biases, normalisation) get plain SGD with momentum and no weight decay, as in SimCLR
-    and BYOL; so does a matrix of zeros.
+    trust: that part. Biases, normalisation and a matrix of zeros get plain SGD with momentum and no weight decay, as in SimCLR and BYOL.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3):

@@ -114,7 +114,7 @@ def test_a_run_that_is_stopped_inside_an_epoch_goes_on_exactly(kind, tmp_path):
     ("classifier", new_model, {"label_smoothing": 0.0, "augmentation": augment.simclr(8)}, "label_smoothing .*augmentation"),
     ("classifier", new_model, {"batch_size": 8, "clip_norm": 1.0, "warmup": 0.3}, "batch_size .*warmup .*clip_norm"),
     ("fixmatch", fixmatch, {"unlabeled_ratio": 3, "lr_scales": {"classifier.head": 0.5}}, "lr_scales .*unlabeled_ratio"),
-    ("fixmatch", lambda: fixmatch(label_smoothing=0.1), {"precision": "bf16"}, "precision .*options"),
+    ("fixmatch", lambda: fixmatch(threshold=0.5), {"precision": "bf16"}, "precision .*options"),
 ])  # fmt: skip
 def test_a_checkpoint_of_another_run_is_refused_by_name(kind, other, options, named, tmp_path):
     fit(kind, make(kind), checkpoint=tmp_path / "run.pt", stop_after=1)

@@ -20,8 +20,7 @@ def read_students(path: str | Path) -> list[dict]:
     """The students of a file, in its order, each with what COLUMNS names. Rows that begin with # are skipped, and empty ones.
 
     The file has one id a line, or a first row with the names of its columns, between commas, semicolons or tabs; ids stand in the first of
-    the columns IDS that there is. Raises CourseError for a file that cannot be read, and for an id that cannot be a folder's name or that
-    comes twice.
+    the columns IDS that there is. CourseError for a file that cannot be read, and for an id that cannot be a folder's name or comes twice.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
