@@ -6,12 +6,18 @@ from numbers import Real
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from sslcourse.course.exercises import Wrong, describe
 
 _NUMBERS = (Tensor, np.ndarray, np.generic, int, float)
 WRITTEN_IN = "Right for one example, but not for another of other sizes: is a number written into the function?"
+STALE = 0.3  # a gradient that an earlier step has left
+STEP_ERRORS = {  # a part of the message of an error in a training step: hint
+    "does not require grad": "No gradient leads back from the loss. torch.no_grad() or .detach() covers something that has to learn.",
+    "by an inplace operation": "Weights change between the loss and backward(). The order is: loss, zero_grad(), backward(), step().",
+}
 NO_GRADIENT = "The value is right, but no gradient comes back. Leave out .item(), torch.no_grad(), and .detach() of what has to learn."
 
 
@@ -39,6 +45,15 @@ def hint_for_errors(hint: str, *kinds: type[Exception]):
         if kinds and not isinstance(wrong.__cause__, kinds) or isinstance(wrong.__cause__, NotImplementedError):  # which is a RuntimeError
             raise
         raise Wrong(hint) from wrong
+
+
+@contextlib.contextmanager
+def hints_for_messages(hints: Mapping[str, str]):
+    """Inside the block, an error of the answer whose message has one of these parts in it gets the part's hint."""
+    try:
+        yield
+    except Wrong as wrong:
+        raise Wrong(next((hint for part, hint in hints.items() if part in str(wrong.__cause__)), str(wrong))) from wrong.__cause__
 
 
 def kind(got, wanted: type | tuple[type, ...] = Tensor, what: str = "the result") -> None:
@@ -81,6 +96,13 @@ def loss(got, rows: int | None = None) -> None:
     single = isinstance(got, Tensor) and got.shape == (rows,)
     reject_if(single, "This is one value for each row. Take the mean over the rows, so that the loss is one number.")
     shape(got, (), "the loss")
+
+
+def plain_loss(got, wanted: Tensor) -> None:
+    """Reject what a training step returns unless it is its loss as a plain number."""
+    kind(got, (float, Tensor), "the loss")
+    reject_if(isinstance(got, Tensor), "The loss comes back as a tensor, which keeps its whole graph alive. Return loss.item().")
+    close(got, wanted.item(), "The step is right, the number returned is not. Return the loss on which backward() was called.")
 
 
 def two(got, hint: str) -> None:
@@ -159,3 +181,68 @@ def near(got, wanted, rtol: float = 1e-4, atol: float = 1e-5) -> bool:
     """Whether two numbers or tensors have the same shape and nearly the same values."""
     got, wanted = (torch.as_tensor(value).detach().double().cpu() for value in (got, wanted))
     return got.shape == wanted.shape and torch.allclose(got, wanted, rtol, atol)
+
+
+def small_encoder() -> nn.Sequential:
+    """An encoder for images of 3×4×4 with batch normalisation in it, and 8 features."""
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.ReLU())
+    encoder.feature_dim = 8
+    return encoder
+
+
+class Watched:
+    """What a training step does with a model that comes in evaluation mode, with gradients that an earlier step has left.
+
+    learns: the parameters of its `optimizer`. calls: name of a module -> [(its input, its output, whether it was in training mode)].
+    """
+
+    def __init__(self, model: nn.Module, learns: Sequence[nn.Parameter], **modules: nn.Module):
+        self.learns, self.steps, self.backward, self.calls = list(learns), [], False, {name: [] for name in modules}
+        self.optimizer = torch.optim.SGD(self.learns, lr=0.5)
+        self.optimizer.register_step_pre_hook(self._note_step)
+        for p in self.learns:
+            p.grad = torch.full_like(p, STALE)
+            p.register_post_accumulate_grad_hook(self._note_backward)
+        for calls, module in zip(self.calls.values(), modules.values(), strict=True):
+            module.register_forward_hook(lambda m, given, out, calls=calls: calls.append((given[0], out, all_training(m))))
+        model.eval()
+
+    def _note_backward(self, _) -> None:
+        self.backward = True
+
+    def _note_step(self, *_) -> None:
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.learns]
+        self.steps.append((parameters_to_vector(gradients), self.backward))
+
+    def check_step(self, gradients: Sequence[Tensor], mistakes: Mapping[str, Sequence[Sequence[Tensor]]] | None = None) -> None:
+        """Reject the step unless it was one, by these gradients. mistakes: hint -> the gradients of losses that are known to be wrong."""
+        reject_if(not self.steps, "The optimiser takes no step: optimizer.step() is missing.")
+        reject_if(len(self.steps) > 1, f"The optimiser takes {len(self.steps)} steps. One call of the function is one step.")
+        (got, after_backward), wanted = self.steps[0], parameters_to_vector(gradients)
+        if near(got, wanted):
+            return
+        reject_if(not after_backward, "No backward() comes before the optimiser's step. The order is: zero_grad(), backward(), step().")
+        reject_if(not got.any(), "The gradients are cleared between backward() and step(). The order is: zero_grad(), backward(), step().")
+        reject_if(near(got, wanted + STALE), "The gradients of an earlier step are still there. Clear them before backward(): zero_grad().")
+        for hint, losses in (mistakes or {}).items():
+            reject_if(any(near(got, parameters_to_vector(wrong)) for wrong in losses), hint)
+        raise Wrong("The step follows another gradient than that of the loss. Is a part of it cut off, or counted twice?")
+
+    def check_mode(self, *names: str) -> None:
+        """Reject the step where one of these modules was called in evaluation mode."""
+        still = "The method comes in evaluation mode and stays in it, so batch normalisation uses old statistics: method.train() first."
+        reject_if(not all(training for name in names for _, _, training in self.calls[name]), still)
+
+    def views(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """The two views (N, 3, H, W) of every picture that the module called "views" drew, in whichever order. Rejects any other number."""
+        calls = self.calls["views"]
+        reject_if(not calls, "The pictures are never augmented. method.augmentation draws a view of each.")
+        n, given, drawn = len(pictures), *(torch.cat([call[k] for call in calls]) for k in (0, 1))
+        of_picture = (given.unsqueeze(1) == pictures).flatten(2).all(2).int().argmax(1)
+        reject_if(len(drawn) == n, "There is one view of each picture. Draw a second one of each.")
+        reject_if(of_picture.bincount(minlength=n).ne(2).any(), f"{len(drawn)} views of {n} pictures were drawn. Draw two of each.")
+        return drawn[of_picture.argsort(stable=True)].unflatten(0, (n, 2)).unbind(1)
+
+
+def all_training(model: nn.Module) -> bool:
+    return all(module.training for module in model.modules())

@@ -1,15 +1,16 @@
-"""The exercises of lesson 3: the loss of SimCLR, alignment and uniformity, and a vote of the nearest neighbours."""
+"""The exercises of lesson 3: the loss of SimCLR, a whole step of it, and a vote of the nearest neighbours."""
 
+import copy
 import math
-from operator import itemgetter
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslcourse import evaluation, losses
+from sslcourse import augment, evaluation, losses, models
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import reject_if, two_views
+from sslcourse.course.checks.expect import near, reject_if, two_views
 from sslcourse.course.exercises import Exercise
 
 
@@ -59,35 +60,44 @@ def check_nt_xent(answer) -> None:
     expect.agree(answer, my_nt_xent, (*two_views(8, 4, 3), 0.005), hint, what="the loss", rtol=2e-3, atol=1e-3)
 
 
-def alignment_and_uniformity(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared distance between the views of an image, and log of the mean of exp(−2·distance²) over pairs of rows of z0."""
-    return geometry()(z0, z1)
+def simclr_step(method: nn.Module, loss_fn: Callable, optimizer: torch.optim.Optimizer, pictures: Tensor) -> float:
+    """One step of SimCLR in training mode, whatever the mode before, on uint8 pictures (N, 3, H, W). Returns loss_fn(z0, z1), a float."""
+    method.train()
+    first, second = method.augmentation(pictures), method.augmentation(pictures)
+    z0, z1 = method.projector(method.encoder(torch.cat([first, second]))).chunk(2)
+    loss = loss_fn(z0, z1)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
-def geometry(
-    align=lambda a, b: (a - b).square().sum(1).mean(), spread=lambda d: d.square().mul(-2).exp().mean().log(),
-    distances=lambda a, b: torch.pdist(a), unit=F.normalize,
-):  # fmt: skip
-    """The two numbers; wrong ones have another measure of the views a and b or of distances, other distances, or other rows."""
-    return lambda z0, z1: (align(unit(z0), unit(z1)), spread(distances(unit(z0), unit(z1))))
-
-
-GEOMETRY_MISTAKES = {
-    "The rows are not normalised. Both numbers live on the unit sphere: F.normalize(z, dim=1) first.": geometry(unit=lambda z: z),
-    "The alignment is a mean over the features as well, D times too small. Sum over the features.": geometry(F.mse_loss),
-    "This alignment is the mean cosine similarity. The squared distance is 2 − 2 · cosine.": geometry(lambda a, b: (a * b).sum(1).mean()),
-    "Each row is compared with itself too. Take distinct pairs: torch.pdist.": geometry(distances=lambda a, b: torch.cdist(a, a)),
-    "The uniformity is a mean of logarithms. Take the mean of exp(...) first.": geometry(spread=lambda d: d.square().mul(-2).mean()),
-    "The uniformity is taken over the rows of both views. Take z0 alone.": geometry(distances=lambda a, b: torch.pdist(torch.cat([a, b]))),
-}
-
-
-def check_geometry(answer) -> None:
-    views = two_views(7, 4, 5)
-    expect.pair(answer(*views), alignment_and_uniformity(*views), "alignment", "uniformity")
-    for at, name in enumerate(("the alignment", "the uniformity")):
-        hint = f"The value of {name} is off. Try two rows by hand, such as (1, 0) and (0, 1)."
-        expect.agree(answer, alignment_and_uniformity, views, hint, GEOMETRY_MISTAKES, name, itemgetter(at), more=[two_views(20, 9, 6)])
+def check_step(answer) -> None:
+    for n, d in ((6, 5), (9, 4)):
+        torch.manual_seed(n)
+        pictures, seen = torch.randint(256, (n, 3, 4, 4)).byte(), []
+        method = models.SimCLR(expect.small_encoder(), augment.simclr(4), hidden_dim=6, out_dim=d)
+        twin = copy.deepcopy(method).train()
+        watched = expect.Watched(method, method.parameters(), views=method.augmentation, encoder=method.encoder, head=method.projector)
+        with expect.hints_for_messages(expect.STEP_ERRORS):
+            got = answer(method, lambda z0, z1, seen=seen: seen.append((z0, z1)) or losses.nt_xent(z0, z1), watched.optimizer, pictures)
+        reject_if(not seen, "loss_fn is never called. It takes the projections of both views: loss = loss_fn(z0, z1).")
+        (z0, z1), calls = seen[0], watched.calls
+        reject_if(z0.shape == (n, 8), "These are features. The loss compares projections, which method.projector makes of them.")
+        expect.shape(z0, (n, d), "z0")
+        reject_if(calls["views"] and near(z0, z1), "Both views are the same picture. Each call of method.augmentation draws one: use two.")
+        views = watched.views(pictures)
+        watched.check_mode("encoder", "head")
+        reject_if(z0.requires_grad != z1.requires_grad, "One view gets no gradient. In SimCLR both learn: no .detach(), no no_grad().")
+        passes = "The views take a pass each, so batch normalisation sees each view alone. Join them by torch.cat, and chunk(2) afterwards."
+        reject_if(max(len(calls["encoder"]), len(calls["head"])) > 1, passes)
+        wanted = twin.project(torch.cat(views)).chunk(2)
+        found, here = F.normalize(torch.stack([z0, z1]), dim=2), F.normalize(torch.stack(wanted), dim=2)
+        apart = "Row i of z0 and row i of z1 are not the two views of picture i. After torch.cat([first, second]) use chunk(2)."
+        reject_if(not near(found, here) and not near(found, here.flip(0)), apart)
+        loss = losses.nt_xent(*wanted)
+        watched.check_step(torch.autograd.grad(loss, [*twin.parameters()]))
+        expect.plain_loss(got, loss)
 
 
 def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
@@ -95,13 +105,12 @@ def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temp
     return evaluation.knn_scores(bank, bank_labels, queries, int(bank_labels.max()) + 1, k, temperature).argmax(dim=1)
 
 
-def vote(similar=lambda bank, queries: F.normalize(queries) @ F.normalize(bank).T, weigh=lambda s, t: (s / t).exp(), largest=True):
-    """A wrong vote: another similarity, another weight, or the least similar rows."""
+def vote(similar=lambda bank, queries: F.normalize(queries) @ F.normalize(bank).T, weigh=lambda s, t: (s / t).exp()):
+    """A wrong vote: another similarity or another weight."""
 
     def predict(bank, bank_labels, queries, k, temperature):
-        nearest = similar(bank, queries).topk(k, dim=1, largest=largest)
-        votes = nearest.values.new_zeros(len(queries), int(bank_labels.max()) + 1)
-        return votes.scatter_add(1, bank_labels[nearest.indices], weigh(nearest.values, temperature)).argmax(1)
+        alike, at = similar(bank, queries).topk(k, dim=1)
+        return (F.one_hot(bank_labels[at]) * weigh(alike, temperature).unsqueeze(2)).sum(1).argmax(1)
 
     return predict
 
@@ -111,52 +120,39 @@ VOTE_MISTAKES = {
         [vote(lambda bank, queries: queries @ bank.T), vote(lambda bank, queries: F.normalize(queries) @ bank.T)],
     "Every neighbour has the same vote. Weigh each by exp(similarity / temperature), so that a near one counts for more.":
         [vote(weigh=lambda s, t, e=e: 1 + e * 0.5 ** torch.arange(s.shape[1]).expand_as(s)) for e in (0, 0.001)],  # or the first of equals
-    "The weights are the similarities themselves. The weight is exp(similarity / temperature).": vote(weigh=lambda s, t: s),
     "These are the k least similar rows. Take the largest similarities; of distances, the smallest.":
-        [vote(largest=False), vote(lambda bank, queries: torch.cdist(F.normalize(queries), F.normalize(bank)))],
-    "The temperature is ignored. The weight is exp(similarity / temperature).": vote(weigh=lambda s, t: s.exp()),
-    "The similarity is multiplied by the temperature. Divide by it: a low temperature sharpens.": vote(weigh=lambda s, t: (s * t).exp()),
+        vote(lambda bank, queries: torch.cdist(F.normalize(queries), F.normalize(bank))),
+    "The weight of a neighbour is exp(similarity / temperature). Is the exp missing, or the temperature, or is it multiplied?":
+        [vote(weigh=lambda s, t: s), vote(weigh=lambda s, t: s.exp()), vote(weigh=lambda s, t: (s * t).exp())],
 }
 
 
 def bank_and_queries(d: int, temperature: float, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A bank of overlapping classes with its labels, and those queries whose vote is so clear that no rounding decides it."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(4, d, generator=generator)
-    labels = torch.randint(4, (80,), generator=generator)
-    bank = centres[labels] + 1.2 * torch.randn(80, d, generator=generator)
-    queries = centres[torch.randint(4, (400,), generator=generator)] + 1.2 * torch.randn(400, d, generator=generator)
-    bank, queries = (F.normalize(z) * (0.3 + 2 * torch.rand(len(z), 1, generator=generator)) for z in (bank, queries))
-    edge = evaluation.neighbours(bank, queries, k + 1)[0]
+    """A bank of overlapping classes with its labels, and queries whose vote is so clear that no rounding decides it."""
+    torch.manual_seed(seed)
+    bank, queries = ((0.3 + 2 * torch.rand(n, 1)) * F.normalize(torch.randn(n, d)) for n in (80, 400))
+    labels = (F.normalize(bank) + 0.8 * torch.randn(80, d))[:, :4].argmax(1)
     votes = evaluation.knn_scores(bank, labels, queries, 4, k, temperature).topk(2, dim=1).values
-    clear = (edge[:, k - 1] - edge[:, k] > 1e-4) & (votes[:, 1] < 0.99 * votes[:, 0])
-    return bank, labels, queries[clear]
-
-
-def check_vote_form(got, n: int, classes: int, k: int) -> None:
-    expect.kind(got, Tensor, "the prediction")
-    reject_if(tuple(got.shape) == (n, classes), "These are the votes of every class. Return the class with the most: .argmax(dim=1).")
-    reject_if(tuple(got.shape) == (n, k), "This is one value for each neighbour. Add the weights up for each class; the largest wins.")
-    expect.shape(got, (n,), "the prediction")
-    reject_if(got.is_floating_point(), "These are scores, and not classes. max(dim=1) gives values too; argmax(dim=1) gives the class.")
-    reject_if(got.dtype != torch.int64, f"Predicted classes have to be int64, and these are {got.dtype}: .long().")
-    reject_if(got.min() < 0 or got.max() >= classes, "These are positions in the bank. Look up their classes first: bank_labels[indices].")
+    return bank, labels, queries[votes[:, 1] < 0.99 * votes[:, 0]]
 
 
 def check_knn(answer) -> None:
-    for d, k, temperature, seed in ((5, 9, 0.1, 8), (12, 5, 0.25, 9)):
+    for d, k, temperature, seed in ((5, 9, 0.1, 1), (12, 5, 0.25, 9)):
         bank, labels, queries = bank_and_queries(d, temperature, k, seed)
         inputs = bank, labels, queries, k, temperature
-        got = answer(*inputs)
-        check_vote_form(got, len(queries), 4, k)
-        n = int((got.cpu() != knn_predict(*inputs)).sum())
-        hint = f"{n} of {len(queries)} predictions differ at k = {k}. For one query, list its k neighbours, classes and weights."
+        got, n = answer(*inputs), len(queries)
+        expect.kind(got, Tensor, "the prediction")
+        reject_if(got.shape == (n, 4), "These are the votes of every class. Return the class with the most: .argmax(dim=1).")
+        expect.shape(got, (n,), "the prediction")
+        reject_if(got.dtype != torch.int64, f"Predicted classes have to be int64, and these are {got.dtype}. argmax(dim=1) gives classes.")
+        reject_if(got.min() < 0 or got.max() > 3, "These are positions in the bank. Look up their classes first: bank_labels[indices].")
+        hint = f"{(got != knn_predict(*inputs)).sum()} of {n} predictions differ. List one query's {k} neighbours, classes and weights."
         expect.agree(answer, knn_predict, inputs, hint, VOTE_MISTAKES)
     expect.shape(answer(bank, labels, queries[:1], k, temperature), (1,), "the prediction for a single query")
 
 
 EXERCISES = [
     Exercise("3.1", "NT-Xent, vectorised", 20, 3, my_nt_xent, check_nt_xent, NT_XENT_MISTAKES),
-    Exercise("3.2", "Alignment and uniformity", 10, 2, alignment_and_uniformity, check_geometry, GEOMETRY_MISTAKES),
+    Exercise("3.2", "A whole step of SimCLR", 30, 3, simclr_step, check_step),
     Exercise("3.3", "A vote of the nearest neighbours", 15, 2, knn_predict, check_knn, VOTE_MISTAKES),
 ]
