@@ -204,9 +204,11 @@ def write(folder: Path, parts: Parts, *, class_names: Sequence[str], source: str
                     bar.update(len(piece))
         written = {part: np.load(work / f"{part}.npy", mmap_mode="r") for part in parts}
         mean, std = statistics(written)
+        pixels = [piece for array in written.values() if array.ndim == 4 for piece in chunks(array)]
         about = dict(
             format=FORMAT, id=uuid.uuid4().hex, name=folder.name, size=int(parts["train_images"].shape[-1]), source=source,
             class_names=list(class_names), counts={part: len(array) for part, array in sorted(parts.items())}, mean=mean, std=std,
+            stored_values=[int(min(piece.min() for piece in pixels)), int(max(piece.max() for piece in pixels))],
             date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), options=dict(options),
         )  # fmt: skip
         about |= {"identity": identity(class_names, written)} | facts

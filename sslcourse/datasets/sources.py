@@ -142,8 +142,8 @@ def _report(folder: Path, made: bool, remark: str = "") -> Report:
         total = np.sum(of_class, 0)
         details.append(f"The smallest class is {rows[total.argmin()]}, the largest {rows[total.argmax()]}.")
     if "values" in about:
-        low, high = about["values"]
-        details.append(f"Values of the pixels in the files: {low:g}..{high:g}.")
+        (low, high), (lowest, highest) = about["values"], about["stored_values"]
+        details.append(f"Values of the pixels: {low:g}..{high:g} in the files, {lowest}..{highest} as they are kept.")
     sentence = f"{about['name']} {done}: {what} in {folder}. {remark}".strip()
     return Report(made, sentence, details + about.get("rules", []))
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import zipfile
@@ -200,7 +201,8 @@ def test_what_was_read_is_said_and_another_preparation_of_the_same_name_is_refus
     shutil.unpack_archive(photos_zip(tmp_path / "photos.zip", classes=("a", "b"), broken=True), photos)
     report = sources.prepare("mine", data, source=photos, size=24)
     told = "\n".join(report.details)
-    assert "a 7 · 1 · 2; b 7 · 1 · 2." in told and "in the files: 0..10" in told and "20 of 20 images were cut" in told
+    assert "a 7 · 1 · 2; b 7 · 1 · 2." in told and "20 of 20 images were cut" in told
+    assert re.search(r"pixels: 0\.\.10\d in the files, \d\.\.10\d as", told)
     (photos / "a" / ".DS_Store").write_bytes(b"a visit")
     again = sources.prepare("mine", data, source=photos, size=24)
     assert not again.made and again.details == report.details
