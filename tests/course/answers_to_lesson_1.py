@@ -1,59 +1,62 @@
 """Answers to the exercises of lesson 1, as learners write them."""
 
+import copy
+
 import torch
 
-from sslcourse.course.checks.lesson_1 import honest_accuracy, smoothed_cross_entropy, stratified_subset
-
-
-def subset_by_class(draw):
-    """A subset made of draw(rows of a class, per_class, generator) for every class."""
-
-    def answer(labels, per_class, seed):
-        generator = torch.Generator().manual_seed(seed)
-        return torch.cat([draw((labels == c).nonzero().flatten(), per_class, generator) for c in range(int(labels.max()) + 1)])
-
-    return answer
+from sslcourse.course.checks.lesson_1 import honest_evaluation, smoothed_cross_entropy
 
 
 def loss_of(log_p, labels, smoothing):
     return -((1 - smoothing) * log_p.gather(1, labels[:, None]).mean() + smoothing * log_p.mean())
 
 
-def accuracy_collected(model, batches, training=False):
-    mode = model.training
-    model.train(training)
+def on_a_copy(model, images, labels, transform, batch_size):
+    model, batches = copy.deepcopy(model).eval(), torch.utils.data.DataLoader([*zip(images, labels, strict=True)], batch_size)
     with torch.inference_mode():
-        hits = torch.cat([model(x).argmax(1).eq(y) for x, y in batches]).double()
-    model.train(mode)
-    a = hits.mean().item()
-    return a, (a * (1 - a) / len(hits)) ** 0.5
+        right = torch.cat([model(transform(x)).max(1).indices.eq(y) for x, y in batches])
+    a = right.sum() / len(right)
+    return a, torch.sqrt(a * (1 - a) / len(right)), right
 
 
-RIGHT = {
-    "1.1": [subset_by_class(lambda rows, n, generator: rows[torch.randperm(len(rows), generator=generator)[:n]])],
-    "1.2": [lambda logits, labels, smoothing: loss_of(logits.log_softmax(1), labels, smoothing)], "1.3": [accuracy_collected],
-}
+def batchwise(training=False, back=lambda own, whole: own, grad=torch.no_grad, step=0, leave=0, order=torch.arange, show=lambda f, x: f(x)):
+    """An answer with one thing changed. back(mode of a module, of the model) -> the mode in which the module is left."""
 
+    def answer(model, images, labels, transform, batch_size):
+        modes, rows, right = {m: m.training for m in model.modules()}, order(len(images) - leave), torch.zeros(len(images)).bool()
+        model.train(training)
+        with grad():
+            for n in range(0, len(rows), step or batch_size):
+                chosen = slice(n, n + (step or batch_size))
+                right[chosen] = model(show(transform, images[rows[chosen]])).argmax(1) == labels[rows[chosen]]
+        for module, mode in modes.items():
+            module.training = back(mode, modes[model])
+        a = right.double().mean().item()
+        return a, (a * (1 - a) / len(images)) ** 0.5, right
+
+    return answer
+
+
+def returning(change):
+    return lambda *inputs: change(*honest_evaluation(*inputs))
+
+
+RIGHT = {"1.1": [lambda logits, labels, smoothing: loss_of(logits.log_softmax(1), labels, smoothing)], "1.2": [on_a_copy, batchwise()]}
 WRONG = {
     "1.1": {
-        "not stratified": lambda labels, n, seed: torch.randperm(300, generator=torch.Generator().manual_seed(seed))[:12],
-        "no random choice": subset_by_class(lambda rows, n, generator: rows[:n]),
-        "chosen twice": subset_by_class(lambda rows, n, generator: rows[torch.randint(3, (n,), generator=generator)]),
-        "same seed gave two": subset_by_class(lambda rows, n, generator: rows[torch.randperm(len(rows))[:n]]),
-        "only a part": subset_by_class(lambda rows, n, generator: rows[torch.randperm(2 * n, generator=generator)[:n]]),
-        "True/False flags": lambda labels, n, seed: torch.isin(torch.arange(300), stratified_subset(labels, n, seed)),
-        "in one row": lambda *a: stratified_subset(*a).view(3, 4), "not positions": lambda *a: stratified_subset(*a) + 1000,
-        "for each class": lambda labels, n, seed: stratified_subset(labels, n // 2, seed),
-    },
-    "1.2": {
         "overflow": lambda z, labels, s: loss_of((z.exp() / z.exp().sum(1, keepdim=True)).log(), labels, s),
         "the value is off": lambda *a: smoothed_cross_entropy(*a) + 0.01,
     },
-    "1.3": {
-        "was in training mode": lambda model, batches: accuracy_collected(model, batches, training=True),
-        "left in evaluation mode": lambda model, batches: accuracy_collected(model.eval(), batches),
-        "left in training mode": lambda model, batches: (accuracy_collected(model, batches), model.train())[0],
-        "Return two numbers": lambda *a: (*honest_accuracy(*a), 55), "argmax taken over": lambda *a: (0.5, 0.07),
-        "its standard error is": lambda *a: (honest_accuracy(*a)[0], 0.07),
+    "1.2": {
+        "was in training mode": batchwise(training=True), "left in evaluation mode": batchwise(back=lambda own, whole: False),
+        "left in training mode": batchwise(back=lambda own, whole: True), "frozen layer": batchwise(back=lambda own, whole: whole),
+        "Gradients were recorded": batchwise(grad=torch.enable_grad), "transformed at once": batchwise(step=55),
+        "still switched off": batchwise(order=lambda n: (torch.arange(n), torch.set_grad_enabled(False))[0]),
+        "shown to the network": batchwise(leave=5), "never called": [batchwise(show=lambda t, x: x), batchwise(show=lambda t, x: x / 255)],
+        "as it is": [batchwise(show=lambda t, x: t(x / 255)), batchwise(show=lambda t, x: torch.stack([t(one) for one in x]))],
+        "in another order": batchwise(order=torch.randperm), "judged wrongly": returning(lambda a, e, right: (a, e, ~right)),
+        "Return three things": returning(lambda *all: all[:2]), "comes back as a list": returning(lambda a, e, right: (a, e, [*right])),
+        "has the type": returning(lambda a, e, right: (a, e, right.long())), "has shape": returning(lambda a, e, right: (a, e, right[:9])),
+        "the accuracy is": returning(lambda a, e, right: (0.5, e, right)), "error is 0": returning(lambda a, e, right: (a, 0.07, right)),
     },
 }

@@ -1,4 +1,4 @@
-"""The exercises of lesson 1: a fair choice of labels, the loss with label smoothing, and an accuracy measured in the right mode."""
+"""The exercises of lesson 1: the loss with label smoothing, and a whole evaluation."""
 
 import math
 
@@ -7,35 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import reject_if
-from sslcourse.course.exercises import Exercise
+from sslcourse.course.checks.expect import near, reject_if
+from sslcourse.course.exercises import Exercise, Wrong
 from sslcourse.devices import evaluation_mode
-
-
-def stratified_subset(labels: Tensor, per_class: int, seed: int) -> Tensor:
-    """Indices of per_class random rows of each class. labels (N,) -> int64 (classes · per_class,)."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    return torch.cat([order[labels[order] == c][:per_class] for c in labels.unique()])
-
-
-def check_subset(answer) -> None:
-    labels = torch.tensor([2, 0, 1, 0, 2, 1, 0, 1, 2, 0, 1, 2] * 25)
-    got = answer(labels, 4, 0)
-    expect.kind(got, Tensor, "the indices")
-    reject_if(got.dtype == torch.bool, "These are True/False flags. Return the positions themselves: flags.nonzero().flatten().")
-    reject_if(got.is_floating_point() or got.dim() != 1, "Indices are whole numbers in one row, of shape (classes · per_class,).")
-    inside = (got >= 0) & (got < len(labels))
-    reject_if(not inside.all(), "Some of these are not positions in `labels`. Are they labels, or positions inside a class?")
-    reject_if(len(got) != 12, f"Three classes and per_class 4 make 12 indices, and there are {len(got)}. Is per_class for each class?")
-    reject_if(len(got.unique()) != len(got), "An image was chosen twice. Draw without putting back: torch.randperm, not torch.randint.")
-    counts = torch.bincount(labels[got], minlength=3).tolist()
-    reject_if(counts != [4, 4, 4], f"The classes have {counts} images in place of 4 each. A random draw from all images is not stratified.")
-    chosen = [set(answer(labels, 4, seed).tolist()) for seed in range(60)]
-    reject_if(chosen[0] != {*got.tolist()}, "The same seed gave two different subsets. Use torch.Generator().manual_seed(seed).")
-    reject_if(chosen[0] == chosen[1] == chosen[2], "Every seed gives the same subset. The first images of a class are no random choice.")
-    few = len(set().union(*chosen)) < 0.5 * len(labels) or sum(map(sum, chosen)) / (60 * 12) < 0.35 * len(labels)
-    reject_if(few, "Over many seeds only a part of the images is ever chosen. Shuffle all images of a class, then take per_class.")
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -66,65 +40,103 @@ def check_cross_entropy(answer) -> None:
     expect.agree(answer, smoothed_cross_entropy, large, hint, what="the loss")
 
 
-def honest_accuracy(model: nn.Module, batches) -> tuple[float, float]:
-    """Accuracy over all batches and its standard error, in evaluation mode; the model's mode is put back."""
-    right, n = 0, 0
+def honest_evaluation(model: nn.Module, images: Tensor, labels: Tensor, transform, batch_size: int) -> tuple[float, float, Tensor]:
+    """Accuracy, its standard error, and right or wrong for each image: bool (N,). Every module is left in the mode in which it came."""
     with torch.no_grad(), evaluation_mode(model):
-        for x, y in batches:
-            right += (model(x).argmax(dim=1) == y).sum().item()
-            n += len(y)
-    accuracy = right / n
-    return accuracy, math.sqrt(accuracy * (1 - accuracy) / n)
+        pairs = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        right = torch.cat([model(transform(x)).argmax(dim=1) == y for x, y in pairs])
+    accuracy = right.sum().item() / len(right)
+    return accuracy, math.sqrt(accuracy * (1 - accuracy) / len(right)), right
 
 
-def accuracy_with(change):
-    """A wrong accuracy: change(accuracy, number of rows, number of batches) -> (accuracy, error)."""
-    return lambda model, batches: change(honest_accuracy(model, batches)[0], sum(len(y) for _, y in batches), len(batches))
+def evaluation_with(change):
+    """A wrong evaluation: change(accuracy, number of images, right or wrong batch by batch) -> (accuracy, error)."""
+
+    def wrong(model, images, labels, transform, batch_size):
+        a, _, right = honest_evaluation(model, images, labels, transform, batch_size)
+        return *change(a, len(right), right.double().split(batch_size)), right
+
+    return wrong
 
 
-ACCURACY_MISTAKES = {
-    "This is the mean of the batches' accuracies, and the last batch is smaller. Count right answers and rows.":
-        lambda model, batches: (sum(honest_accuracy(model, [batch])[0] for batch in batches) / len(batches), 0.0),
-    "This is in percent. The formula of the standard error needs a fraction.": accuracy_with(lambda a, n, k: (100 * a, 0.0)),
-    "This is the number of right answers. Divide by the number of rows.": accuracy_with(lambda a, n, k: (n * a, 0.0)),
-    "That is the variance, a(1 − a)/n. The standard error is its square root.": accuracy_with(lambda a, n, k: (a, a * (1 - a) / n)),
-    "That is the deviation of one answer. A mean's is smaller by sqrt(n).": accuracy_with(lambda a, n, k: (a, math.sqrt(a * (1 - a)))),
-    "n in the standard error is the number of images, not of batches.": accuracy_with(lambda a, n, k: (a, math.sqrt(a * (1 - a) / k))),
+EVALUATION_MISTAKES = {
+    "This is the mean of the batches' accuracies, and the last batch is smaller. Count right answers and images.":
+        evaluation_with(lambda a, n, batches: (sum(part.mean().item() for part in batches) / len(batches), 0.0)),
+    "This is in percent. The formula of the standard error needs a fraction.": evaluation_with(lambda a, n, _: (100 * a, 0.0)),
+    "This is the number of right answers. Divide by the number of images.": evaluation_with(lambda a, n, _: (n * a, 0.0)),
+    "That is the variance, a(1 − a)/n. The standard error is its square root.": evaluation_with(lambda a, n, _: (a, a * (1 - a) / n)),
+    "That is the deviation of one answer. A mean's is smaller by sqrt(n).": evaluation_with(lambda a, n, _: (a, (a * (1 - a)) ** 0.5)),
 }
+MODES = {  # the modes in which a model and its five layers come: hint where they do not leave in them
+    (True,) * 6: "The model came in training mode and was left in evaluation mode. Put back the mode it had.",
+    (False,) * 6: "The model came in evaluation mode and was left in training mode. Put back the mode it had.",
+    (True, True, False, True, True, True): "A frozen layer came in evaluation mode and was switched on. Put back the mode of every module.",
+}
+NO_TRANSFORM = "The transform was never called. The network expects what it makes of the bytes: model(transform(batch))."
 
 
-def small_network() -> nn.Sequential:
-    torch.manual_seed(5)
-    return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+class Trial:
+    """One call of an answer, on n images of which the last are wrong far more often, with notes on how network and transform were used."""
+
+    def __init__(self, answer, n: int = 55, batch_size: int = 25, modes=(True,) * 6):
+        torch.manual_seed(5)
+        self.model = nn.Sequential(nn.Conv2d(3, 8, 6), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 3)).eval()
+        images = torch.randint(256, (n, 3, 6, 6), dtype=torch.uint8)
+        with torch.no_grad():
+            said = self.model(self.transform(images)).argmax(1)
+        labels = torch.where((torch.arange(n) % 5 == 0) | (torch.arange(n) >= 50), (said + 1) % 3, said)
+        self.shown, self.used = [], []  # the batches that were transformed; of every layer, at every call, its mode and whether it recorded
+        for layer, mode in zip(self.model.modules(), modes, strict=True):
+            layer.training = mode
+            layer.register_forward_hook(lambda layer, x, out: self.used.append((layer.training, out.requires_grad)))
+        try:
+            self.got = answer(self.model, images, labels, lambda x: (self.shown.append(x), self.transform(x))[1], batch_size)
+        except Wrong as wrong:
+            reject_if(type(wrong.__cause__) is RuntimeError and not self.shown, NO_TRANSFORM)  # a convolution of bytes
+            raise
+
+    def transform(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.dtype != torch.uint8:
+            raise ValueError(f"The transform takes a batch of bytes (B, 3, H, W) as it is, and was given {x.dtype} of shape {(*x.shape,)}")
+        return (x.float() - 128) / 64
 
 
-def uneven_batches() -> list[tuple[Tensor, Tensor]]:
-    """55 rows in batches of 25, 25 and 5; the last is wrong far more often, so that a mean of means shows."""
-    x = torch.randn(55, 4, generator=torch.Generator().manual_seed(7))
-    with torch.no_grad():
-        said = small_network().eval()(x).argmax(1)
-    wrong = (torch.arange(55) % 5 == 0) | (torch.arange(55) >= 50)
-    return list(zip(x.split(25), torch.where(wrong, (said + 1) % 3, said).split(25), strict=True))
+def check_use(trial: Trial) -> None:
+    """Whatever came back: how network, transform and autograd were used."""
+    training = "The network was in training mode: dropout was on, and batch normalisation learned from test images. Use model.eval()."
+    reject_if(any(mode for mode, _ in trial.used), training)
+    reject_if(not torch.is_grad_enabled(), "Autograd is still switched off after the function. Use `with torch.no_grad():`, which ends.")
+    reject_if(any(kept for _, kept in trial.used), "Gradients were recorded, which costs memory: loop inside `with torch.no_grad():`.")
+    sizes = [len(x) for x in trial.shown]
+    reject_if(not sizes, NO_TRANSFORM)
+    reject_if(max(sizes) > 25, f"{max(sizes)} images were transformed at once. No batch may have more than batch_size, here 25.")
+    told = f"{sum(sizes)} images were shown to the network, in batches of {sizes}, and there are 55. Each counts once, the last five too."
+    reject_if(sum(sizes) != 55, told)
 
 
-def check_accuracy(answer) -> None:
-    batches, model = uneven_batches(), small_network().train()
-    got = answer(model, batches)
-    expect.two(got, "Return two numbers: the accuracy and its standard error.")
-    training_mode = "The network was in training mode: dropout was on, and batch normalisation learned from test images. Use model.eval()."
-    reject_if(model[1].num_batches_tracked > 0, training_mode)
-    reject_if(not model.training, "The model came in training mode and was left in evaluation mode. Put back the mode it had.")
-    model.eval()
-    answer(model, batches)
-    reject_if(model.training, "The model came in evaluation mode and was left in training mode: model.train(was_training).")
-    hints = "Is argmax taken over the classes, dimension 1?", "The standard error is sqrt(a · (1 − a) / n) with n images."
-    for at, (wanted, hint) in enumerate(zip(honest_accuracy(model, batches), hints, strict=True)):
-        told = f"On these batches {('the accuracy', 'its standard error')[at]} is {wanted:.4f}, not {float(got[at]):.4f}. {hint}"
-        expect.agree(answer, honest_accuracy, (model, batches), told, ACCURACY_MISTAKES, part=lambda r, at=at: float(r[at]), rtol=0)
+def check_evaluation(answer) -> None:
+    trial, wanted = Trial(answer), Trial(honest_evaluation).got
+    check_use(trial)
+    expect.kind(trial.got, (tuple, list))
+    reject_if(len(trial.got) != 3, "Return three things: the accuracy, its standard error, and right or wrong for each image.")
+    right = trial.got[2]
+    reject_if(isinstance(right, (list, tuple)), "Right or wrong comes back as a list. Join its parts into one tensor: torch.cat(parts).")
+    expect.shape(right, (55,), "right or wrong")
+    reject_if(right.dtype != torch.bool, f"Right or wrong has the type {right.dtype}. A comparison with == gives True and False.")
+    order = "As many are right as should be, but in another order. Row i belongs to image i: do not shuffle."
+    reject_if(right.sum() == wanted[2].sum() and not right.equal(wanted[2]), order)
+    reject_if(not right.equal(wanted[2]), "Some answers are judged wrongly. A network's answer is the class with the highest score.")
+    for at, name in enumerate(("accuracy", "standard error")):
+        told = f"On these images the {name} is {wanted[at]:.4f}, not {expect.number(trial.got[at], f'the {name}'):.4f}."
+        expect.reject_mistakes(answer, honest_evaluation, EVALUATION_MISTAKES, lambda f, at=at: float(Trial(f).got[at]), rtol=0)
+        reject_if(not near(trial.got[at], wanted[at], rtol=0), told)
+    for modes, hint in MODES.items():
+        model = Trial(answer, modes=modes).model
+        reject_if(tuple(layer.training for layer in model.modules()) != modes, hint)
+    expect.close(*(Trial(f, 7, 64).got[2] for f in (answer, honest_evaluation)), expect.WRITTEN_IN)
 
 
 EXERCISES = [
-    Exercise("1.1", "A fair choice of labels", 10, 1, stratified_subset, check_subset),
-    Exercise("1.2", "Cross-entropy with label smoothing", 15, 2, smoothed_cross_entropy, check_cross_entropy, SMOOTHING_MISTAKES),
-    Exercise("1.3", "An accuracy that can be trusted", 15, 2, honest_accuracy, check_accuracy, ACCURACY_MISTAKES),
+    Exercise("1.1", "Cross-entropy with label smoothing", 15, 2, smoothed_cross_entropy, check_cross_entropy, SMOOTHING_MISTAKES),
+    Exercise("1.2", "An evaluation that can be trusted", 40, 3, honest_evaluation, check_evaluation, EVALUATION_MISTAKES),
 ]
