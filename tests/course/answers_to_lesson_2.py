@@ -3,40 +3,42 @@
 import math
 
 import torch
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
-from sslcourse.course.checks.lesson_2 import exactly, images_needed, in_blocks, train_steps, turned
-from sslcourse.models import four_rotations
+from sslcourse.course.checks.lesson_2 import choose_block, exactly, images_needed, train_steps
 
 
-def one_by_one(x):
-    images, labels = [], []
-    for turns in range(4):
-        for image in x:
-            for _ in range(turns):
-                image = image.transpose(1, 2).flip(1)  # a transpose and a flip make a quarter turn
-            images.append(image)
-            labels.append(turns)
-    return torch.stack(images), torch.tensor(labels)
+def by_gradient_descent(found):
+    reached = {}
+    for block, rows in found.items():
+        x, new = ((part - rows.train.mean(0)) / (rows.train.std(0) + 1e-8) for part in (rows.train, rows.validation))
+        w = torch.zeros(x.shape[1], len(rows.class_names), requires_grad=True)
+        for _ in range(100):
+            w.data -= 0.5 * torch.autograd.grad(F.cross_entropy(x @ w, rows.train_labels), w)[0]
+        reached[block] = (new @ w).argmax(1).eq(rows.validation_labels).double().mean()
+    return max(reached, key=reached.get), max(reached.values())
 
 
-def interleaved(x):
-    return torch.stack([turned(x, turns) for turns in range(4)], dim=1).flatten(0, 1), torch.arange(4).repeat(len(x))
+def probing(fit=("train",), by=("train",), judge="validation", kind=LogisticRegression, pick=max, scale=lambda x, m, s: (x - m) / s):
+    """A choice with one thing changed: the splits to fit to, those of mean and deviation, that of the choice, how it is made and scaled."""
+
+    def answer(found):
+        reached = {}
+        for block, rows in ((block, vars(rows)) for block, rows in found.items()):
+            of_all, x, y = (torch.cat([rows[split + end] for split in splits]) for splits, end in ((by, ""), (fit, ""), (fit, "_labels")))
+            mean, std = of_all.mean(0), torch.where(of_all.std(0) > 0, of_all.std(0), 1)
+            probe = kind().fit(scale(x, mean, std).numpy(), y.numpy())
+            reached[block] = probe.score(scale(rows[judge], mean, std).numpy(), rows[f"{judge}_labels"].numpy())
+        best = pick(reached, key=reached.get)
+        return best, reached[best]
+
+    return answer
 
 
-def changed(images=lambda images: images, labels=lambda labels: labels):
-    return lambda x: (images(four_rotations(x)[0]), labels(four_rotations(x)[1]))
-
-
-def steps_without_dot_grad(model, batches, loss_fn, lr):
-    losses, learning = [], [p for p in model.parameters() if p.requires_grad]
-    for x, y in batches:
-        loss = loss_fn(model(x), y)
-        for p, g in zip(learning, torch.autograd.grad(loss, learning, allow_unused=True), strict=True):
-            if g is not None:
-                p.data = p.data - lr * g
-        losses.append(loss.detach().item())
-    return losses
+def choosing(change):
+    return lambda found: change(found, *choose_block(found))
 
 
 def steps(clear_first=False, clear="before", step=True, backward=True, guard=True, keep=torch.Tensor.item, recorded=False):
@@ -67,25 +69,22 @@ def steps(clear_first=False, clear="before", step=True, backward=True, guard=Tru
 
 
 RIGHT = {
-    "2.1": [one_by_one], "2.2": [steps_without_dot_grad, steps(clear_first=True, clear="after")],
+    "2.1": [by_gradient_descent, probing(kind=RidgeClassifier)], "2.2": [steps(clear_first=True, clear="after")],
     "2.3": [lambda accuracy, difference, z: math.ceil((z * math.sqrt(2 * accuracy * (1 - accuracy)) / difference) ** 2)],
 }
 
 WRONG = {
     "2.1": {
-        "the wrong dimensions were turned":
-            [in_blocks(lambda x, turns, dims=dims: torch.rot90(x, turns, dims)) for dims in ((1, 2), (0, 3))],
-        "is not image": [changed(torch.neg), changed(lambda images: images.flip(0), lambda labels: labels.flip(0))],
-        "3N images": lambda x: [rows[len(x) :] for rows in four_rotations(x)], "image by image": interleaved,
-        "images come in blocks, but": lambda x: (four_rotations(x)[0], torch.arange(4).repeat(len(x))),
-        "have to be int64": changed(labels=lambda labels: labels.float()), "one-hot": changed(labels=lambda labels: F.one_hot(labels, 4)),
-        "are angles": changed(labels=lambda labels: 90 * labels), "count from 1": changed(labels=lambda labels: labels + 1),
-        "labels are a list": changed(labels=lambda labels: labels.tolist()),
-        "Some labels are off": changed(labels=lambda labels: (labels + 1) % 4),
-        "still in a list": changed(lambda images: list(images.chunk(4))),
-        "five dimensions": changed(lambda images: images.unflatten(0, (4, -1))),
-        "N images, one rotation for each": lambda x: (x, torch.zeros(len(x), dtype=torch.int64)),
-        "Return two tensors": lambda x: [four_rotations(x)[0]],
+        "by heart": [*(probing(fit, kind=RidgeClassifier) for fit in (("validation",), ("train", "validation"))), probing(judge="train")],
+        "No linear classifier": probing(kind=KNeighborsClassifier), "by themselves": probing(scale=lambda x, m, s: (x - x.mean(0)) / s),
+        "one scale": [probing(scale=lambda x, m, s: x), probing(by=("train", "validation"))],
+        "0/0 is NaN": probing(scale=lambda x, m, s: (x - m) / x.std(0)), "last and the worst": lambda found: (max(found), 0.4),
+        "test rows were read": choosing(lambda found, block, a: (block, a, found[block].test)[:2]),
+        "in place": choosing(lambda found, block, a: (block, a, found[block].train.sub_(1))[:2]),
+        "Return two things": choosing(lambda found, *got: got[:1]), "accuracy comes first": choosing(lambda found, *got: got[::-1]),
+        "not its place": choosing(lambda found, block, a: ([*found].index(block), a)),
+        "in percent": choosing(lambda found, block, a: (block, 100 * a)), "came back": choosing(lambda found, block, a: (block, 1 - a)),
+        "on the labelled rows": choosing(lambda found, block, a: (block, 1.0)),
     },
     "2.2": {
         "pile up over the whole run": [steps(clear="never"), steps(clear_first=True, clear="never")],
@@ -96,7 +95,7 @@ WRONG = {
         "came with old gradients": steps(clear="after"), "frozen or unused": steps(guard=False),
         "must not be recorded": steps(recorded=True), "no graph to go back": torch.no_grad()(train_steps),
         "Only one loss": lambda *a: train_steps(*a)[-1], "inside the loop": lambda model, batches, *a: train_steps(model, batches[:1], *a),
-        "Go through the batches once": lambda *a: 2 * train_steps(*a), "one tensor": lambda *a: torch.tensor(train_steps(*a)),
+        "Go through the batches once": lambda *a: 2 * train_steps(*a), "to be a list": lambda *a: torch.tensor(train_steps(*a)),
         "the losses are not": lambda *a: train_steps(*a)[::-1], "return statement": lambda *a: train_steps(*a) and None,
     },
     "2.3": {

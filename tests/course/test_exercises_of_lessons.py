@@ -74,8 +74,6 @@ def reference(id, *arguments):
 
 
 def test_references_give_known_values():
-    images, labels = reference("2.1", torch.arange(12.0).view(1, 3, 2, 2))
-    assert images[1, 0].tolist() == [[1, 3], [0, 2]] and labels.tolist() == [0, 1, 2, 3]
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
     steps = [(torch.ones(1, 1), torch.zeros(1, 1))] * 2

@@ -1,5 +1,6 @@
-"""The exercises of lesson 2: four rotations of every image, a training step that forgets, and how many test images a claim needs."""
+"""The exercises of lesson 2: the probe that chooses its block, a training step that forgets, and how many test images a claim needs."""
 
+import copy
 import math
 from numbers import Integral, Real
 
@@ -11,66 +12,84 @@ from torch.nn.utils import parameters_to_vector
 from sslcourse.course.checks import expect
 from sslcourse.course.checks.expect import near, reject_if, reject_mistakes
 from sslcourse.course.exercises import Exercise, Wrong
-from sslcourse.models import four_rotations
-
-HEIGHT_AND_WIDTH = "Height and width are dimensions 2 and 3 of (N, 3, H, W): torch.rot90(x, turns, dims=(2, 3))."
+from sslcourse.evaluation import FeatureSet, linear_probe
 
 
-def turned(x: Tensor, turns: int) -> Tensor:
-    return torch.rot90(x, turns, dims=(2, 3))
+class Watched(FeatureSet):
+    """A FeatureSet that notes whether its test rows were read."""
+
+    read = False
+
+    def __getattribute__(self, name):
+        if name in ("test", "test_labels"):
+            self.read = True
+        return super().__getattribute__(name)
 
 
-def in_blocks(turn):
-    """A wrong answer: the images turn(x, turns) of 0, 1, 2 and 3 quarter turns, with the right labels."""
-    return lambda x: (torch.cat([turn(x, turns) for turns in range(4)]), four_rotations(x)[1])
+def choose_block(found: dict[int, FeatureSet]) -> tuple[int, float]:
+    """The block whose linear probe, fitted to the labelled rows, is best on the validation rows, and its accuracy there."""
+    reached = {block: linear_probe(rows, penalties=(0.1,)).top1 for block, rows in found.items()}
+    best = max(reached, key=reached.get)
+    return best, reached[best]
 
 
-ROTATION_MISTAKES = {
-    "The images are turned clockwise. Positive turns in torch.rot90 are counter-clockwise.": in_blocks(lambda x, turns: turned(x, -turns)),
-    "A transpose is not a quarter turn: it mirrors the image as well. Use torch.rot90.":
-        [in_blocks(lambda x, turns, last=last: x.mT if turns in (1, last) else turned(x, turns)) for last in (1, 3)],
-    "A flip along one axis is not a half turn: the image is mirrored. A half turn flips both axes.":
-        [in_blocks(lambda x, turns, axis=axis: x.flip(axis) if turns == 2 else turned(x, turns)) for axis in (2, 3)],
-    "The images come image by image. Join whole batches: first all images unturned, then all turned once.":
-        lambda x: (four_rotations(x)[0].unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1), torch.arange(4).repeat(len(x))),
-}
+TRAPS = {  # the kind of block that was chosen: the mistake that leads there
+    "heart": "Its probe knows by heart the rows to which it was fitted. Fit to the labelled rows alone, choose by validation alone.",
+    "rings": "No linear classifier tells its classes apart, which surround each other. Use one, such as logistic regression.",
+    "moved": "It looks best where validation rows are standardised by themselves. Use the labelled rows' mean and deviation for both.",
+    "even": "Its features have one scale, those of the best have not: in both splits subtract the labelled rows' mean and divide by their "
+        "deviation, or by 1 where that is 0.",
+    "last": "It is the last and the worst. Go through all blocks and keep the one with the highest validation accuracy.",
+}  # fmt: skip
+SAME = "A feature that is the same in all labelled images has deviation 0, and 0/0 is NaN. Divide by 1 there, as StandardScaler does."
 
 
-def check_images(images, n: int, size: int) -> None:
-    reject_if(isinstance(images, (list, tuple)), "The images are still in a list. Join them along the batch with torch.cat(the_list).")
-    expect.kind(images, Tensor, "the images")
-    reject_if(images.dim() == 5, "The images have five dimensions: torch.stack makes a new one. Join the batches with torch.cat.")
-    reject_if(len(images) == 3 * n, "There are 3N images: a rotation is missing. The unturned images belong in too, with label 0.")
-    reject_if(len(images) == n, "There are N images, one rotation for each. Return every image in all four rotations: 4N images.")
-    expect.shape(images, (4 * n, 3, size, size), "the images")
+def some_blocks(first: int, kinds: str, classes: int, per_class: int) -> tuple[dict[int, Watched], dict[int, str]]:
+    """Blocks numbered from `first`, of which one is best and each of the others tempts whoever makes one mistake; and their kinds."""
+    labels = {split: torch.arange(classes).repeat(n) for split, n in (("train", per_class), ("validation", 40), ("test", 40))}
+
+    def rows(kind: str) -> dict[str, Tensor]:
+        width, apart = {"heart": (200, 2.0), "even": (6, 1.5), "last": (6, 0.7)}.get(kind, (6, 5.0))
+        centres = apart * torch.linalg.qr(torch.randn(width, classes)).Q.T
+        made = {split: centres[y] + torch.randn(len(y), width) for split, y in labels.items()}
+        if kind == "rings":  # two clusters for each class, on opposite sides of a circle
+            angles = {split: math.pi * (y / classes + torch.randint(2, y.shape)) for split, y in labels.items()}
+            made = {split: torch.stack([a.cos(), a.sin()], 1) + 0.05 * torch.randn(len(a), 2) for split, a in angles.items()}
+        if kind == "moved":
+            made["validation"] += 6 * torch.randn(width)
+        if kind == "best":  # small features, large noise, one that is always 0, and a few images unlike all others
+            made = {split: torch.cat([0.001 * x, 100 * torch.randn(len(x), 6), torch.zeros(len(x), 1)], 1) for split, x in made.items()}
+            made["validation"][::12, :6] *= -1e4
+        return made
+
+    of_all = {f"{split}_labels": y for split, y in labels.items()} | {"class_names": [str(c) for c in range(classes)]}
+    kinds = dict(enumerate(kinds.split(), first))
+    return {block: Watched(**rows(kind), **of_all) for block, kind in kinds.items()}, kinds
 
 
-def check_labels(labels, n: int) -> None:
-    reject_if(isinstance(labels, (list, tuple)), "The labels are a list, and a loss needs a tensor: torch.tensor(the_list).")
-    expect.kind(labels, Tensor, "the labels")
-    reject_if(tuple(labels.shape) == (4 * n, 4), "The labels are one-hot rows. Return the number of the class alone, shape (4N,).")
-    expect.shape(labels, (4 * n,), "the labels")
-    reject_if(labels.max() > 4, "The labels are angles. Cross-entropy wants the number of the class: 0, 1, 2, 3 quarter turns.")
-    reject_if(labels.dtype != torch.int64, f"The labels have the type {labels.dtype}. Class numbers have to be int64: labels.long().")
-    reject_if(labels.min() >= 1 and labels.max() == 4, "The labels count from 1. Classes count from 0: the unturned images have label 0.")
-    in_turn = torch.equal(labels, torch.arange(4).repeat(n))
-    reject_if(in_turn, "The images come in blocks, but the labels run 0, 1, 2, 3, 0, 1, ... Use repeat_interleave(N).")
-
-
-def check_rotations(answer) -> None:
-    for n, size in ((5, 6), (2, 8)):
-        x = torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n))
-        no_fit = f"The turned images no longer fit together: the wrong dimensions were turned. {HEIGHT_AND_WIDTH}"
-        with expect.hint_for_errors(no_fit, RuntimeError):
-            got = answer(x)
-        expect.two(got, "Return two tensors: return images, labels.")
-        images, labels = four_rotations(x)
-        check_images(got[0], n, size)
-        row = int((got[0] != images).flatten(1).any(1).int().argmax())
-        hint = f"Row {row} is not image {row % n} after {row // n} quarter turns. {HEIGHT_AND_WIDTH}"
-        expect.agree(answer, four_rotations, [x], hint, ROTATION_MISTAKES, part=lambda result: result[0])
-        check_labels(got[1], n)
-        expect.close(got[1], labels, f"Some labels are off: the first N rows have label 0, the next N have 1, and so on. Here N is {n}.")
+def check_choice(answer) -> None:
+    orders = "heart rings best moved even last", "even rings best heart moved last"
+    for found, kinds in [some_blocks(*how) for how in ((4, orders[0], 4, 10), (11, orders[1], 3, 12))]:
+        (best, reached), before = choose_block(found), copy.deepcopy(found)
+        try:
+            got = answer(found)
+        except Wrong as wrong:
+            reject_if("NaN" in str(wrong.__cause__), SAME)
+            raise
+        reject_if(any(rows.read for rows in found.values()), "The test rows were read. A choice is made on the validation rows alone.")
+        spoiled = any(not torch.equal(getattr(found[b], s), getattr(before[b], s)) for b in found for s in ("train", "validation"))
+        reject_if(spoiled, "The features in `found` were changed in place, and the lesson still needs them. Make new ones.")
+        expect.two(got, "Return two things: the number of the chosen block and its validation accuracy.")
+        block, accuracy = (expect.number(value, name) for value, name in zip(got, ("the block", "the accuracy"), strict=True))
+        reject_if(block not in kinds and accuracy in kinds, "The accuracy comes first. Return the block first.")
+        reject_if(block not in kinds, f"There is no block {got[0]} here. Return the key in `found`, not its place in a list.")
+        reject_if(block != best, f"The best block is {best}, and {got[0]} was chosen. {TRAPS.get(kinds[block])}")
+        reject_if(near(accuracy, 100 * reached, 0, 8), "The accuracy is in percent. Return a fraction.")
+        on_labelled = linear_probe(found[best], penalties=(0.1,), split="train").top1
+        by_heart = "The block is right, but this is its accuracy on the labelled rows, which the probe has learned."
+        reject_if(near(accuracy, on_labelled, 0, 0.03), by_heart)
+        told = f"The block is right, but its validation accuracy is about {reached:.2f}, and {accuracy:.2f} came back."
+        reject_if(not near(accuracy, reached, 0, 0.05), told)
 
 
 def steps_by(kind=torch.optim.SGD, clear=True, **settings):
@@ -96,8 +115,7 @@ def train_steps(model: nn.Module, batches, loss_fn, lr: float) -> list[float]:
 
 
 STEP_MISTAKES = {
-    "The gradients pile up over the whole run. Clear them before each backward(); once before the loop is not enough.":
-        steps_by(clear=False),
+    "The gradients pile up over the whole run. Clear before each backward(); once before the loop is not enough.": steps_by(clear=False),
     "The steps go uphill and the loss rises. Subtract the gradient: p -= lr * p.grad.": steps_by(maximize=True),
     "The learning rate is ignored. Multiply the gradient by it: p -= lr * p.grad.": lambda m, b, f, lr: train_steps(m, b, f, 1.0),
     "This is not plain SGD: momentum lets old gradients act on, and Adam rescales them. Use p -= lr * p.grad.":
@@ -143,10 +161,8 @@ def first_run(answer):
 
 def check_losses(losses) -> None:
     reject_if(isinstance(losses, Real), "Only one loss comes back. Collect them in a list, losses.append(loss.item()), and return that.")
-    reject_if(isinstance(losses, Tensor), "The losses come back as one tensor. Return a list of plain floats: losses.append(loss.item()).")
     expect.kind(losses, (list, tuple), "the losses")
-    tensors = any(not isinstance(v, Real) for v in losses)
-    reject_if(tensors, "The losses are not plain floats. A tensor may keep its whole graph alive: store loss.item() for each batch.")
+    reject_if(any(not isinstance(v, Real) for v in losses), "The losses are not plain floats, and may keep their graph: loss.item().")
     reject_if(len(losses) == 1, "There are three batches and one loss. Is `return` inside the loop, or `losses = []`?")
     reject_if(len(losses) != 3, f"There are three batches and {len(losses)} losses. Go through the batches once; store one loss each.")
 
@@ -208,7 +224,7 @@ def check_count(answer) -> None:
 
 
 EXERCISES = [
-    Exercise("2.1", "Four rotations of every image", 10, 1, four_rotations, check_rotations, ROTATION_MISTAKES),
+    Exercise("2.1", "The probe that chooses its block", 45, 3, choose_block, check_choice),
     Exercise("2.2", "A training step that forgets", 15, 2, train_steps, check_steps, STEP_MISTAKES),
     Exercise("2.3", "How many test images", 10, 2, images_needed, check_count, COUNT_MISTAKES),
 ]
