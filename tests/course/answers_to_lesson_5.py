@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from sslcourse import diagnostics, losses
 from sslcourse.course import clinic
-from sslcourse.course.checks.lesson_5 import diagnosis, first_nonfinite, my_barlow_twins_loss, of_views, safe_standardise
+from sslcourse.course.checks.lesson_5 import diagnosis, first_nonfinite, my_barlow_twins_loss, of_views, vicreg_by, vicreg_terms
 
 
 def loss_of(deviation, n_less=0):
@@ -15,6 +15,13 @@ def loss_of(deviation, n_less=0):
 
 def root_of_variance(z, correction=0):
     return (z.var(0, correction=correction) + 1e-6).sqrt()
+
+
+def vicreg_in_one_matrix(z0, z1):
+    """Both views side by side; of their covariances the two blocks on the diagonal count."""
+    c, d = torch.cat([z0, z1], 1).T.cov(), z0.shape[1]
+    squares = sum(block.square().sum() - block.diagonal().square().sum() for block in (c[:d, :d], c[d:, d:]))
+    return 25 * (z0 - z1).pow(2).sum() / z0.numel(), 50 * F.relu(1 - (c.diagonal() + 1e-4) ** 0.5).mean(), squares / d
 
 
 def first(bad=lambda o: not o.isfinite().all(), pick=lambda names, model: names[0], remove=True, modules="named_modules", none=None):
@@ -44,12 +51,6 @@ def first_clears_all_hooks(model, x):
     return first_nonfinite(model, x)
 
 
-def safe_afterwards(z, eps):
-    variance = z.var(0, correction=0)
-    value = (z - z.mean(0)) / torch.where(variance > 0, (variance**0.5).square() + eps, eps).sqrt()
-    return torch.where(value.isfinite(), value, 0.0)
-
-
 def diagnosis_by_find_nonfinite(patient):
     found = diagnostics.find_nonfinite(patient, patient.batch)
     if found.kind in ("input", "parameter"):
@@ -57,13 +58,6 @@ def diagnosis_by_find_nonfinite(patient):
     if found.kind == "gradient":
         return "eps outside the power"
     return {"aten.std": "batch of one", "aten.div": "constant dimension", "aten.sqrt": "variance in one pass"}[found.operation]
-
-
-def diagnosis_without_the_loss(patient):
-    z = patient.layer(patient.batch)
-    if len(z) > 1 and z.isfinite().all():
-        return "constant dimension" if z.std(0).min() == 0 else "variance in one pass"
-    return diagnosis(patient)
 
 
 def diagnosis_by_anomaly_mode(patient):
@@ -76,11 +70,12 @@ RIGHT = {
         losses.barlow_twins_loss, loss_of(lambda z: root_of_variance(z, correction=1), n_less=1),
         loss_of(lambda z: z.std(0, correction=0) + 1e-6),  # torch's std has a finite slope at 0
     ],
-    "5.2": [first()],
-    "5.3": [
-        lambda z, eps: F.batch_norm(z, None, None, training=True, eps=eps),
-        lambda z, eps: (z - z.mean(0, keepdim=True)) * (z.var(0, correction=0) + eps) ** -0.5,
+    "5.2": [
+        vicreg_in_one_matrix,
+        lambda z0, z1: [25 * F.mse_loss(z0, z1), 25 * sum(F.relu(1 - (z.var(0) + 1e-4) ** 0.5).mean() for z in (z0, z1)),
+                        sum(z.T.cov().triu(1).square().sum() * 2 / z.shape[1] for z in (z0, z1))],
     ],
+    "5.3": [first()],
     "5.4": [diagnosis_by_find_nonfinite],
 }
 
@@ -94,6 +89,13 @@ WRONG = {
         "two equal views have a diagonal of 1": lambda *a: my_barlow_twins_loss(*a) + 0.05,
     },
     "5.2": {
+        "Return the three": lambda *z: vicreg_terms(*z)[:2], "no gradient reaches z1": lambda z0, z1: vicreg_terms(z0, z1.detach()),
+        "its gradient is not": vicreg_by(deviation=lambda z: (z.var(0) + 1e-4).sqrt().detach()),
+        "The first term is off": vicreg_by(lambda a, b: (a - b).abs().mean()),
+        "The second term is off": vicreg_by(hinge=lambda s: (1 - s).relu().square().mean()),
+        "The third term is off": vicreg_by(squares=lambda c: c.triu(1).abs().sum() / len(c)),
+    },
+    "5.3": {
         "left behind": first(remove=False), "was there before is gone": first_clears_all_hooks,
         "Infinity is overlooked": first(bad=lambda o: o.isnan().any()),
         "was done before": [first(pick=lambda names, model: names[-1]), first(modules="named_children")],
@@ -108,18 +110,14 @@ WRONG = {
         "function returned None": first(pick=lambda names, model: None),
         "The wrong module is named": first(pick=lambda names, model: "layer"),
     },
-    "5.3": {
-        "mean is 10,000": lambda z, eps: (z - z.mean(0)) / ((z * z).mean(0) - z.mean(0) ** 2 + eps).clamp(min=eps / 2).sqrt(),
-        "is a part of the graph cut off": lambda z, eps: (z - z.mean(0).detach()) / (z.var(0, correction=0).detach() + eps).sqrt(),
-        "no gradient comes back": lambda z, eps: safe_standardise(z, eps).detach(), "Not all of the gradient is finite": safe_afterwards,
-    },
     "5.4": {
         "isfinite on the batch excludes it": lambda patient: "NaN in the data",
         "isfinite on the parameters excludes it": lambda patient: "NaN in the weights",
         "len(batch) excludes it": lambda patient: "batch of one",
         "The stds of the dimensions do not show it": lambda patient: "constant dimension",
         "here the loss is NaN": [lambda patient: "eps outside the power", diagnosis_by_anomaly_mode],
-        "Rounding needs a mean": lambda patient: "variance in one pass", "0/0 would show in the forward pass": diagnosis_without_the_loss,
+        "Rounding needs a mean": lambda patient: "variance in one pass",
+        "0/0 would show in the forward pass": lambda patient: diagnosis(patient).replace("eps outside the power", "constant dimension"),
         "is not among the suspects": lambda patient: "the batch", "Expected the name of the fault to be a str": lambda patient: 3,
     },
 }

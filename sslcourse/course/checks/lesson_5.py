@@ -1,6 +1,7 @@
-"""The exercises of lesson 5: the loss of Barlow Twins, the first module that is not finite, a safe standardisation, and a diagnosis."""
+"""The exercises of lesson 5: the losses of Barlow Twins and of VICReg, the first module that is not finite, and a diagnosis."""
 
 import math
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,59 @@ def check_loss(answer) -> None:
     reject_if(not value.isfinite(), "Right, but NaN where a dimension is the same for all images. Add a small eps to the variance.")
     slope = torch.autograd.grad(value, z0)[0]
     reject_if(not slope.isfinite().all(), "Finite where a dimension is constant, but its gradient is NaN. Put eps inside the root.")
+
+
+def vicreg_by(
+    distance=lambda a, b: (a - b).square().mean(), deviation=lambda z: (z.var(0) + 1e-4).sqrt(), hinge=lambda s: (1 - s).relu().mean(),
+    matrices=lambda a, b: (a.T.cov(), b.T.cov()), squares=lambda c: terms(c)[1] / len(c), both=sum, weights=(25, 25, 1),
+):  # fmt: skip
+    """The terms of VICReg's loss with their weights (Bardes et al. 2022); wrong ones have another part. both: of the two views' numbers."""
+
+    def answer(z0, z1):
+        variance, covariance = both([hinge(deviation(z)) for z in (z0, z1)]), both([squares(c) for c in matrices(z0, z1)])
+        return tuple(w * term for w, term in zip(weights, (distance(z0, z1), variance, covariance), strict=True))
+
+    return answer
+
+
+vicreg_terms = vicreg_by()
+VICREG_MISTAKES = {
+    "The views are standardised first. Compare them as they are.": vicreg_by(lambda a, b: (standard(a) - standard(b)).square().mean()),
+    "The squares are added up over a row. Take the mean of all N · D.": vicreg_by(lambda a, b: (a - b).square().sum(1).mean()),
+    "Without a hinge, dimensions would grow without end: max(0, 1 − deviation).": vicreg_by(hinge=lambda s: (1 - s).mean()),
+    "The hinge is on the variance. Its slope is 0 at collapse: take the root.": vicreg_by(deviation=lambda z: z.var(0) + 1e-4),
+    "eps is added outside the root. Add it to the variance.": vicreg_by(deviation=lambda z: z.std(0) + 1e-4),
+    "Only one view counts. Variance and covariance are those of both, added up.": vicreg_by(both=lambda of: of[0]),
+    "The two views are averaged (the authors' code does that with the variance). Add them.": vicreg_by(both=lambda of: sum(of) / 2),
+    "This is the covariance between the views. Take that of the dimensions within each.":
+        vicreg_by(matrices=lambda a, b: [(a - a.mean(0)).T @ (b - b.mean(0)) / (len(a) - 1)] * 2),
+    "These are correlations. Do not divide by the deviations.": vicreg_by(matrices=lambda a, b: (a.T.corrcoef(), b.T.corrcoef())),
+    "The mean is not taken off before the product.": vicreg_by(matrices=lambda a, b: [z.T @ z / (len(z) - 1) for z in (a, b)]),
+    "The variance divides by N, not by N − 1.": vicreg_by(deviation=lambda z: (z.var(0, correction=0) + 1e-4).sqrt()),
+    "The covariance divides by N, not by N − 1.": vicreg_by(matrices=lambda *both: [z.T.cov(correction=0) for z in both]),
+    "The diagonal is not left out: the variances are there too.": vicreg_by(squares=lambda c: c.square().sum() / len(c)),
+    "The sum of the squared covariances is not divided by D.": vicreg_by(squares=lambda c: terms(c)[1]),
+    "The weights are missing: 25, 25 and 1.": vicreg_by(weights=(1, 1, 1)),
+}
+
+
+def check_vicreg(answer) -> None:
+    batches = [[z / 2 for z in two_views(*sizes)] for sizes in ((9, 4, 1), (12, 3, 5))]  # deviations below and above 1
+    batches[1][0][:, 1] = batches[1][1][:, 2] = 0.3  # the same for all images
+    got = answer(*batches[0])
+    expect.kind(got, (tuple, list), "the three terms")
+    reject_if(len(got) != 3, "Return the three terms with their weights: invariance, variance, covariance.")
+    for term in got:
+        expect.loss(term)
+    hints = (
+        "The first term is off. It is 25 times the mean of all squared differences.",
+        "The second term is off. It is 25 times the two means of max(0, 1 − deviation), added.",
+        "The third term is off. With D = 2 it is the squared covariance of the two dimensions, for each view, added.",
+    )
+    for batch in batches:
+        for at, hint in enumerate(hints):
+            expect.agree(answer, vicreg_terms, batch, hint, VICREG_MISTAKES, "the term", itemgetter(at))
+        expect.gradients(lambda *z: sum(answer(*z)), lambda *z: sum(vicreg_terms(*z)), batch, names=("z0", "z1"))
 
 
 def first_nonfinite(model: nn.Module, x: Tensor) -> str | None:
@@ -132,43 +186,6 @@ def check_first(answer) -> None:
         reject_if(modes_after != modes, "The modes of the modules have changed: batch normalisation and dropout act otherwise now.")
 
 
-def safe_standardise(z: Tensor, eps: float) -> Tensor:
-    """Every column to mean 0 and deviation 1 over the N rows, with eps added to the variance: finite, and with finite gradients, always."""
-    z = z - z.mean(0)
-    return z / (z.square().mean(0) + eps).sqrt()
-
-
-SAFE_MISTAKES = {
-    "eps is added outside the root. Inside, the slope stays finite where the variance is 0.":
-        lambda z, eps: (z - z.mean(0)) / (z.std(0, correction=0) + eps),
-    "eps is ignored.": lambda z, eps: (z - z.mean(0)) / z.std(0, correction=0),
-    "The variance divides by N − 1. Divide by N: correction=0.": lambda z, eps: (z - z.mean(0)) / (z.var(0) + eps).sqrt(),
-    "Divided by the variance. The deviation is its root.": lambda z, eps: (z - z.mean(0)) / (z.var(0, correction=0) + eps),
-    "The mean is not taken off.": lambda z, eps: z / (z.var(0, correction=0) + eps).sqrt(),
-    "Standardised over each row. Take each column, over the batch: dim=0.": lambda z, eps: safe_standardise(z.T, eps).T,
-}
-
-
-def check_safe(answer) -> None:
-    z = two_views(9, 4, 3)[0]
-    z[:, 1] *= 0.2
-    expect.shape(answer(z, 0.5), (9, 4))
-    for eps in (0.5, 1e-5):
-        hint = f"With eps = {eps} the values are off. Take the mean off each column and divide by the root of variance plus eps."
-        expect.agree(answer, safe_standardise, (z, eps), hint, SAFE_MISTAKES, rtol=1e-3, atol=1e-4)
-    hint = "Right near 0, but not where the mean is 10,000: E[x²] − E[x]² loses its digits there. Take the mean off first."
-    expect.agree(answer, safe_standardise, (1e4 + z.round(decimals=1), 1e-5), hint, rtol=0.05, atol=0.05)
-    z[:, 2] = 0.3
-    reject_if(not answer(z, 1e-5).isfinite().all(), "Not finite where a column is constant: 0/0. Is eps inside the root?")
-
-    def weighted(f):
-        return lambda z: (f(z, 1e-5) * torch.arange(36.0).view(9, 4).cos()).sum()
-
-    cut = "Mean and variance depend on z too. To mend values afterwards (nan_to_num) leaves a slope of NaN: the root must never see 0."
-    told = {"names": ["z"], "learns": [0], "cut": cut}
-    expect.gradients(weighted(answer), weighted(safe_standardise), [z], **told, rtol=1e-2, atol=1e-3)
-
-
 def diagnosis(patient: nn.Module) -> str:
     """The name of a patient's fault, one of clinic.SUSPECTS. The questions are asked in the order in which a step meets the faults."""
     x = patient.batch
@@ -214,7 +231,7 @@ def check_diagnosis(answer) -> None:
 
 EXERCISES = [
     Exercise("5.1", "The loss of Barlow Twins", 20, 2, my_barlow_twins_loss, check_loss, BARLOW_MISTAKES),
-    Exercise("5.2", "The first module that is not finite", 20, 3, first_nonfinite, check_first),
-    Exercise("5.3", "A standardisation that survives", 10, 2, safe_standardise, check_safe, SAFE_MISTAKES),
+    Exercise("5.2", "VICReg's loss", 30, 3, vicreg_terms, check_vicreg, VICREG_MISTAKES),
+    Exercise("5.3", "The first module that is not finite", 20, 3, first_nonfinite, check_first),
     Exercise("5.4", "Diagnose a patient", 15, 2, diagnosis, check_diagnosis),
 ]
