@@ -7,80 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sslcourse import losses
-from sslcourse.course.checks.lesson_4 import deviation, ema_update, entropy, meters, my_byol_loss
-
-
-def loss_by_distance(p, z):
-    with torch.no_grad():
-        aim = z / z.norm(dim=1, keepdim=True)
-    return (p / p.norm(dim=1, keepdim=True) - aim).pow(2).sum(1).mean()
-
-
-def loss_spoils_its_graph(p, z):
-    value = my_byol_loss(p, z)
-    with torch.no_grad():
-        p /= p.norm(dim=1, keepdim=True)
-    return value
-
-
-def loss_changes_its_input(p, z):
-    z.data /= z.data.norm(dim=1, keepdim=True)
-    return my_byol_loss(p, z)
-
-
-@torch.no_grad()
-def ema_by_name_and_copy(target, online, tau):
-    theirs = dict(online.named_parameters())
-    for name, t in target.named_parameters():
-        t.copy_(tau * t + (1 - tau) * theirs[name])
-    return target
-
-
-def ema_through_data(target, online, tau):
-    for t, o in zip(target.parameters(), online.parameters(), strict=True):
-        t.data = tau * t.data + (1 - tau) * o.data
-
-
-def ema_recorded(target, online, tau):
-    for t, o in zip(target.parameters(), online.parameters(), strict=True):
-        t.mul_(tau).add_((1 - tau) * o)
-
-
-def ema_new_parameters(target, online, tau):
-    for t, o in zip(target, online, strict=True):
-        for name, old in [*t.named_parameters()]:
-            setattr(t, name, nn.Parameter(tau * old + (1 - tau) * getattr(o, name).detach(), requires_grad=False))
-
-
-def ema_by_reference(target, online, tau):
-    for k in range(len(target)):
-        target[k] = online[k]
-
-
-def ema_shares_data(target, online, tau):
-    for t, o in zip(target.parameters(), online.parameters(), strict=True):
-        t.data = o.data if tau == 0 else tau * t.data + (1 - tau) * o.data
-
-
-def ema_new_network(target, online, tau):
-    moved = copy.deepcopy(target)
-    ema_update(moved, online, tau)
-    return moved
-
-
-@torch.no_grad()
-def ema_of_the_state(target, online, tau):
-    theirs = online.state_dict()
-    for name, value in target.state_dict().items():
-        value.copy_(tau * value + (1 - tau) * theirs[name])
-
-
-@torch.no_grad()
-def ema_of_matrices_only(target, online, tau):
-    for t, o in zip(target.parameters(), online.parameters(), strict=True):
-        if t.dim() > 1:
-            t.copy_(tau * t + (1 - tau) * o)
+from sslcourse import models
+from sslcourse.course.checks.lesson_4 import deviation, distance, entropy, kept, meters
 
 
 def meters_by_hand(z):
@@ -91,30 +19,104 @@ def meters_by_hand(z):
     return spread.item(), math.exp(-float((share * share.log()).sum()))
 
 
-RIGHT = {"4.1": [losses.byol_loss, loss_by_distance], "4.2": [ema_by_name_and_copy, ema_through_data], "4.3": [meters_by_hand]}
+def move(change):
+    """The moving average, by a change of each parameter of the target."""
+
+    def toward(method, online, tau):
+        with torch.no_grad():
+            for t, o in zip(method.target.parameters(), online.parameters(), strict=True):
+                change(t, o, tau)
+
+    return toward
+
+
+average = move(lambda t, o, tau: t.mul_(tau).add_(o, alpha=1 - tau))
+
+
+def move_the_state(method, online, tau):
+    for value, other in zip(method.target.state_dict().values(), online.state_dict().values(), strict=True):
+        value.copy_(tau * value + (1 - tau) * other)
+
+
+def aim_at(m, first, second):
+    return m.target(torch.cat([second, first]))
+
+
+def step(mode=nn.Module.train, predict=lambda m, h: m.predictor(h), aim=aim_at, stop=True, loss=distance, move=average, tau=kept,
+         order=("zero_grad", "backward", "step", "move"), keep=torch.Tensor.item):  # fmt: skip
+    """An answer to 4.2 with one thing changed."""
+
+    def train(method, optimizer, pictures, step, steps):
+        mode(method)
+        online = nn.Sequential(method.encoder, method.projector)
+        first, second = method.two_views(pictures)
+        p, z = predict(method, online(torch.cat([first, second]))), aim(method, first, second)
+        value = loss(p, z.detach() if stop else z).mean()
+        acts = {"zero_grad": optimizer.zero_grad, "backward": value.backward, "step": optimizer.step}
+        acts["move"] = lambda: move(method, online, tau(step, steps, method.tau0))
+        for name in order:
+            acts[name]()
+        return keep(value)
+
+    return train
+
+
+def step_in_two_passes(method, optimizer, pictures, step, steps):
+    method.train()
+    first, second = method.augmentation(pictures)
+    loss = 0
+    for one, other in ((first, second), (second, first)):
+        p, z = method.predictor(method.projector(method.encoder(one))), method.target(other).detach()
+        loss = loss + (F.normalize(p) - F.normalize(z)).square().sum(1).mean() / 2
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    keep = models.ema_tau(step, steps, method.tau0)
+    theirs = dict(nn.Sequential(method.encoder, method.projector).named_parameters())
+    for name, t in method.target.named_parameters():
+        t.data.copy_(keep * t.data + (1 - keep) * theirs[name].data)
+    return float(loss.detach())
+
+
+def step_of_the_package(method, optimizer, pictures, step, steps):
+    loss = method.train()(pictures)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    method.after_step(step, steps)
+    return loss.item()
+
+
+move_a_copy = lambda m, *rest: average(setattr(m, "target", copy.deepcopy(m.target)) or m, *rest)  # noqa: E731
+set_data = move(lambda t, o, tau: setattr(t, "data", tau * t.data + (1 - tau) * o.data))
+RIGHT = {"4.1": [meters_by_hand], "4.2": [step_in_two_passes, step_of_the_package, step(move=set_data)]}
 
 WRONG = {
     "4.1": {
-        "a gradient reaches z": lambda p, z: 2 - 2 * F.cosine_similarity(p, z).mean(),
-        "wrong side": lambda p, z: 2 - 2 * F.cosine_similarity(p.detach(), z).mean(),
-        "no gradient comes back": [torch.no_grad()(my_byol_loss), lambda p, z: my_byol_loss(p.detach(), z)],
-        "its gradient is not": lambda p, z: 2 - 2 * (p / p.detach().norm(dim=1, keepdim=True) * F.normalize(z.detach())).sum(1).mean(),
-        "backward() fails": loss_spoils_its_graph, "changes its input z": loss_changes_its_input,
-        "p = 3·z": lambda p, z: my_byol_loss(p, z) + 0.05,
-    },
-    "4.2": {
-        "recorded for backward": ema_recorded,
-        "require gradients now": lambda target, online, tau: ema_update(target.requires_grad_(True), online, tau),
-        "new parameter tensors": ema_new_parameters, "own tensors": ema_by_reference, "shares memory": ema_shares_data,
-        "returns a new network": ema_new_network, "online network changed": lambda target, online, tau: ema_update(online, target, tau),
-        "no longer be trained": lambda target, online, tau: ema_update(target, online.requires_grad_(False), tau),
-        "running statistics of batch normalisation changed": ema_of_the_state, "numbers did not move": ema_of_matrices_only,
-        "By hand": lambda target, online, tau: ema_update(target, online, 0.9),
-    },
-    "4.3": {
         "value of the spread is off": meters(lambda z: deviation(z) + 0.1),
         "value of the effective rank is off": meters(rank=lambda v: entropy(v) / math.log(2)),
         "0·ln 0": meters(rank=lambda v: (-(v / v.sum() * (v / v.sum()).log()).sum()).exp()),
         "is a number written into": meters(rank=lambda v: entropy(v[:5]).exp()),
+    },
+    "4.2": {
+        "reaches the target, so": step(stop=False), "wrong side": step(stop=False, predict=lambda m, h: m.predictor(h).detach()),
+        "moves before the loss": step(mode=lambda m: average(m.train(), nn.Sequential(m.encoder, m.projector), 0.5)),
+        "of before the step": step(order=("zero_grad", "backward", "move", "step")), "tau is constant": step(tau=lambda k, n, tau0: tau0),
+        "weights are swapped": step(tau=lambda *a: 1 - kept(*a)), "does not move": step(order=("zero_grad", "backward", "step")),
+        "weights grow": step(move=move(lambda t, o, tau: t.add_(o, alpha=1 - tau))), "a new network": step(move=move_a_copy),
+        "only shrinks": step(move=move(lambda t, o, tau: t.mul_(tau))), "with 0 online": step(tau=lambda *a: kept(*a) - 0.05),
+        "statistics are averaged": step(move=move_the_state), "is recorded": step(move=move(torch.enable_grad()(lambda t, *_: t.mul_(2)))),
+        "shares memory": step(move=move(lambda t, o, tau: setattr(t, "data", o.data))),
+        "applied to the target's": step(aim=lambda m, *views: m.predictor(aim_at(m, *views))),
+        "predictor is never called": step(predict=lambda m, h: h), "target is never called": step(aim=lambda m, *v: torch.randn(12, 5)),
+        "predicts itself": step(aim=lambda m, *v: m.target(torch.cat(v))), "half of the loss": step(loss=lambda *v: distance(*v) / 2),
+        "Take the mean over both": [step(loss=lambda p, z, k=k: distance(p, z).chunk(2)[k]) for k in (0, 1)],
+        "predictor sees 6 rows": step(predict=lambda m, h: m.predictor(h[:6]), aim=lambda m, first, second: m.target(second)),
+        "added up": step(loss=lambda p, z: 2 * distance(p, z)), "over the batch": step(loss=lambda p, z: distance(p, z, dim=0)),
+        "rows are not normalised": step(loss=F.mse_loss), "takes 2 steps": step(order=("zero_grad", "backward", "step", "step", "move")),
+        "still there": step(order=("backward", "step", "move")), "cleared between": step(order=("backward", "zero_grad", "step", "move")),
+        "No backward": step(order=("zero_grad", "step", "backward", "move")), "no step": step(order=("zero_grad", "backward", "move")),
+        "stays in it": step(mode=nn.Module.eval), "target is in evaluation mode": step(mode=lambda m: m.train().target.eval()),
+        "as a tensor": step(keep=torch.Tensor.detach), "the number returned": step(keep=lambda loss: loss.item() + 1),
     },
 }

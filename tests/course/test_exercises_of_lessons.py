@@ -37,7 +37,7 @@ def test_the_reference_is_right(id):
     assert judge(TASKS[id], TASKS[id].reference) == ("done", f"{TASKS[id].title}: right. The lesson uses your function from here on.")
 
 
-@pytest.mark.parametrize("id", ["2.2", "3.1", "3.2", "4.1", "4.2", "5.1", "5.2", "6.1"])
+@pytest.mark.parametrize("id", ["2.2", "3.1", "3.2", "4.2", "5.1", "5.2", "6.1"])
 def test_gradients_are_checked_where_autograd_is_off(id):
     with torch.no_grad():
         assert judge(TASKS[id], TASKS[id].reference)[0] == "done"
@@ -81,12 +81,10 @@ def test_references_give_known_values():
     assert (reference("2.3", 0.70, 0.011, 2), reference("2.3", 0.9, 0.02, 2)) == (13885, 1800)
     rows = torch.ones(4, 3)
     assert reference("3.1", rows, 2 * rows, 0.5).item() == pytest.approx(math.log(7), rel=1e-5)
-    z = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
     bank, labels, query = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.5, 0.9]]), torch.tensor([1, 0, 0]), torch.tensor([[5.0, 0.5]])
     assert [reference("3.3", bank, labels, query, 3, t).item() for t in (0.1, 10.0)] == [1, 0]
-    assert [reference("4.1", z, other).item() for other in (5 * z, -z, z.flip(0))] == pytest.approx([0.0, 4.0, 2.0], abs=1e-6)
     crossed = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 3.0], [0.0, -1.0]])
-    assert [v.item() for v in reference("4.3", crossed)] == pytest.approx([1.0, 2.0])
+    assert [v.item() for v in reference("4.1", crossed)] == pytest.approx([1.0, 2.0])
     same = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     # agreeing; (−1 − 1)² twice; two zeros where ones should be, and two ones
     assert [reference("5.1", same, other, 1.0).item() for other in (same, -same, same.flip(1))] == pytest.approx([0, 8, 4], abs=1e-3)

@@ -97,11 +97,11 @@ def test_a_course_folder_has_settings_texts_class_and_lessons(course):
 
 # With nbgrader itself: the course folder is generated, three students hand in, and everything is graded at tier smoke.
 
-WRONG = "    return (2 - 2 * F.cosine_similarity(p, z, dim=1)).mean()"  # the gradient reaches z
+WRONG = "    return method(pictures).item()"  # no step
 CHEAT = """
 import sslcourse.course.exercises as checked
 
-for id in ("4.1", "4.2", "4.3"):
+for id in ("4.1", "4.2"):
     checked._statuses[id] = "done"
 exercise = lambda id: (lambda function: checked.find_exercise(id).reference)
 """
@@ -139,15 +139,15 @@ def graded(course):
     (parameters,) = [cell for cell in right.cells if "parameters" in notebook_files.tags(cell)]
     # the tier that she trained at; and warnings, which nbgrader would take for a failure
     parameters.source = parameters.source.replace('TIER = "auto"', 'TIER = "full"').replace("SEED = 0", "SEED = 655887550")
-    loss = by_grade_id(right)["exercise_4_1"]
-    loss.source = loss.source.replace("    return", '    import warnings; warnings.warn("a habit"); print("seen")\n    return')
+    meters = by_grade_id(right)["exercise_4_1"]
+    meters.source = meters.source.replace("    return", '    import warnings; warnings.warn("a habit"); print("seen")\n    return')
     submitted(course, "ann", right)
 
     partly = nbformat.read(release, 4)
     marked = by_grade_id(partly)
-    marked["exercise_4_1"].source = marked["exercise_4_1"].source.replace("    ...  # your code", WRONG)
-    marked["exercise_4_2"].source = by_grade_id(right)["exercise_4_2"].source
-    marked["test_4_3"].source = "pass  # nothing to see here"
+    marked["exercise_4_1"].source = by_grade_id(right)["exercise_4_1"].source
+    marked["exercise_4_2"].source = marked["exercise_4_2"].source.replace("    ...  # your code", WRONG)
+    marked["test_4_2"].source = "pass  # nothing to see here"
     submitted(course, "bob", partly)
 
     empty = nbformat.read(release, 4)
@@ -162,7 +162,7 @@ def graded(course):
 
 def test_released_notebooks_have_stubs_in_place_of_solutions(graded):
     release = nbformat.read(graded / "release" / "lesson_4" / BYOL, 4)
-    assert not any("SOLUTION" in cell.source or "F.cosine_similarity(p, z.detach()" in cell.source for cell in release.cells)
+    assert not any("SOLUTION" in cell.source or "F.cosine_similarity(p, z, dim=1)" in cell.source for cell in release.cells)
     marked = by_grade_id(release)
     assert marked["exercise_4_1"].source.splitlines()[-1] == "    ...  # your code"
     assert marked["test_4_1"].metadata["editable"] is False and "editable" not in marked["exercise_4_1"].metadata
@@ -179,7 +179,7 @@ def test_points_are_what_the_answers_deserve_and_feedback_shows_the_hint(graded)
         assert gradebook.find_student("ann").first_name == "Ann"
     nbgrader(graded, "generate_feedback", "lesson_4")
     page = (graded / "feedback" / "bob" / "lesson_4" / "04_byol.html").read_text(encoding="utf-8")
-    assert "Exercise 4.1: The value is right, but a gradient reaches z" in page and "Exercise 4.3: not attempted yet." in page
+    assert "Exercise 4.2: The method comes in evaluation mode" in page
 
 
 @pytest.mark.parametrize("student", ["ann", "bob", "carol"])
@@ -187,7 +187,7 @@ def test_graded_lessons_ran_to_the_end_at_tier_smoke(graded, student):
     notebook = nbformat.read(graded / "autograded" / student / "lesson_4" / BYOL, 4)
     outputs = [(cell, output) for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     failed = {cell.metadata.get("nbgrader", {}).get("grade_id") for cell, output in outputs if output.output_type == "error"}
-    assert failed == {"ann": set(), "bob": {"test_4_1", "test_4_3"}, "carol": {"test_4_2", "test_4_3"}}[student]
+    assert failed == {"ann": set(), "bob": {"test_4_2"}, "carol": {"test_4_2"}}[student]
     text = "\n".join(output.get("text", "") for _, output in outputs)
     assert "tier smoke" in text and "Lesson 4 took" in text
     assert f"seed {655887550 if student == 'ann' else 0}" in text

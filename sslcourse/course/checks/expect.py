@@ -214,18 +214,22 @@ class Watched:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.learns]
         self.steps.append((parameters_to_vector(gradients), self.backward))
 
-    def check_step(self, gradients: Sequence[Tensor], mistakes: Mapping[str, Sequence[Sequence[Tensor]]] | None = None) -> None:
-        """Reject the step unless it was one, by these gradients. mistakes: hint -> the gradients of losses that are known to be wrong."""
+    def check_step(self, loss: Tensor, learns: Sequence[nn.Parameter], mistakes: Mapping[str, Sequence[Tensor]] | None = None) -> None:
+        """Reject the step unless it was one, by the gradients of this loss. mistakes: hint -> losses that are known to be wrong."""
+
+        def slopes(loss):
+            return parameters_to_vector(torch.autograd.grad(loss, learns, retain_graph=True))
+
         reject_if(not self.steps, "The optimiser takes no step: optimizer.step() is missing.")
         reject_if(len(self.steps) > 1, f"The optimiser takes {len(self.steps)} steps. One call of the function is one step.")
-        (got, after_backward), wanted = self.steps[0], parameters_to_vector(gradients)
+        (got, after_backward), wanted = self.steps[0], slopes(loss)
         if near(got, wanted):
             return
         reject_if(not after_backward, "No backward() comes before the optimiser's step. The order is: zero_grad(), backward(), step().")
         reject_if(not got.any(), "The gradients are cleared between backward() and step(). The order is: zero_grad(), backward(), step().")
         reject_if(near(got, wanted + STALE), "The gradients of an earlier step are still there. Clear them before backward(): zero_grad().")
         for hint, losses in (mistakes or {}).items():
-            reject_if(any(near(got, parameters_to_vector(wrong)) for wrong in losses), hint)
+            reject_if(any(near(got, slopes(wrong)) for wrong in losses), hint)
         raise Wrong("The step follows another gradient than that of the loss. Is a part of it cut off, or counted twice?")
 
     def check_mode(self, *names: str) -> None:

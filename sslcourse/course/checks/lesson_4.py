@@ -1,130 +1,17 @@
-"""The exercises of lesson 4: BYOL's loss, the moving average of the target, and two meters of collapse."""
+"""The exercises of lesson 4: two meters of collapse, and a whole step of BYOL."""
 
 import copy
+import math
 from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sslcourse import augment, models
 from sslcourse.course.checks import expect
-from sslcourse.course.checks.expect import near, reject_if, reject_mistakes, two_views
-from sslcourse.course.exercises import Exercise
-
-
-def my_byol_loss(p: Tensor, z: Tensor) -> Tensor:
-    """2 − 2·cosine of prediction and target, averaged over the rows; z gets no gradient. p, z (N, D)."""
-    return 2 - 2 * F.cosine_similarity(p, z.detach(), dim=1).mean()
-
-
-BYOL_MISTAKES = {
-    "The rows are not normalised. The loss compares directions: divide each row of p and of z by its length, F.normalize(v, dim=1).":
-        [F.mse_loss, lambda p, z: (p - z).square().sum(1).mean(), lambda p, z: 2 - 2 * (p * z).sum(1).mean(),
-         lambda p, z: -(p * z).sum(1).mean()],
-    "The cosines are taken over the batch. Take one for each row: dim=1.": lambda p, z: 2 - 2 * F.cosine_similarity(p, z, dim=0).mean(),
-    "The squared differences are averaged over the features too, D times too small: sum over dim=1 first.":
-        lambda p, z: F.mse_loss(F.normalize(p), F.normalize(z)),
-    "This is 1 − cosine, half of the loss. The squared distance is 2 − 2·cosine.": lambda p, z: 1 - F.cosine_similarity(p, z).mean(),
-    "This is minus the cosine: the same force, halved, but the loss here is 2 − 2·cosine.": lambda p, z: -F.cosine_similarity(p, z).mean(),
-    "This is the distance. The loss is its square: no root.": lambda p, z: (F.normalize(p) - F.normalize(z)).norm(dim=1).mean(),
-}
-
-
-def check_byol_loss(answer) -> None:
-    expect.loss(answer(*two_views(6, 5, 1)), rows=6)
-    for n, d in ((6, 5), (9, 3), (1, 8)):
-        hint = f"With {n} rows of {d} the value is off. One test: the loss is 0 when p = 3·z, and 4 when p = −z."
-        expect.agree(answer, my_byol_loss, two_views(n, d, n), hint, BYOL_MISTAKES, "the loss", rtol=5e-4, atol=1e-5)
-    told = {"names": ("p", "z"), "else_moves": "the target would be trained too", "cut": "No .detach() on p's lengths."}
-    expect.gradients(answer, my_byol_loss, two_views(6, 5, 2), learns=[0], **told)
-
-
-def ema_update(target: nn.Module, online: nn.Module, tau: float) -> None:
-    """target = tau · target + (1 − tau) · online for every parameter, in place; buffers, gradients and online stay as they are."""
-    with torch.no_grad():
-        for t, o in zip(target.parameters(), online.parameters(), strict=True):
-            t.mul_(tau).add_(o, alpha=1 - tau)
-
-
-def moved_to(change):
-    """A wrong update: every parameter t of the target becomes change(t, o, tau), where o is that of the online network."""
-
-    @torch.no_grad()
-    def update(target, online, tau):
-        for t, o in zip(target.parameters(), online.parameters(), strict=True):
-            t.copy_(change(t, o, tau))
-
-    return update
-
-
-EMA_MISTAKES = {
-    "Nothing moved. `t = ...` only gives a new tensor the old name; change it in place: t.mul_(...), t.copy_(...).":
-        moved_to(lambda t, o, tau: t),
-    "The weights are swapped: tau of the target is kept, 1 − tau comes from online.": moved_to(lambda t, o, tau: (1 - tau) * t + tau * o),
-    "(1 − tau)·online is added, but the target not multiplied by tau, so the weights grow.": moved_to(lambda t, o, tau: t + (1 - tau) * o),
-    "The old target is multiplied by tau, but online is added whole. Multiply it by 1 − tau.": moved_to(lambda t, o, tau: tau * t + o),
-    "The target only shrinks: tau·target is there, and (1 − tau)·online is missing.": moved_to(lambda t, o, tau: tau * t),
-}
-
-
-def target_and_online(seed: int) -> tuple[nn.Module, nn.Module]:
-    """A frozen target and an online network of one shape, with different weights and different running statistics."""
-    torch.manual_seed(seed)
-    online = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
-    target = copy.deepcopy(online).requires_grad_(False)
-    with torch.no_grad():
-        for network in (online, target):
-            for tensor in (*network.parameters(), network[1].running_mean):
-                tensor.copy_(0.5 + torch.randn_like(tensor))
-    network[1].num_batches_tracked += 7
-    return target, online
-
-
-def state(network: nn.Module) -> list[Tensor]:
-    """The parameters and the buffers of a network, each as one row."""
-    return [torch.cat([t.detach().flatten().double() for t in tensors]) for tensors in (network.parameters(), network.buffers())]
-
-
-def updated(update, seed: int, tau: float) -> Tensor:
-    """The parameters of a fresh target after `update`, as one row."""
-    target, online = target_and_online(seed)
-    update(target, online, tau)
-    return state(target)[0]
-
-
-def check_ema(answer) -> None:
-    for seed, tau in ((1, 0.9), (2, 0.75), (3, 0.0), (4, 1.0)):
-        target, online = target_and_online(seed)
-        tensors, theirs, (old, statistics) = [*target.parameters()], state(online), state(target)
-        returned = answer(target, online, tau)
-        changed = not all(map(torch.equal, theirs, state(online)))
-        reject_if(changed, "The online network changed, its parameters or its running statistics. Only the target moves.")
-        frozen = not all(p.requires_grad for p in online.parameters())
-        reject_if(frozen, "The online network can no longer be trained: leave its requires_grad alone.")
-        now = [*target.parameters()]
-        shared = {*map(id, now)} & {*map(id, online.parameters())}
-        reject_if(shared, "The target holds the online network's own tensors now. Copy values, not references.")
-        renewed = [*map(id, now)] != [*map(id, tensors)]
-        reject_if(renewed, "The target got new parameter tensors. Change the old ones in place: t.mul_(...).add_(...) or t.copy_(...).")
-        reject_if(any(p.grad_fn for p in now), "The update was recorded for backward(). Do it inside `with torch.no_grad():`.")
-        reject_if(any(p.requires_grad for p in now), "The target's parameters require gradients now. Leave requires_grad as it was.")
-        got, got_statistics = state(target)
-        elsewhere = isinstance(returned, nn.Module) and returned is not target and torch.equal(got, old)
-        reject_if(elsewhere, "The function returns a new network, and the target that it was given is as it was. Change it in place.")
-        reject_mistakes(answer, ema_update, EMA_MISTAKES, lambda f, seed=seed, tau=tau: updated(f, seed, tau), atol=1e-5)
-        wanted = updated(ema_update, seed, tau)
-        off = ~got.isclose(wanted, rtol=1e-4, atol=1e-5)
-        left = off.any() and torch.equal(got[off], old[off])
-        reject_if(left, f"{off.sum()} of {len(off)} numbers did not move. Go through all of target.parameters().")
-        by_hand = "By hand: target 10, online 0, tau 0.9 gives 9; tau = 1 changes nothing, tau = 0 copies."
-        reject_if(off.any(), f"With tau = {tau:g}, {off.sum()} of {len(off)} numbers are off. {by_hand}")
-        buffers = "The running statistics of batch normalisation changed too. They are buffers: go through parameters(), not state_dict()."
-        reject_if(not torch.equal(got_statistics, statistics), buffers)
-        with torch.no_grad():
-            for o in online.parameters():
-                o.add_(1.0)
-        shared = "The target shares memory with the online network: when that is trained, the target moves along. Copy the numbers."
-        reject_if(not near(state(target)[0], wanted), shared)
+from sslcourse.course.checks.expect import near, reject_if, two_views
+from sslcourse.course.exercises import Exercise, Wrong
 
 
 def spread_and_rank(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,8 +55,134 @@ def check_meters(answer) -> None:
         expect.close(answer(flat)[at], float(at), hint, atol=1e-2, what=name)
 
 
+def byol_step(method: nn.Module, optimizer: torch.optim.Optimizer, pictures: Tensor, step: int, steps: int) -> float:
+    """One step of BYOL in training mode, whatever the mode before, on uint8 pictures (N, 3, H, W). Returns the loss, a float.
+
+    The mean over 2N rows of 2 − 2·cosine of what one view predicts and the target says about the other; then the target moves.
+    """
+    method.train()
+    first, second = method.two_views(pictures)
+    online = nn.Sequential(method.encoder, method.projector)
+    p = method.predictor(online(torch.cat([first, second])))
+    with torch.no_grad():
+        z = method.target(torch.cat([second, first]))
+    loss = distance(p, z).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    tau = kept(step, steps, method.tau0)
+    with torch.no_grad():
+        for t, o in zip(method.target.parameters(), online.parameters(), strict=True):
+            t.mul_(tau).add_(o, alpha=1 - tau)
+    return loss.item()
+
+
+STEP_ERRORS = expect.STEP_ERRORS | {"a leaf Variable": "The move of the target is recorded for backward(). Do it inside torch.no_grad()."}
+
+
+def distance(p: Tensor, z: Tensor, dim: int = 1) -> Tensor:
+    return 2 - 2 * F.cosine_similarity(p, z, dim=dim)
+
+
+def kept(step: int, steps: int, tau0: float) -> float:
+    return 1 - (1 - tau0) * (math.cos(math.pi * step / steps) + 1) / 2
+
+
+def wrong_losses(p: Tensor, z: Tensor) -> dict[str, list[Tensor]]:
+    """hint -> losses of the predictions p, and of the target's z with the views in the other order."""
+    right = distance(p, z)
+    return {
+        "Each view predicts itself. Swap the target's views: torch.cat([second, first]).": [distance(p, z.roll(len(z) // 2, 0)).mean()],
+        "One direction only: each view has to predict the other. Take the mean over both.": [half.mean() for half in right.chunk(2)],
+        "The loss is added up, over the two directions or over the rows. Take the mean of all 2N rows.": [2 * right.mean(), right.sum()],
+        "This is half of the loss, 1 − cosine or −cosine. The squared distance is 2 − 2·cosine.": [right.mean() / 2],
+        "The rows are not normalised. The loss compares directions: F.cosine_similarity, or F.normalize(v, dim=1) for p and z.":
+            [F.mse_loss(p, z), (p - z).square().sum(1).mean(), 2 - 2 * (p * z).sum(1).mean()],
+        "The cosines are taken over the batch. Take one for each row: dim=1.": [distance(p, z, dim=0).mean()],
+    }  # fmt: skip
+
+
+def wrong_moves(t: Tensor, o: Tensor, before: Tensor, tau: float, tau0: float) -> dict[str, Tensor]:
+    """hint -> the target after the step, from the old target t and the online weights, o now and those of before the step."""
+    return {
+        "The target moves towards online weights of before the step. The optimiser's step comes first.": tau * t + (1 - tau) * before,
+        "tau is constant. It rises from method.tau0 to 1: put step and steps into the formula.": tau0 * t + (1 - tau0) * o,
+        "The weights are swapped: tau of the target is kept, 1 − tau comes from online.": (1 - tau) * t + tau * o,
+        "The target does not move. `t = ...` only gives a new tensor the old name; change it in place: t.mul_(...), t.copy_(...).": t,
+        "(1 − tau)·online is added, but the target not multiplied by tau, so the weights grow.": t + (1 - tau) * o,
+        "The target only shrinks: tau·target is there, and (1 − tau)·online is missing.": tau * t,
+    }
+
+
+def state(*networks: nn.Module) -> list[Tensor]:
+    """The parameters and the buffers of some networks, each as one row."""
+    found = [t for network in networks for t in network.parameters()], [t for network in networks for t in network.buffers()]
+    return [torch.cat([t.detach().flatten().double() for t in tensors]) for tensors in found]
+
+
+def through(network, halves, calls) -> Tensor:
+    """What a network makes of two halves of a batch, in one pass or one after the other, as it was called."""
+    return network(torch.cat([*halves])) if len(calls) == 1 else torch.cat([network(half) for half in halves])
+
+
+def check_step(answer) -> None:
+    for n, step, steps, tau0 in ((6, 30, 100, 0.9), (9, 3, 4, 0.5)):
+        torch.manual_seed(n)
+        pictures, view, at_loss = torch.randint(256, (n, 3, 4, 4)).byte(), augment.simclr(4), []
+        method = models.BYOL(expect.small_encoder(), augment.TwoViews(view, view), hidden_dim=6, out_dim=5, tau0=tau0, last_norm=False)
+        target, online = method.target.requires_grad_(True), (method.encoder, method.projector)
+        nn.init.normal_(target[0][1].weight, std=0.5)  # weights of its own
+        twin, tensors, (old, _), (before, _) = copy.deepcopy(method).train(), [*target.parameters()], state(target), state(*online)
+        parts = {"views": view, "encoder": online[0], "predictor": method.predictor, "target": target[0], "aim": target[1]}
+        watched = expect.Watched(method, [p for net in (*online, method.predictor) for p in net.parameters()], **parts)
+        target[0].register_forward_pre_hook(lambda *_, target=target, at_loss=at_loss: at_loss.append(state(target)[0]))
+        with expect.hints_for_messages(STEP_ERRORS):
+            got = answer(method, watched.optimizer, pictures, step, steps)
+        calls, idle = watched.calls, not any(gradient.any() for gradient, _ in watched.steps)
+        check_passes(calls, n)
+        views = watched.views(pictures)
+        watched.check_mode("encoder", "predictor")
+        reject_if(not all(call[2] for call in calls["target"]), "The target is in evaluation mode. method.train() takes it along.")
+        reject_if(not near(at_loss[0], old), "The target moves before the loss is computed. First comes the optimiser's step.")
+        p = through(twin.predictor, through(twin.project, views, calls["encoder"]).chunk(2), calls["predictor"])
+        z = through(copy.deepcopy(twin.target), views[::-1], calls["target"]).detach()
+        reached = any(t.grad is not None and t.grad.any() for t in tensors)
+        reject_if(reached and idle, "The gradient is stopped at the wrong side, and only the target would learn. Detach z, not p.")
+        reject_if(reached, "A gradient reaches the target, so it would be trained too. Compute z inside torch.no_grad(), or z.detach().")
+        loss, learns = distance(p, z).mean(), [p for net in (twin.encoder, twin.projector, twin.predictor) for p in net.parameters()]
+        watched.check_step(loss, learns, wrong_losses(p, z))
+        expect.plain_loss(got, loss)
+        new = method.target is not target or [*map(id, target.parameters())] != [*map(id, tensors)]
+        reject_if(new, "The target is a new network or has new parameters. Change the old ones in place, with t.mul_(...) or t.copy_(...).")
+        shared = {t.data_ptr() for t in tensors} & {p.data_ptr() for net in online for p in net.parameters()}
+        reject_if(shared, "The target shares memory with the online network. Copy the numbers.")
+        check_move(state(target)[0], old, state(*online)[0], before, step, steps, tau0)
+        for x, _, _ in calls["target"]:
+            twin.target(x)
+        averaged = "The target's running statistics are averaged too. They are buffers: go through parameters(), not state_dict()."
+        reject_if(not near(state(target)[1], state(twin.target)[1]), averaged)
+
+
+def check_passes(calls, n: int) -> None:
+    """Reject a step in which a network did not see both views, or the predictor saw the target."""
+    for name in ("predictor", "target"):
+        rows = sum(len(call[0]) for call in calls[name])
+        reject_if(rows == 0, f"The {name} is never called. Predictions come from method.predictor, what they aim at from method.target.")
+        reject_if(rows < 2 * n, f"One direction only: the {name} sees {rows} rows of 2N = {2 * n}. Each view predicts the other.")
+    both = any(near(x, aim) for x, _, _ in calls["predictor"] for _, aim, _ in calls["aim"])
+    reject_if(both, "The predictor is applied to the target's projections too. Only the online network has one.")
+
+
+def check_move(now: Tensor, old: Tensor, online: Tensor, before: Tensor, step: int, steps: int, tau0: float) -> None:
+    tau = kept(step, steps, tau0)
+    if near(now, tau * old + (1 - tau) * online):
+        return
+    for hint, wrong in wrong_moves(old, online, before, tau, tau0).items():
+        reject_if(near(now, wrong), hint)
+    raise Wrong(f"At step {step} of {steps} with tau0 = {tau0:g}, tau is {tau:.3f}: a weight of 10, with 0 online, becomes {10 * tau:.2f}.")
+
+
 EXERCISES = [
-    Exercise("4.1", "BYOL's loss, with the gradient stopped", 10, 1, my_byol_loss, check_byol_loss, BYOL_MISTAKES),
-    Exercise("4.2", "A step of the moving average", 15, 2, ema_update, check_ema, EMA_MISTAKES),
-    Exercise("4.3", "Two meters of collapse", 15, 2, spread_and_rank, check_meters, METER_MISTAKES),
+    Exercise("4.1", "Two meters of collapse", 15, 2, spread_and_rank, check_meters, METER_MISTAKES),
+    Exercise("4.2", "A whole step of BYOL", 40, 3, byol_step, check_step),
 ]
