@@ -3,10 +3,10 @@
 import math
 
 import numpy as np
-import torch
 from scipy import stats
 
-from sslcourse.course.checks.lesson_7 import honest_accuracy, interval, mcnemar_p, of_split, paired_interval
+from sslcourse import evaluation
+from sslcourse.course.checks.lesson_7 import better, compare_methods, interval, mcnemar_p, of_split, paired_interval, protocol_by
 
 
 def p_by_counting(first_right, second_right):
@@ -20,32 +20,43 @@ def interval_from_scipy(first, second):
     return d.mean(), low, high
 
 
-def epoch_by_loop(validation, test):
-    if validation.dim() == 1:
-        return test[validation.argmax()]
-    return torch.stack([t[v.argmax()] for v, t in zip(validation, test, strict=True)])
+def protocol_by_draws(mine, rival, draw, validation, test, seeds):
+    """Draw by draw, and the chosen setting is fitted again."""
+    differences = []
+    for seed in seeds:
+        few, reached = draw(seed), []
+        for fit, settings in (mine, rival):
+            scores = [(fit(*few, setting, seed)(validation[0]) == validation[1]).sum().item() for setting in settings]
+            chosen = fit(*few, settings[int(np.argmax(scores))], seed)
+            reached.append((chosen(test[0]) == test[1]).float().mean().item())
+        differences.append(100 * (reached[0] - reached[1]))
+    mean, low, high = interval_from_scipy(differences, [0] * len(seeds))
+    return [mean, low, high, "mine" if low > 0 else "rival" if high < 0 else "not shown"]
 
 
-def epoch_smoothed(validation, test):
-    return honest_accuracy(torch.nn.functional.avg_pool1d(validation[None], 3, 1, 1)[0], test)
+def protocol_by_package(mine, rival, draw, validation, test, seeds):
+    def run(method, seed, best=-1.0):
+        for setting in method[1]:
+            predict = method[0](*draw(seed), setting, seed)
+            accuracy = predict(validation[0]).eq(validation[1]).double().mean()
+            if accuracy > best:
+                best, chosen = accuracy, predict
+        return 100 * chosen(test[0]).eq(test[1]).double().mean().item()
+
+    found = evaluation.paired_runs(*({seed: run(method, seed) for seed in seeds} for method in (mine, rival)))
+    return found.difference, *found.interval, better(found.difference, *found.interval)
 
 
-def copies_by_loop(unlabelled, test):
-    return torch.stack([(picture == test).flatten(1).all(1).any() for picture in unlabelled])
+def protocol_looking_at_every_setting(mine, rival, draw, validation, test, seeds):
+    for fit, settings in (mine, rival):
+        fit(*draw(seeds[0]), settings[0], seeds[0])(test[0])
+    return compare_methods(mine, rival, draw, validation, test, seeds)
 
 
-def copies_by_unique(unlabelled, test):
-    _, group = torch.cat([test, unlabelled]).flatten(1).unique(dim=0, return_inverse=True)
-    return torch.isin(group[len(test) :], group[: len(test)])
-
-
-def copies_changing_input(unlabelled, test):
-    mask = copies_by_loop(unlabelled, test)
-    unlabelled[mask] = 0
-    return mask
-
-
-RIGHT = {"7.1": [p_by_counting], "7.2": [interval_from_scipy], "7.3": [epoch_by_loop], "7.4": [copies_by_loop, copies_by_unique]}
+RIGHT = {
+    "7.1": [p_by_counting], "7.2": [interval_from_scipy],
+    "7.3": [protocol_by_draws, protocol_by_package],
+}
 
 WRONG = {
     "7.1": {
@@ -65,20 +76,8 @@ WRONG = {
         "mean of first": interval(differ=lambda a, b: 100 * (a / b - 1)),
     },
     "7.3": {
-        "one number came back": lambda *a: honest_accuracy(*a).mean(),
-        "one dimension too many": lambda validation, test: test.gather(-1, validation.argmax(-1, keepdim=True)),
-        "every chosen epoch for every run": lambda validation, test: test[:, validation.argmax(1)],
-        "curves (E,) of a single run": lambda validation, test: test[torch.arange(len(test)), validation.argmax(1)],
-        "is a number written into": lambda validation, test: honest_accuracy(validation, test) if len(test) == 5 else test[..., 0],
-        "For each run, find": epoch_smoothed,
-    },
-    "7.4": {
-        "in floating point": lambda unlabelled, test: (torch.cdist(*(x.flatten(1).float() for x in (unlabelled, test))) == 0).any(1),
-        "which TEST images": lambda unlabelled, test: copies_by_loop(test, unlabelled),
-        "value for every pair": lambda unlabelled, test: torch.stack([(picture == test).flatten(1).all(1) for picture in unlabelled]),
-        "of bool": [lambda *a: copies_by_loop(*a).long(), lambda *a: copies_by_loop(*a).nonzero().flatten()],
-        "held at once": lambda unlabelled, test: (unlabelled[:, None] == test[None]).flatten(2).all(2).any(1),
-        "or marked and none": lambda *a: copies_by_loop(*a) | (torch.arange(len(a[0])) == 25),
-        "changes its input unlabelled": copies_changing_input,
+        "Return four things": lambda *a: compare_methods(*a)[:3], "The verdict is": protocol_by(verdict=lambda d, low, high: d > 0),
+        "more than once about a method": protocol_looking_at_every_setting,
+        "The result is off": protocol_by(verdict=lambda d, low, high: better(d, low, high).replace("rival", "mine")),
     },
 }

@@ -1,12 +1,13 @@
-"""The exercises of lesson 7: McNemar's test, an interval over paired seeds, an honest epoch, and test images among the unlabelled."""
+"""The exercises of lesson 7: McNemar's test, an interval over paired seeds, and a whole protocol."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-from sslcourse import diagnostics, evaluation
+from sslcourse import evaluation
 from sslcourse.course.checks import expect
 from sslcourse.course.checks.expect import reject_if, reject_mistakes
 from sslcourse.course.exercises import Exercise
@@ -102,107 +103,117 @@ def check_interval(answer) -> None:
     expect.agree(answer, paired_interval, runs, hint, INTERVAL_MISTAKES, part=three_numbers, more=[fewer], rtol=1e-3)
 
 
-def honest_accuracy(validation: Tensor, test: Tensor) -> Tensor:
-    """Test accuracy at the epoch that validation chose, of each run. validation, test: (R, E) -> (R,), or (E,) -> ()."""
-    chosen = validation.argmax(dim=-1, keepdim=True)  # the first of equals
-    return test.gather(-1, chosen).squeeze(-1)
+def compare_methods(mine: tuple, rival: tuple, draw: Callable, validation: tuple, test: tuple, seeds: list) -> tuple:
+    """Mine less the rival in points, the interval's ends, and "mine", "rival" or "not shown". mine, rival: (fit, settings)."""
+    return protocol_by()(mine, rival, draw, validation, test, seeds)
 
 
-EPOCH_MISTAKES = {
-    "This is the best epoch on TEST: the very leak that the exercise is about. Let validation choose the epoch.": lambda v, t: t.amax(1),
-    "This is the validation accuracy of the best epoch, which was chosen for being high: report test.": lambda v, t: v.amax(1),
-    "Of equal epochs test decides, which is a look. Take the first.": lambda v, t: t.where(v == v.amax(1, keepdim=True), -1.0).amax(1),
-    "Of equal epochs this takes the last. Take the first.": lambda v, t: honest_accuracy(v.flip(1), t.flip(1)),
-    "This is the last epoch. Early stopping asks validation for the epoch.": lambda v, t: t[:, -1],
-    "All runs are measured at one epoch, the best of the mean curve. Each run chooses its own.": lambda v, t: t[:, v.mean(0).argmax()],
-}
+def better(difference: float, low: float, high: float) -> str:
+    return "not shown" if low <= 0 <= high else "mine" if difference > 0 else "rival"
 
 
-def curves(runs: int, epochs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Accuracies that rise and wobble, in steps of 1/200, so that some epochs tie on validation."""
-    generator = torch.Generator().manual_seed(seed)
-    rise = 0.8 - 0.5 * torch.exp(-torch.arange(epochs) / (epochs / 4))
-    validation, test = (rise + 0.03 * torch.randn(2, runs, epochs, generator=generator)).mul(200).round().div(200)
-    validation[:, epochs - 3 : epochs - 1] = validation.amax(1, keepdim=True)  # a tie in every run
-    test[:, epochs - 2] = test.amax(1) - 0.01  # and the second of the tied is good on test
-    test[:, 2] += 0.4  # the best epoch on test is an early one
-    return validation, test
+def protocol_by(
+    draw_for=lambda seed, side: seed, own_seed=lambda seed: seed, tried=lambda settings, side: settings, chosen_on=lambda v, t: v,
+    reported_on=lambda v, t: t, labelled=lambda few, v, t: few, points=100, interval=paired_interval, verdict=better,
+):  # fmt: skip
+    """A protocol; wrong ones draw, choose, report or conclude otherwise. side: 0 for mine, 1 for the rival; v, t: validation and test."""
+
+    def compare(mine, rival, draw, validation, test, seeds):
+        def right(predict, part):
+            return points * (predict(part[0]) == part[1]).double().mean().item()
+
+        reached = ([], [])
+        for side, (fit, settings) in enumerate((mine, rival)):
+            for seed in seeds:
+                x, y = labelled(draw(draw_for(seed, side)), validation, test)
+                fitted = [fit(x, y, setting, own_seed(seed)) for setting in tried(settings, side)]
+                best = max(fitted, key=lambda predict: right(predict, chosen_on(validation, test)))
+                reached[side].append(right(best, reported_on(validation, test)))
+        found = tuple(float(number) for number in interval(*reached))
+        return *found, verdict(*found)
+
+    return compare
 
 
-def check_epoch(answer) -> None:
-    validation, test = curves(5, 20, 4)
-    got = answer(validation, test)
-    expect.kind(got, Tensor, "the accuracies")
-    reject_if(got.shape in {(), (1,)}, "There are five runs, and one number came back. Return one accuracy for each run.")
-    reject_if(got.shape == (5, 1), "The shape is (5, 1): one dimension too many. .squeeze(-1) takes it away.")
-    reject_if(got.shape == (5, 5), "test[:, chosen] picks every chosen epoch for every run. Pair them: test.gather(-1, ...).")
-    expect.shape(got, (5,), "the accuracies")
-    hint = "For each run, find the best epoch on validation, then look test up there."
-    expect.agree(answer, honest_accuracy, (validation, test), hint, EPOCH_MISTAKES, more=[curves(3, 11, 5)])
-    hint = "Right for (R, E), but not for the curves (E,) of a single run: count dimensions from the end, dim=-1."
-    with expect.hint_for_errors(hint):
-        expect.agree(answer, honest_accuracy, (validation[1], test[1]), hint)
+def together(a, b):
+    return tuple(map(torch.cat, zip(a, b, strict=True)))
 
 
-def copies_of_test_images(unlabelled: Tensor, test: Tensor) -> Tensor:
-    """Which unlabelled images are exact copies of a test image: uint8 (M, 3, H, W) and (T, 3, H, W) -> bool (M,)."""
-    known = {picture.tobytes() for picture in test.cpu().numpy()}
-    return torch.tensor([picture.tobytes() in known for picture in unlabelled.cpu().numpy()], dtype=torch.bool)
+TEST_CHOOSES = "The setting is chosen on the test images. Let the validation images choose, and ask test once about the chosen one."
+DRAWS = "In some draw, the two methods do not get the same labels. Draw once for each seed, and give the draw to both."
+OTHER_IMAGES = "A method is fitted on images that are not those of draw(seed). Validation and test images are not for fitting."
+EFFORT = "The two methods are not treated alike: each has to try all of its settings, in every draw."
+PROTOCOL_MISTAKES = {
+    TEST_CHOOSES: protocol_by(chosen_on=lambda v, t: t),
+    "The validation accuracy of the chosen setting is reported. It was chosen for being high: report test.":
+        protocol_by(reported_on=lambda v, t: v),
+    DRAWS: protocol_by(draw_for=lambda seed, side: seed + 50 * side),
+    OTHER_IMAGES: [protocol_by(labelled=lambda few, v, t: together(few, v)), protocol_by(labelled=lambda few, v, t: together(few, t))],
+    EFFORT: [protocol_by(tried=lambda settings, side: settings[: 1 if side else None]), protocol_by(tried=lambda s, side: s[-1:])],
+    "The methods are fitted with a seed of their own. Pass on that of the draw, so that a run can be repeated.":
+        protocol_by(own_seed=lambda seed: 0),
+    "The numbers are fractions. A difference of accuracies is told in points: times 100.": protocol_by(points=1),
+    "The sign is turned round. The difference is mine less the rival's.": protocol_by(interval=lambda a, b: paired_interval(b, a)),
+    "The larger mean wins here. Where the interval holds 0, no difference is shown.":
+        protocol_by(verdict=lambda d, low, high: better(d, d, d)),
+} | {hint: protocol_by(interval=wrong) for hint, wrong in INTERVAL_MISTAKES.items() if "order" not in hint}
 
 
-def alike(look=lambda x: x, pixels=torch.all):
-    """A wrong comparison: of a part `look` of each image, or of how many pixels."""
-    return lambda unlabelled, test: pixels(look(unlabelled).flatten(1)[:, None] == look(test).flatten(1), 2).any(1)
+def trial(protocol, gap: float = 8.0, seeds: Sequence[int] = (3, 4, 5, 6)):
+    """What a protocol returns for two methods, mine better by about gap points; and who did what: (side, draw, seed, setting, on)."""
+    log, best = [], {(0, "validation"): 1, (0, "test"): 2, (1, "validation"): 2, (1, "test"): 0}  # setting of each side
+
+    def method(side):
+        def fit(x, y, setting, seed):
+            drawn = round(x.mean().item(), 4)
+            log.append((side, drawn, seed, setting, "fit"))
+
+            def predict(pictures):
+                on = "test" if len(pictures) == 400 else "validation"
+                log.append((side, drawn, seed, setting, on))
+                luck = 12 * math.sin(9 * drawn) + 2 * math.cos(5 * drawn + 2 * side) + math.sin(seed + setting)
+                skill = 60 + luck + gap * (side == 0) - 4 * abs(setting - best[side, on])
+                return torch.where(pictures[:, 0] < skill / 100, pictures[:, 1], pictures[:, 1] + 1).long() % 3
+
+            return predict
+
+        return fit, [0, 1, 2]
+
+    def images(n):
+        labels = torch.arange(n) % 3
+        return torch.stack([(torch.arange(n) + 0.5) / n, labels.float()], 1), labels
+
+    drawn = (lambda seed: (torch.full((6, 2), float(seed)), torch.arange(6) % 3)), images(200), images(400)
+    return protocol(method(0), method(1), *drawn, list(seeds)), log
 
 
-COPY_MISTAKES = {
-    "Only the first channel is compared. An image in other colours is no copy.": alike(lambda x: x[:, :1]),
-    "Sums or means are compared. Compare pixel by pixel.": alike(lambda x: x.double().sum((1, 2, 3))[:, None]),
-    "One equal pixel is enough here. All pixels have to be equal: .all() over them.": alike(pixels=torch.any),
-    "Image i is compared with image i only. A copy may stand anywhere: each with all.":
-        lambda u, t: torch.cat([(u[: len(t)] == t).flatten(1).all(1), torch.zeros(len(u) - len(t), dtype=torch.bool)]),
-    "Only the last test image is looked for: does a loop overwrite its result?": lambda u, t: copies_of_test_images(u, t[-1:]),
-}
+def numbers_of(protocol, *how) -> Tensor:
+    *numbers, verdict = trial(protocol, *how)[0]
+    return torch.cat([three_numbers(numbers), torch.tensor([{"mine": 1.0, "rival": -1.0, "not shown": 0.0}[verdict]])])
 
 
-def pool(seed: int, unlabelled: int = 60, test: int = 17, side: int = 6) -> tuple[Tensor, Tensor]:
-    """Unlabelled and test images with true copies, and with look-alikes of several kinds."""
-    generator = torch.Generator().manual_seed(seed)
-    a, b = (torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=generator) for n in (unlabelled, test))
-    a[[3, 10, 11, 41, 59]] = b[[5, 0, 16, 5, 9]]  # copies, one picture twice
-    a[20:24] = b[[2, 3, 4, 6]]
-    a[20] = a[20].flip(2)  # the same pixels in another order
-    a[21, 1, 2, 2] ^= 1  # one grey level in one pixel
-    a[22, 1:] = 255 - a[22, 1:]  # other colours
-    a[23, :, 1:] = 255 - a[23, :, 1:]  # the same first row
-    a[25] = a[26]  # a copy of another unlabelled image
-    return a, b
-
-
-def check_copies(answer) -> None:
-    a, b = pool(5)
-    got = answer(a, b)
-    expect.kind(got, Tensor, "the mask")
-    reject_if(got.shape == (len(b),), "This says which TEST images have a copy. The mask is for the unlabelled images, one value each.")
-    reject_if(got.shape == (len(a), len(b)), "This is a value for every pair. An image is marked if it equals ANY test image: .any(1).")
-    reject_if(got.dtype != torch.bool, f"The mask has to be of bool, one value for each unlabelled image; this is {got.dtype}.")
-    expect.shape(got, (len(a),), "the mask")
-    reject_mistakes(answer, copies_of_test_images, COPY_MISTAKES, lambda f: f(a, b))
-    for side, told in ((6, ""), (40, " Smaller images were right: are distances computed in floating point? Compare the bytes.")):
-        a, b = pool(side, test=3 * side, side=side)
-        a = torch.cat([a, b])  # many copies, for rounding may spare a few
-        wrong = int((answer(a, b) != copies_of_test_images(a, b)).sum())
-        reject_if(wrong, f"{wrong} of {len(a)} images are copies and not marked, or marked and none.{told}")
-    a, b = pool(7, unlabelled=400, test=300)
-    with diagnostics.LargestTensor() as largest:
-        answer(a, b)
-    held = f"Right, but all pairs are held at once: a tensor of {largest.bytes / 1e6:.0f} MB for a few hundred small images."
-    reject_if(largest.bytes >= a.numel() * len(b), f"{held} Put the bytes of every test image, picture.tobytes(), into a set.")
+def check_protocol(answer) -> None:
+    got, log = trial(answer)
+    expect.kind(got, (tuple, list))
+    reject_if(len(got) != 4, "Return four things: difference, low, high, verdict.")
+    three_numbers(got[:3])
+    reject_if(got[3] not in ("mine", "rival", "not shown"), f'The verdict is "mine", "rival" or "not shown", and it is {got[3]!r}.')
+    fits = [row for row in log if row[4] == "fit"]
+    reject_if({row[1] for row in fits} - {*range(200)}, OTHER_IMAGES)
+    mine, rival = ({row[1:4] for row in fits if row[0] == side} for side in (0, 1))
+    reject_if({row[0] for row in mine} != {row[0] for row in rival}, DRAWS)
+    reject_mistakes(answer, compare_methods, PROTOCOL_MISTAKES, lambda protocol: numbers_of(protocol, -4.0))
+    reject_if(mine != rival or len(mine) < 3 * len({row[0] for row in mine}), EFFORT)
+    asked = [row[:2] for row in log if row[4] == "test"]
+    more = "Right, but the test images are asked more than once about a method in a draw. Choose first, then ask once."
+    reject_if(len(asked) > len({*asked}), more)
+    hint = "The result is off. Subtract draw by draw, take the interval of 7.2, and see whether it holds 0."
+    for how in ((8.0,), (-12.0,), (-4.0,), (8.0, (11, 2, 9))):
+        expect.close(numbers_of(answer, *how), numbers_of(compare_methods, *how), hint, rtol=1e-3, what="the result")
 
 
 EXERCISES = [
     Exercise("7.1", "McNemar's test", 15, 2, mcnemar_p, check_mcnemar, MCNEMAR_MISTAKES),
     Exercise("7.2", "An interval over paired runs", 15, 2, paired_interval, check_interval, INTERVAL_MISTAKES),
-    Exercise("7.3", "The honest epoch", 10, 1, honest_accuracy, check_epoch, EPOCH_MISTAKES),
-    Exercise("7.4", "Test images among the unlabelled", 15, 2, copies_of_test_images, check_copies, COPY_MISTAKES),
+    Exercise("7.3", "Your method against a rival", 45, 3, compare_methods, check_protocol, PROTOCOL_MISTAKES),
 ]
