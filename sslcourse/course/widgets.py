@@ -91,73 +91,47 @@ def switchboard(run: Callable[[str], object], faults: Mapping[str, str]) -> None
     _show(ipywidgets.VBox([ipywidgets.HBox([menu, button]), output]), works)
 
 
-class Game:
-    """The score of a guessing game between a reader and a network; the widget `guessing_game` shows it.
-
-    truths and rival: for each picture the index of the right choice and of the network's answer.
-    """
-
-    def __init__(self, truths: Sequence[int], choices: Sequence[str], rival: Sequence[int]):
-        self.choices = list(choices)
-        self.truths, self.rival = [*map(operator.index, truths)], [*map(operator.index, rival)]
-        if not self.truths or len(self.truths) != len(self.rival) or not {*self.truths, *self.rival} <= set(range(len(self.choices))):
-            told = f"{len(self.truths)} truths, {len(self.rival)} answers and {len(self.choices)} choices"
-            raise ValueError(f"A guessing game needs a truth and the network's answer for each picture, as indices of choices, not {told}.")
-        self.answers: list[int] = []
-
-    over = property(lambda self: len(self.answers) == len(self.truths))
-
-    @property
-    def right(self) -> list[list[bool]]:
-        """Which of the pictures so far the reader had right, and which the network."""
-        played = len(self.answers)
-        return [[*map(operator.eq, said[:played], self.truths)] for said in (self.answers, self.rival)]
-
-    def answer(self, choice: int) -> str:
-        """Take the reader's answer to the next picture; returns what is to be said about it."""
-        number = len(self.answers)
-        truth, theirs = self.truths[number], self.rival[number]
-        self.answers.append(choice)
-        right = "right" if choice == truth else f"wrong: it is {self.choices[truth]}"
-        rival = f"the network said {self.choices[theirs]}, {'right' if theirs == truth else 'wrong'}"
-        mine, its = map(sum, self.right)
-        score = f"You have {mine} of {number + 1}, the network {its}."
-        return f"Picture {number + 1}: you said {self.choices[choice]}, {right}; {rival}. {score}"
-
-    def verdict(self) -> str:
-        """The final score, and a sentence on whether chance could have made the difference (McNemar's test over the pictures)."""
-        n, (mine, its) = len(self.truths), map(sum, self.right)
-        score = f"The end: of {n} pictures you had {mine} right and the network {its}."
-        if mine == its:
-            return f"{score} Nobody won."
-        winner = "You are" if mine > its else "The network is"
-        easily = evaluation.mcnemar(*self.right).p_value >= 0.05
-        meaning = "a difference that luck alone could give" if easily else "more than luck would easily give"
-        return f"{score} {winner} ahead by {abs(mine - its)}, {meaning} with {n} pictures."
+def told_of_a_game(answers: Sequence[int], truths: Sequence[int], choices: Sequence[str], rival: Sequence[int]) -> str:
+    """What is to be said about the reader's last answer; after the last picture also whether chance could have made the difference."""
+    played, n = len(answers), len(truths)
+    said, truth, theirs = answers[-1], truths[played - 1], rival[played - 1]
+    right = [[*map(operator.eq, side, truths)] for side in (answers, rival[:played])]
+    mine, its = map(sum, right)
+    you = f"you said {choices[said]}, {'right' if said == truth else f'wrong: it is {choices[truth]}'}"
+    network = f"the network said {choices[theirs]}, {'right' if theirs == truth else 'wrong'}"
+    text = f"Picture {played}: {you}; {network}. You have {mine} of {played}, the network {its}."
+    if played == n:
+        easily = evaluation.mcnemar(*right).p_value >= 0.05
+        luck = "a difference that luck alone could give" if easily else "more than luck would easily give"
+        winner = f"{'You are' if mine > its else 'The network is'} ahead by {abs(mine - its)}, {luck} with {n} pictures."
+        text += f" The end. {winner if mine != its else 'Nobody won.'}"
+    return text
 
 
-def guessing_game(pictures, truths, choices, rival) -> None:
+def guessing_game(pictures, truths: Sequence[int], choices: Sequence[str], rival: Sequence[int]) -> None:
     """A game: the reader names what each picture shows, one button a choice, and is compared with a network's answers.
 
-    pictures: n, as `plots.images` takes them. truths and rival: n indices into choices, which are texts.
+    pictures: n, as `plots.images` takes them. truths and rival: n indices into choices, of what is right and of what the network said.
     Without a live front end the first picture is drawn out of sight.
     """
-    game, n = Game(truths, choices, rival), len(truths)
+    n, answers = len(truths), []
+    if not n or n != len(rival) or not {*truths, *rival} <= set(range(len(choices))):
+        told = f"{n} truths, {len(rival)} answers and {len(choices)} choices"
+        raise ValueError(f"A guessing game needs a truth and the network's answer for each picture, as indices of choices, not {told}.")
 
     def draw():
-        if game.over:
+        if len(answers) == n:
             return print("No pictures are left.")
-        plots.images(pictures[len(game.answers)][None], [f"Picture {len(game.answers) + 1} of {n}"], zoom=2.2)
+        plots.images(pictures[len(answers)][None], [f"Picture {len(answers) + 1} of {n}"], zoom=2.2)
 
     works = f"This guessing game ({n} pictures, {len(choices)} choices) works in JupyterLab and Colab once this cell is run"
     drawn = _rehearse(draw)
     if headless():
-        right = sum(a == b for a, b in zip(game.rival, game.truths, strict=True))
-        return print(f"{works}; the network has {right} of {n} right.")
+        return print(f"{works}; the network has {sum(map(operator.eq, rival, truths))} of {n} right.")
     import ipywidgets
 
     wide = {"layout": ipywidgets.Layout(width="auto", align_self="flex-start")}  # as wide as its text, and not as the page
-    buttons = [ipywidgets.Button(description=str(choice), **wide) for choice in game.choices]
+    buttons = [ipywidgets.Button(description=str(choice), **wide) for choice in choices]
     again, said, output = ipywidgets.Button(description="start again", **wide), ipywidgets.HTML(), ipywidgets.Output()
 
     def turn(text: str):
@@ -166,14 +140,15 @@ def guessing_game(pictures, truths, choices, rival) -> None:
         said.value = html.escape(text)
         _redraw(output, draw)
         for button in buttons:
-            button.disabled = game.over
+            button.disabled = len(answers) == n
 
     def pressed(button):
-        if not game.over:
-            turn(game.answer(buttons.index(button)) + (f" {game.verdict()}" if game.over else ""))
+        if len(answers) < n:
+            answers.append(buttons.index(button))
+            turn(told_of_a_game(answers, truths, choices, rival))
 
     def restarted(_):
-        game.answers.clear()
+        answers.clear()
         turn("What is it?")
 
     for button in buttons:

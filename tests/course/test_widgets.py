@@ -126,7 +126,7 @@ def test_switchboard_live_runs_the_chosen_fault(live):
 
 
 PICTURES = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
-TRUTHS, RIVAL, CHOICES = torch.tensor([0, 1, 1]), [0, 0, 1], ["cat", "<dog>"]
+TRUTHS, RIVAL, CHOICES = [0, 1, 1], [0, 0, 1], ["cat", "<dog>"]
 
 
 WON = "ahead by 6, more than luck would easily give with 10 pictures."
@@ -136,10 +136,7 @@ LUCK = "ahead by 5, a difference that luck alone could give with 10 pictures."
 @pytest.mark.parametrize("right, told", [(6, f"You are {WON}"), (5, f"You are {LUCK}"), (0, "Nobody won."), (-5, f"The network is {LUCK}")])
 def test_the_verdict_knows_what_luck_can_do(right, told):
     mine, its = ([0] * n + [1] * (10 - n) for n in (max(right, 0), max(-right, 0)))
-    game = widgets.Game([0] * 10, CHOICES, its)
-    for choice in mine:
-        game.answer(choice)
-    assert game.verdict().endswith(told)
+    assert widgets.told_of_a_game(mine, [0] * 10, CHOICES, its).endswith(told)
 
 
 @pytest.mark.parametrize("truths, rival", [([], []), *[(TRUTHS, rival) for rival in ([0], [0, 1, -1], [0, 1, 2])]])
@@ -176,7 +173,7 @@ def test_guessing_game_live(live, drawn, capsys):
     dog.click()
     assert "you said &lt;dog&gt;, right; the network said cat, wrong. You have 2 of 2, the network 1." in said.value
     dog.click()
-    assert "You have 3 of 3, the network 2. The end: of 3 pictures you had 3 right" in said.value
+    assert "You have 3 of 3, the network 2. The end. You are ahead by 1, a difference that luck" in said.value
     assert cat.disabled and dog.disabled and drawn[-1] == "Picture 3 of 3" and "No pictures are left." in capsys.readouterr().out
     dog.click()  # a press that was on its way
     assert len(drawn) == 4
