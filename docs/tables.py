@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sslcourse import results
-from sslcourse.course import comparison
+from sslcourse.course import comparison, photographs
 from sslcourse.course.lesson import TITLES, duration, memory
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically
@@ -27,7 +27,8 @@ _BLOCK = r"<!-- results:{} -->\n(?:(?!<!-- /?results).)*<!-- /results -->"
 def tables(records: Iterable[Mapping]) -> dict[str, str]:
     """name of the place -> Markdown table. A table without any record is left out."""
     records = list(records)
-    made = {name: labels_table(records, *world) for name, world in WORLDS.items()}
+    long = [record for found in photographs.long_runs(records).values() for record in found]
+    made = {name: labels_table(long if name == "photographs" else records, *world) for name, world in WORLDS.items()}
     made["reference"] = results.overview(records)._repr_markdown_() if records else None
     made["originals"] = comparison.final_table(records)._repr_markdown_() if records else None
     return {name: table for name, table in made.items() if table}

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -13,29 +13,29 @@ from sslcourse.course.lesson import say
 
 CIFAR10 = ("cifar10", *comparison.JPEG)
 METHODS = ("rotation", "SimCLR", "BYOL", "Barlow Twins")
-MAIN = 50  # labels a class, where one number is told
+MAIN = 50  # labels per class, where one number is told
 
-Percents = Mapping[str, Mapping[int, Mapping[int, float]]]  # way -> labels a class -> draw of the labels -> top-1 in percent
+Percents = Mapping[str, Mapping[int, Mapping[int, float]]]  # way -> labels per class -> draw of the labels -> top-1 in percent
+
+
+def long_runs(records: Iterable[Mapping]) -> dict[str, list[Mapping]]:
+    """Way -> the records of its long run on CIFAR-10, by labels; of several pretrainings that with the most of them, or the longest."""
+    runs: dict[tuple, list[Mapping]] = {}
+    for r in sorted(records, key=lambda r: r["labels"] or 0):
+        if r["tier"] == comparison.LONG and r["dataset"] in CIFAR10:
+            runs.setdefault((r["method"], r["settings"].get("epochs", 0), r["settings"].get("seed", 0)), []).append(r)
+    ordered = sorted(runs.items(), key=lambda run: (len(run[1]), run[0][1], -run[0][2]))
+    return {method: found for (method, _, _), found in ordered}  # the last one stays
 
 
 def percents() -> Percents:
-    """Top-1 on the test images of CIFAR-10, of the committed records of long runs; their single draws of labels are kept in each.
-
-    Of several pretrainings of a method that with the most numbers of labels counts, the longest of equals.
-    """
-    runs: dict[tuple, dict[int, dict[int, float]]] = {}
-    for r in results.reference():
-        if r["tier"] == comparison.LONG and r["dataset"] in CIFAR10:
-            row = runs.setdefault((r["method"], r["settings"].get("epochs", 0), r["settings"].get("seed", 0)), {})
-            row[r["labels"] // 10] = comparison.single_runs(r)
-    found = {}
-    for (method, _, _), row in sorted(runs.items(), key=lambda run: (len(run[1]), run[0][1], -run[0][2])):
-        found[method] = dict(sorted(row.items()))  # the last one stays
-    return found
+    """Top-1 on the test images of CIFAR-10, of the committed records of long runs; their single draws of labels are kept in each."""
+    found = long_runs(results.reference())
+    return {way: {r["labels"] // 10: comparison.single_runs(r) for r in records} for way, records in found.items()}
 
 
 def against(known: Percents, way: str, n: int) -> evaluation.uncertainty.PairedRuns | None:
-    """A way minus supervised training with n labels a class, draw by draw; None where one of them was not run."""
+    """A way minus supervised training with n labels per class, draw by draw; None where one of them was not run."""
     both = [known.get(name, {}).get(n) for name in (way, SUPERVISED)]
     return evaluation.paired_runs(*both) if all(both) else None
 
@@ -46,9 +46,9 @@ def curves(method: str) -> None:
     ways = [way for way in (f"{method}, frozen", f"{method}, fine-tuned", SUPERVISED, comparison.RANDOM) if way in known]
     found = {(way, n): against(known, way, n) for way in ways[:2] for n in known[way]}
     main = found.get((ways[0], MAIN))
-    title = f"CIFAR-10, {MAIN} labels a class: {main.headline(ways[0], SUPERVISED)}" if main else f"CIFAR-10: {method}"
+    title = f"CIFAR-10, {MAIN} labels per class: {main.headline(ways[0], SUPERVISED)}" if main else f"CIFAR-10: {method}"
     comparison.label_curves({way: known[way] for way in ways}, title=title, classes=10)
-    told = [f"* {n} labels a class: {pair.verdict(way, 'supervised training')}" for (way, n), pair in found.items() if pair]
+    told = [f"* {n} labels per class: {pair.verdict(way, 'supervised training')}" for (way, n), pair in found.items() if pair]
     say("\n".join(["One pretraining on photographs, over draws of the labels:\n", *told]))
 
 
@@ -69,7 +69,7 @@ def seen_by(name: str) -> None:
     draw(*sorted({0, last // 2, last}))
     if last:
         widgets.explore(lambda frame: draw(frame), frame=(0, last, 1, last))
-    probe = {"linear probe, 50 labels a class": [*kept["probe"].values()]}
+    probe = {"linear probe, 50 labels per class": [*kept["probe"].values()]}
     where = {"xlabel": "passes over the images", "ylabel": "validation accuracy, %", "chance": 100 / len(names)}
     plots.lines([*map(int, kept["probe"])], probe, title=f"{name}: a probe along pretraining", **where)
     alike = torch.tensor(kept["similarity"])
