@@ -1,7 +1,6 @@
 """The same methods on photographs: what long runs on CIFAR-10 found, from committed records and facts, without a photograph at hand."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -12,7 +11,6 @@ from sslcourse.course.baseline import METHOD as SUPERVISED
 from sslcourse.course.lesson import say
 
 CIFAR10 = ("cifar10", *comparison.JPEG)
-METHODS = ("rotation", "SimCLR", "BYOL", "Barlow Twins")
 MAIN = 50  # labels per class, where one number is told
 
 Percents = Mapping[str, Mapping[int, Mapping[int, float]]]  # way -> labels per class -> draw of the labels -> top-1 in percent
@@ -90,20 +88,3 @@ def pictures(name: str, images, k: int = 7) -> None:
     plots.neighbours(queries, found, title=title, query_names=names, right=near.right[chosen])
     probe = evaluation.linear_probe(seen)
     plots.mistakes(probe, few.validation_images, title=f"Surest mistakes of a probe on all these labels; on validation {probe}")
-
-
-def worlds(labels: int = 40) -> results.Table:
-    """Frozen pretrainings minus supervised training: on drawings with so many labels, on photographs with 500. Each with its interval."""
-    drawn = comparison.whole_runs([r for r in results.reference() if r["dataset"] == "toybox" and r["tier"] == "cpu"], labels)
-    drawn = {re.sub("probe$", "frozen", way): {MAIN: runs} for way, runs in drawn.items()}
-    rows = []
-    for way in (f"{method}, frozen" for method in METHODS):
-        row = [way]
-        for known in (drawn, percents()):
-            found = against(known, way, MAIN)
-            accuracy = f"{evaluation.mean_and_error([*known[way][MAIN].values()])[0]:.1f} %" if found else "–"
-            low, high = found.interval if found else (0, 0)
-            row += [accuracy, f"{low:+.1f} to {high:+.1f}".replace("-", "−") if found else "not run"]
-        rows.append(row)
-    minus = "minus supervised, 95 % interval"
-    return results.Table(["pretraining", f"toybox, {labels} labels", minus, f"CIFAR-10, {10 * MAIN} labels", minus], rows)

@@ -36,17 +36,6 @@ def test_the_pretraining_with_most_numbers_of_labels_is_drawn_with_its_verdicts(
     assert "between SimCLR, fine-tuned and supervised training is not shown" in told and told.count("* ") == 2
 
 
-def test_drawings_and_photographs_stand_side_by_side(monkeypatch):
-    of_lessons = {"dataset": "toybox", "tier": "cpu"}
-    drawn = [record("SimCLR, frozen", 40, [0.5, 0.6, 0.7], lesson=3, **of_lessons), record("supervised", 40, [0.4, 0.4, 0.5], **of_lessons)]
-    monkeypatch.setattr(results, "reference", lambda: [*RECORDS, *drawn])
-    (row,) = [row for row in photographs.worlds().rows if row[0] == "SimCLR, frozen"]
-    ends = [evaluation.paired_runs(*pair).interval for pair in (([50, 60, 70], [40, 40, 50]), ([60, 61, 63], [50, 50, 52]))]
-    first, second = (f"{low:+.1f} to {high:+.1f}".replace("-", "−") for low, high in ends)
-    assert row[1:] == ["60.0 %", first, "61.3 %", second]
-    assert [row[3:] for row in photographs.worlds().rows if row[0] == "BYOL, frozen"] == [["–", "not run"]]
-
-
 def test_pictures_are_shown_where_the_photographs_are_at_hand(tmp_path, monkeypatch, capsys):
     parts = [tensor for k, n in enumerate((60, 60, 60)) for tensor in coloured(n, k)]
     images = datasets.ImageSet("coloured", ["red", "green", "blue"], (0.5,) * 3, (0.2,) * 3, *parts)
