@@ -73,7 +73,7 @@ WRONG = {
         "never augmented": step(lambda m, x: [x / 255, x / 128]), "one view of each": step(lambda m, x: [m.augmentation(x), x / 255]),
         "take a pass each": step(joint=False), "These are features": step(forward=lambda m, v: m.encoder(v)),
         "stays in it": [step(mode=nn.Module.eval), step(mode=id)], "between the loss": step(order=("step", "zero_grad", "backward")),
-        "still there": step(order=("backward", "step", "zero_grad")), "No backward": step(order=("zero_grad", "step", "backward")),
+        "still there": step(order=("backward", "step", "zero_grad")), "finds no gradient": step(order=("zero_grad", "step", "backward")),
         "No gradient leads back": [torch.no_grad()(step()), step(forward=torch.no_grad()(models.SimCLR.project))],
         "In SimCLR both learn": step(pair=lambda z0, z1: (z0, z1.detach())), "of picture i": step(pair=lambda z0, z1: (z0, z1.flip(0))),
         "another gradient": step(pair=lambda *z: [one + one.detach() for one in z]),

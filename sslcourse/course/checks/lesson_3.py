@@ -55,7 +55,7 @@ def check_nt_xent(answer) -> None:
         hint = f"With N = {n} and temperature {t} the value is off. One test: where all rows are equal, it must be log(2N − 1)."
         expect.agree(answer, my_nt_xent, (*two_views(n, d, n), t), hint, NT_XENT_MISTAKES, "the loss", rtol=5e-4)
     cut = "No .detach() on the candidates or the lengths."
-    expect.gradients(answer, my_nt_xent, two_views(6, 5, 2), 0.5, names=("z0", "z1"), cut=cut)
+    expect.gradients(answer, my_nt_xent, two_views(6, 5, 2), 0.5, cut=cut)
     hint = "Right at temperature 0.5, but at 0.005 exp(200) overflows. logsumexp and F.cross_entropy take out the largest term."
     expect.agree(answer, my_nt_xent, (*two_views(8, 4, 3), 0.005), hint, what="the loss", rtol=2e-3, atol=1e-3)
 
@@ -79,7 +79,7 @@ def check_step(answer) -> None:
         method = models.SimCLR(expect.small_encoder(), augment.simclr(4), hidden_dim=6, out_dim=d)
         twin = copy.deepcopy(method).train()
         watched = expect.Watched(method, method.parameters(), views=method.augmentation, encoder=method.encoder, head=method.projector)
-        with expect.hints_for_messages(expect.STEP_ERRORS):
+        with expect.hints_for_errors(expect.STEP_ERRORS):
             got = answer(method, lambda z0, z1, seen=seen: seen.append((z0, z1)) or losses.nt_xent(z0, z1), watched.optimizer, pictures)
         reject_if(not seen, "loss_fn is never called. It takes the projections of both views: loss = loss_fn(z0, z1).")
         (z0, z1), calls = seen[0], watched.calls

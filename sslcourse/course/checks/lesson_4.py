@@ -80,8 +80,8 @@ def byol_step(method: nn.Module, optimizer: torch.optim.Optimizer, pictures: Ten
 STEP_ERRORS = expect.STEP_ERRORS | {"a leaf Variable": "The move of the target is recorded for backward(). Do it inside torch.no_grad()."}
 
 
-def distance(p: Tensor, z: Tensor, dim: int = 1) -> Tensor:
-    return 2 - 2 * F.cosine_similarity(p, z, dim=dim)
+def distance(p: Tensor, z: Tensor) -> Tensor:
+    return 2 - 2 * F.cosine_similarity(p, z)
 
 
 def kept(step: int, steps: int, tau0: float) -> float:
@@ -98,7 +98,6 @@ def wrong_losses(p: Tensor, z: Tensor) -> dict[str, list[Tensor]]:
         "This is half of the loss, 1 − cosine or −cosine. The squared distance is 2 − 2·cosine.": [right.mean() / 2],
         "The rows are not normalised. The loss compares directions: F.cosine_similarity, or F.normalize(v, dim=1) for p and z.":
             [F.mse_loss(p, z), (p - z).square().sum(1).mean(), 2 - 2 * (p * z).sum(1).mean()],
-        "The cosines are taken over the batch. Take one for each row: dim=1.": [distance(p, z, dim=0).mean()],
     }  # fmt: skip
 
 
@@ -109,8 +108,6 @@ def wrong_moves(t: Tensor, o: Tensor, before: Tensor, tau: float, tau0: float) -
         "tau is constant. It rises from method.tau0 to 1: put step and steps into the formula.": tau0 * t + (1 - tau0) * o,
         "The weights are swapped: tau of the target is kept, 1 − tau comes from online.": (1 - tau) * t + tau * o,
         "The target does not move. `t = ...` only gives a new tensor the old name; change it in place: t.mul_(...), t.copy_(...).": t,
-        "(1 − tau)·online is added, but the target not multiplied by tau, so the weights grow.": t + (1 - tau) * o,
-        "The target only shrinks: tau·target is there, and (1 − tau)·online is missing.": tau * t,
     }
 
 
@@ -128,34 +125,28 @@ def through(network, halves, calls) -> Tensor:
 def check_step(answer) -> None:
     for n, step, steps, tau0 in ((6, 30, 100, 0.9), (9, 3, 4, 0.5)):
         torch.manual_seed(n)
-        pictures, view, at_loss = torch.randint(256, (n, 3, 4, 4)).byte(), augment.simclr(4), []
+        pictures, view = torch.randint(256, (n, 3, 4, 4)).byte(), augment.simclr(4)
         method = models.BYOL(expect.small_encoder(), augment.TwoViews(view, view), hidden_dim=6, out_dim=5, tau0=tau0, last_norm=False)
         target, online = method.target.requires_grad_(True), (method.encoder, method.projector)
         nn.init.normal_(target[0][1].weight, std=0.5)  # weights of its own
         twin, tensors, (old, _), (before, _) = copy.deepcopy(method).train(), [*target.parameters()], state(target), state(*online)
         parts = {"views": view, "encoder": online[0], "predictor": method.predictor, "target": target[0], "aim": target[1]}
         watched = expect.Watched(method, [p for net in (*online, method.predictor) for p in net.parameters()], **parts)
-        target[0].register_forward_pre_hook(lambda *_, target=target, at_loss=at_loss: at_loss.append(state(target)[0]))
-        with expect.hints_for_messages(STEP_ERRORS):
+        with expect.hints_for_errors(STEP_ERRORS):
             got = answer(method, watched.optimizer, pictures, step, steps)
-        calls, idle = watched.calls, not any(gradient.any() for gradient, _ in watched.steps)
+        calls = watched.calls
         check_passes(calls, n)
         views = watched.views(pictures)
-        watched.check_mode("encoder", "predictor")
-        reject_if(not all(call[2] for call in calls["target"]), "The target is in evaluation mode. method.train() takes it along.")
-        reject_if(not near(at_loss[0], old), "The target moves before the loss is computed. First comes the optimiser's step.")
+        watched.check_mode("encoder", "predictor", "target")
         p = through(twin.predictor, through(twin.project, views, calls["encoder"]).chunk(2), calls["predictor"])
         z = through(copy.deepcopy(twin.target), views[::-1], calls["target"]).detach()
         reached = any(t.grad is not None and t.grad.any() for t in tensors)
-        reject_if(reached and idle, "The gradient is stopped at the wrong side, and only the target would learn. Detach z, not p.")
         reject_if(reached, "A gradient reaches the target, so it would be trained too. Compute z inside torch.no_grad(), or z.detach().")
         loss, learns = distance(p, z).mean(), [p for net in (twin.encoder, twin.projector, twin.predictor) for p in net.parameters()]
         watched.check_step(loss, learns, wrong_losses(p, z))
         expect.plain_loss(got, loss)
         new = method.target is not target or [*map(id, target.parameters())] != [*map(id, tensors)]
         reject_if(new, "The target is a new network or has new parameters. Change the old ones in place, with t.mul_(...) or t.copy_(...).")
-        shared = {t.data_ptr() for t in tensors} & {p.data_ptr() for net in online for p in net.parameters()}
-        reject_if(shared, "The target shares memory with the online network. Copy the numbers.")
         check_move(state(target)[0], old, state(*online)[0], before, step, steps, tau0)
         for x, _, _ in calls["target"]:
             twin.target(x)
