@@ -63,8 +63,7 @@ RIGHT = {
         lambda z0, z1: [25 * F.mse_loss(z0, z1), 25 * sum(F.relu(1 - (z.var(0) + 1e-4) ** 0.5).mean() for z in (z0, z1)),
                         sum(z.T.cov().triu(1).square().sum() * 2 / z.shape[1] for z in (z0, z1))],
     ],
-    "5.3": [first()],
-    "5.4": [diagnosis_by_find_nonfinite],
+    "5.3": [first()], "5.4": [diagnosis_by_find_nonfinite],
 }
 
 WRONG = {
@@ -84,8 +83,7 @@ WRONG = {
         "The third term is off": vicreg_by(squares=lambda c: c.triu(1).abs().sum() / len(c)),
     },
     "5.3": {
-        "left behind": first(remove=False),
-        "Infinity is overlooked": first(bad=lambda o: o.isnan().any()),
+        "left behind": first(remove=False), "Infinity is overlooked": first(bad=lambda o: o.isnan().any()),
         "was done before": [first(pick=lambda names, model: names[-1]), first(modules="named_children")],
         "in which they were registered": first(pick=first_leaf_as_registered),
         "disappears later": lambda model, x: None if model(x).isfinite().all() else first_nonfinite(model, x),

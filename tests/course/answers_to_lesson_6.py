@@ -63,10 +63,7 @@ def ece_by_histogram(confidence, right, bins):
     return np.abs(sums).sum() / len(number)
 
 
-RIGHT = {
-    "6.1": [step_by_one_hot, in_modes()],
-    "6.2": [ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / n), ece_by_histogram],
-}
+RIGHT = {"6.1": [step_by_one_hot, in_modes()], "6.2": [ece_by_loops(lambda c, r, n: abs(sum(c) - sum(r)) / n), ece_by_histogram]}
 
 WRONG = {
     "6.1": {
