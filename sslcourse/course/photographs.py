@@ -17,13 +17,20 @@ Percents = Mapping[str, Mapping[int, Mapping[int, float]]]  # way -> labels per 
 
 
 def long_runs(records: Iterable[Mapping]) -> dict[str, list[Mapping]]:
-    """Way -> the records of its long run on CIFAR-10, by labels; of several pretrainings that with the most of them, or the longest."""
+    """Way -> its records of long runs on CIFAR-10, by labels.
+
+    Of several pretrainings of a method that with the most records counts, or the longest: frozen and fine-tuned are of the same network.
+    """
     runs: dict[tuple, list[Mapping]] = {}
     for r in sorted(records, key=lambda r: r["labels"] or 0):
         if r["tier"] == comparison.LONG and r["dataset"] in CIFAR10:
-            runs.setdefault((r["method"], r["settings"].get("epochs", 0), r["settings"].get("seed", 0)), []).append(r)
+            pretraining = r["method"].partition(", ")[0], r["settings"].get("epochs", 0), r["settings"].get("seed", 0)
+            runs.setdefault(pretraining, []).append(r)
     ordered = sorted(runs.items(), key=lambda run: (len(run[1]), run[0][1], -run[0][2]))
-    return {method: found for (method, _, _), found in ordered}  # the last one stays
+    chosen, ways = {method: found for (method, _, _), found in ordered}, {}  # the last one stays
+    for r in (r for found in chosen.values() for r in found):
+        ways.setdefault(r["method"], []).append(r)
+    return ways
 
 
 def percents() -> Percents:
