@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sslcourse import results
 from sslcourse.course import comparison, photographs
-from sslcourse.course.lesson import TITLES, duration, memory
+from sslcourse.course.lesson import TITLES
+from sslcourse.display import duration, memory
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically
 

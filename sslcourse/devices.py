@@ -4,11 +4,14 @@ What Apple's GPUs (mps) cannot do stands here alone: float64 (`wide_float`), bf1
 """
 
 import math
+import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -224,3 +227,21 @@ def gather(rows: Tensor) -> Tensor:
     everybody = rows.new_zeros(world_size(), *rows.shape)
     everybody[rank()] = rows
     return sum_over_ranks(everybody).flatten(0, 1)
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int | None:
+    """The most main memory, in bytes, that this process has held so far; None where the system does not say."""
+    # ru_maxrss of a child starts at what its parent held when it was forked, so Linux is asked for this process's own mark first.
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

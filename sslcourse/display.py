@@ -31,3 +31,13 @@ def progress_bar(total: int, name: str, unit: str, hidden: bool = False, **optio
     if hidden or stream is sys.stderr and not stream.isatty():
         options["disable"] = True  # not False, which would overrule TQDM_DISABLE
     return tqdm(total=total, desc=name, unit=unit, leave=False, file=stream, **options)
+
+
+def memory(size: int | None) -> str:
+    """Bytes as text: '512 MB', '1.3 GB'."""
+    return "an unknown amount" if size is None else f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text: '4.2 s', '3 min 05 s'."""
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"

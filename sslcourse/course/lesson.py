@@ -18,7 +18,8 @@ import torch
 
 from sslcourse import __version__, datasets, display, models, results, training
 from sslcourse.datasets import sources
-from sslcourse.devices import choose_device
+from sslcourse.devices import choose_device, cores, peak_memory
+from sslcourse.display import duration, memory
 from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, repository_root, slug, write_json
 
@@ -271,34 +272,6 @@ def _report(lesson: Lesson) -> str:
     if lesson.tier in ("gpu", "full") and lesson.device.type == "cpu":
         lines.append(f"There is no CUDA device here, so tier {lesson.tier!r} will take very long; TIER = 'cpu' is made for this machine.")
     return "\n".join(lines)
-
-
-def cores() -> int:
-    """How many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_memory() -> int | None:
-    """The most main memory, in bytes, that this process has held so far; None where the system does not say."""
-    # ru_maxrss of a child starts at what its parent held when it was forked, so Linux is asked for this process's own mark first.
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def memory(size: int | None) -> str:
-    """Bytes as text: '512 MB', '1.3 GB'."""
-    return "an unknown amount" if size is None else f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as text: '4.2 s', '3 min 05 s'."""
-    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
 
 
 @contextlib.contextmanager

@@ -13,14 +13,9 @@ from sslcourse.course.lesson import say
 CIFAR10 = ("cifar10", *comparison.JPEG)
 MAIN = 50  # labels per class, where one number is told
 
-Percents = Mapping[str, Mapping[int, Mapping[int, float]]]  # way -> labels per class -> draw of the labels -> top-1 in percent
-
 
 def long_runs(records: Iterable[Mapping]) -> dict[str, list[Mapping]]:
-    """Way -> its records of long runs on CIFAR-10, by labels.
-
-    Of several pretrainings of a method that with the most records counts, or the longest: frozen and fine-tuned are of the same network.
-    """
+    """Way -> its records of long runs on CIFAR-10, by labels: of several pretrainings of a method, of that with most records."""
     runs: dict[tuple, list[Mapping]] = {}
     for r in sorted(records, key=lambda r: r["labels"] or 0):
         if r["tier"] == comparison.LONG and r["dataset"] in CIFAR10:
@@ -33,35 +28,27 @@ def long_runs(records: Iterable[Mapping]) -> dict[str, list[Mapping]]:
     return ways
 
 
-def percents() -> Percents:
-    """Top-1 on the test images of CIFAR-10, of the committed records of long runs; their single draws of labels are kept in each."""
+def percents() -> dict[str, dict[int, dict[int, float]]]:
+    """Way -> labels per class -> draw of the labels -> top-1 on test images of CIFAR-10, in percent, of the committed long runs."""
     found = long_runs(results.reference())
     return {way: {r["labels"] // 10: comparison.single_runs(r) for r in records} for way, records in found.items()}
-
-
-def against(known: Percents, way: str, n: int) -> evaluation.uncertainty.PairedRuns | None:
-    """A way minus supervised training with n labels per class, draw by draw; None where one of them was not run."""
-    both = [known.get(name, {}).get(n) for name in (way, SUPERVISED)]
-    return evaluation.paired_runs(*both) if all(both) else None
 
 
 def curves(method: str) -> None:
     """What a pretraining is worth on CIFAR-10, frozen and fine-tuned, beside supervised training and a random network, with verdicts."""
     known = percents()
     ways = [way for way in (f"{method}, frozen", f"{method}, fine-tuned", SUPERVISED, comparison.RANDOM) if way in known]
-    found = {(way, n): against(known, way, n) for way in ways[:2] for n in known[way]}
+    both = [(way, n) for way in ways if way.startswith(method) for n in known[way] if n in known.get(SUPERVISED, {})]
+    found = {(way, n): evaluation.paired_runs(known[way][n], known[SUPERVISED][n]) for way, n in both}
     main = found.get((ways[0], MAIN))
     title = f"CIFAR-10, {MAIN} labels per class: {main.headline(ways[0], SUPERVISED)}" if main else f"CIFAR-10: {method}"
     comparison.label_curves({way: known[way] for way in ways}, title=title, classes=10)
-    told = [f"* {n} labels per class: {pair.verdict(way, 'supervised training')}" for (way, n), pair in found.items() if pair]
+    told = [f"* {n} labels per class: {pair.verdict(way, 'supervised training')}" for (way, n), pair in found.items()]
     say("\n".join(["One pretraining on photographs, over draws of the labels:\n", *told]))
 
 
 def seen_by(name: str) -> None:
-    """How an encoder of the package came to see photographs: maps and a probe along pretraining, and which classes look alike to it.
-
-    All from facts that are kept beside it: positions of 400 test images, accuracies, the mean cosine of each two classes.
-    """
+    """How an encoder of the package came to see photographs, from facts beside it: maps and a probe along pretraining, alike classes."""
     kept = json.loads((models.saved.ENCODERS / f"{name}.json").read_text(encoding="utf-8"))
     names, labels, passes = kept["class_names"], torch.tensor(kept["labels"]), [*kept["maps"]]
     titles = [f"after {n} passes" if int(n) else "untrained" for n in passes]
@@ -77,8 +64,8 @@ def seen_by(name: str) -> None:
     probe = {"linear probe, 50 labels per class": [*kept["probe"].values()]}
     where = {"xlabel": "passes over the images", "ylabel": "validation accuracy, %", "chance": 100 / len(names)}
     plots.lines([*map(int, kept["probe"])], probe, title=f"{name}: a probe along pretraining", **where)
-    alike = torch.tensor(kept["similarity"])
-    plots.matrix(alike, title=f"{name}: which classes look alike", row_names=names, column_names=names, colour_label="mean cosine")
+    axes = {"row_names": names, "column_names": names, "colour_label": "mean cosine"}
+    plots.matrix(torch.tensor(kept["similarity"]), title=f"{name}: which classes look alike", **axes)
 
 
 def pictures(name: str, images, k: int = 7) -> None:

@@ -32,6 +32,8 @@ from sslcourse.course import lesson as lessons
 from sslcourse.course import notebook_files
 from sslcourse.course.notebook_files import first_line
 from sslcourse.course.selection import Notebook, check_dataset, check_parameters, read_notebook, select
+from sslcourse.devices import cores
+from sslcourse.display import duration
 from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, reason, write_json
 from sslcourse.results import SUMMARY_PREFIX
@@ -167,7 +169,7 @@ def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | 
         except CourseError as error:
             print(f"{error} The same command will run {task.name} again.", file=sys.stderr)
         told = {FAILED: f"failed: {done.error}", BEFORE: "done before, skipped"}
-        print(f"{labels[task]}: {told.get(done.status) or f'done in {lessons.duration(done.seconds)}'}", flush=True)
+        print(f"{labels[task]}: {told.get(done.status) or f'done in {duration(done.seconds)}'}", flush=True)
 
     alive, hold = multiprocessing.Pipe(duplex=False)
     try:
@@ -246,7 +248,7 @@ def _in_worker(task: Task, share: Mapping[str, str], timeout: float | None) -> L
 
 def share(slot: int, jobs: int, device: str = "cuda") -> dict[str, str]:
     """Environment for one of `jobs` lessons side by side: its part of the cores that OMP_NUM_THREADS allows, and of several GPUs one."""
-    threads, own = max(1, lessons.cores() // jobs), os.environ.get("OMP_NUM_THREADS", "")
+    threads, own = max(1, cores() // jobs), os.environ.get("OMP_NUM_THREADS", "")
     if own.isdigit() and int(own) > 0:
         threads = min(threads, int(own))
     named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()

@@ -23,6 +23,7 @@ RECORDS = [
     record("SimCLR, frozen", 500, [0.6, 0.61, 0.63], settings=SHORT), record("SimCLR, frozen", 50, [0.4, 0.41, 0.42], settings=SHORT),
     record("SimCLR, frozen", 500, [0.7, 0.7, 0.7], settings=LONG), record("SimCLR, fine-tuned", 500, [0.6, 0.5, 0.7], settings=SHORT),
     record("supervised", 500, [0.5, 0.5, 0.52]), record("SimCLR, frozen", 500, [0.9, 0.9, 0.9], tier="cpu"),
+    record("BYOL, frozen", 500, [0.4, 0.5, 0.52]),
 ]  # fmt: skip
 
 
@@ -34,6 +35,8 @@ def test_the_pretraining_with_most_numbers_of_labels_is_drawn_with_its_verdicts(
     assert f"CIFAR-10, 50 labels per class: {found.headline('SimCLR, frozen', 'supervised')}" in told
     assert f"50 labels per class: {found.verdict('SimCLR, frozen', 'supervised training')}" in told
     assert "between SimCLR, fine-tuned and supervised training is not shown" in told and told.count("* ") == 2
+    photographs.curves("BYOL")
+    assert capsys.readouterr().out.count("* ") == 1  # supervised training is not compared with itself
 
 
 def test_pictures_are_shown_where_the_photographs_are_at_hand(tmp_path, monkeypatch, capsys):

@@ -87,8 +87,8 @@ def _run(args: argparse.Namespace) -> int:
     if dataset == network.dataset and comparison.other_images(network, images):
         print(f"This network was trained on a data set that was called {dataset} too, with other images than these.")
     size = args.size or network.size
-    about_fresh = {"dataset": dataset, "size": size, "device": device}
-    fresh = {seed: comparison.fresh([network], lambda: None, seed=seed, **about_fresh).encoder for seed in args.seeds}
+    like = {"dataset": dataset, "size": size, "device": device}
+    fresh = {seed: comparison.fresh([network], None, seed=seed, **like).encoder for seed in args.seeds}
     blocks = dict.fromkeys(PROTOCOLS, network.block if args.block is None else args.block)
     if args.like_lessons:
         for protocol, encoders in {"linear-probe": dict.fromkeys(args.seeds, network.encoder), "untrained": fresh}.items():

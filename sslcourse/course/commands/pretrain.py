@@ -23,8 +23,8 @@ from sslcourse import augment, datasets, diagnostics, models, training
 from sslcourse.course import comparison
 from sslcourse.course.commands.arguments import DATA_DIR_HELP, count, not_negative, positive, whole
 from sslcourse.course.commands.run_folder import RunFolder
-from sslcourse.course.lesson import duration
 from sslcourse.devices import PRECISIONS, choose_device, rank, world_size
+from sslcourse.display import duration
 from sslcourse.errors import CourseError
 from sslcourse.files import folder_of, out_of_memory
 from sslcourse.training import distributed
@@ -131,7 +131,7 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         about |= {"size": args.view or images.size, "seed": args.seed} | ({"start": Path(args.start).name} if args.start else {})
         with _signals_stop() as stop:
             settings["guard"] = diagnostics.NonFiniteGuard(folder.path) if args.guard else None
-            settings["callbacks"] = [training.FasterThreads(folder.say), _Report(folder), _Keep(folder, args.keep_every, about), stop]
+            settings["callbacks"] = [training.FasterThreads(folder.say), _Report(folder, args.keep_every, about), stop]
             try:
                 history = training.pretrain(method, images, args.epochs, device=device, checkpoint=folder.checkpoint, **settings)
             except training.Stopped as stopped:
@@ -194,10 +194,13 @@ def _numbers(option: str, given: list[list[str]], known: list[str]) -> dict[str,
 
 
 class _Report(training.Callback):
-    """Writes the rows into the run's folder and says them, with the names that they have there; and once, how long the run may take."""
+    """Writes the rows into the run's folder and says them, with the names that they have there; and once, how long the run may take.
 
-    def __init__(self, folder: RunFolder):
-        self.folder, self.begun, self.estimated = folder, None, False
+    keep_every: epochs after which the encoder is kept too, as encoder-8.safetensors, described by `about`; 0 for never.
+    """
+
+    def __init__(self, folder: RunFolder, keep_every: int, about: dict):
+        self.folder, self.keep_every, self.about, self.begun, self.estimated = folder, keep_every, about, None, False
 
     def after_step(self, run) -> None:
         self.begun = self.begun or (run.step, time.perf_counter())  # counted from here, for the first step is slower than all others
@@ -212,16 +215,7 @@ class _Report(training.Callback):
         numbers = [f"{name} {value:.4g}" for name, value in run.row.items() if name not in ("epoch", "step", "lr", "seconds")]
         self.folder.write_metrics(run.history.rows)
         self.folder.say(f"epoch {run.epoch}/{run.epochs}, {', '.join(numbers)}, {run.row['seconds']:.0f} s")
-
-
-class _Keep(training.Callback):
-    """Keeps the encoder of each so many epochs, as encoder-3.safetensors; of none with 0."""
-
-    def __init__(self, folder: RunFolder, every: int, about: dict):
-        self.folder, self.every, self.about = folder, every, about
-
-    def after_epoch(self, run) -> None:
-        if self.every and run.epoch % self.every == 0 and rank() == 0:
+        if self.keep_every and run.epoch % self.keep_every == 0 and rank() == 0:
             path = self.folder.path / f"encoder-{run.epoch}.safetensors"
             models.save_network(path, run.model.encoder, **self.about, epochs=run.epoch, minutes=run.row["seconds"] / 60)
 

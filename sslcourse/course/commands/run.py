@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sslcourse import results
+    from sslcourse import display, results
     from sslcourse.course import lesson, runner, table_over_seeds
 
     parameters = {}
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     rows = []
     for done in runs:
-        took = "–" if done.seconds is None else lesson.duration(done.seconds)
-        held = "–" if done.peak_memory is None else lesson.memory(done.peak_memory)
+        took = "–" if done.seconds is None else display.duration(done.seconds)
+        held = "–" if done.peak_memory is None else display.memory(done.peak_memory)
         rows.append([done.name, done.status, took, held, done.headline or done.error or "–"])
     print(f"\n{results.Table(['lesson', 'status', 'time', 'peak memory', 'result'], rows)}")
     if args.seeds:
