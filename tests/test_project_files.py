@@ -139,7 +139,7 @@ def lines_of(folder, without=None):
 
 def test_the_package_grows_no_further():
     """It is meant to have 6,200, 5,000 and 12,500 lines: where it has more, these numbers may only fall."""
-    assert lines_of("sslcourse", without="sslcourse/course") <= 6_752
+    assert lines_of("sslcourse", without="sslcourse/course") <= 6_735
     assert lines_of("sslcourse/course") <= 5_000
     assert lines_of("tests") <= 12_500
     assert len((ROOT / "README.md").read_text().splitlines()) <= 160

@@ -38,12 +38,13 @@ def curves(method: str) -> None:
     """What a pretraining is worth on CIFAR-10, frozen and fine-tuned, beside supervised training and a random network, with verdicts."""
     known = percents()
     ways = [way for way in (f"{method}, frozen", f"{method}, fine-tuned", SUPERVISED, comparison.RANDOM) if way in known]
+    said = {way: " ".join(reversed(way.split(", "))) for way in ways}  # frozen SimCLR
     both = [(way, n) for way in ways if way.startswith(method) for n in known[way] if n in known.get(SUPERVISED, {})]
     found = {(way, n): evaluation.paired_runs(known[way][n], known[SUPERVISED][n]) for way, n in both}
     main = found.get((ways[0], MAIN))
-    title = f"CIFAR-10, {MAIN} labels per class: {main.headline(ways[0], SUPERVISED)}" if main else f"CIFAR-10: {method}"
+    title = f"CIFAR-10, {MAIN} labels per class: {main.headline(said[ways[0]], SUPERVISED)}" if main else f"CIFAR-10: {method}"
     comparison.label_curves({way: known[way] for way in ways}, title=title, classes=10)
-    told = [f"* {n} labels per class: {pair.verdict(way, 'supervised training')}" for (way, n), pair in found.items()]
+    told = [f"* {n} labels per class: {pair.verdict(said[way], 'supervised training')}" for (way, n), pair in found.items()]
     say("\n".join(["One pretraining on photographs, over draws of the labels:\n", *told]))
 
 

@@ -32,9 +32,9 @@ def test_the_pretraining_with_most_numbers_of_labels_is_drawn_with_its_verdicts(
     assert photographs.percents()["SimCLR, frozen"] == {5: pytest.approx({0: 40, 1: 41, 2: 42}), 50: pytest.approx({0: 60, 1: 61, 2: 63})}
     photographs.curves("SimCLR")
     told, found = capsys.readouterr().out, evaluation.paired_runs([60, 61, 63], [50, 50, 52])
-    assert f"CIFAR-10, 50 labels per class: {found.headline('SimCLR, frozen', 'supervised')}" in told
-    assert f"50 labels per class: {found.verdict('SimCLR, frozen', 'supervised training')}" in told
-    assert "between SimCLR, fine-tuned and supervised training is not shown" in told and told.count("* ") == 2
+    assert f"CIFAR-10, 50 labels per class: {found.headline('frozen SimCLR', 'supervised')}" in told
+    assert f"50 labels per class: {found.verdict('frozen SimCLR', 'supervised training')}" in told
+    assert "between fine-tuned SimCLR and supervised training is not shown" in told and told.count("* ") == 2
     photographs.curves("BYOL")
     assert capsys.readouterr().out.count("* ") == 1  # supervised training is not compared with itself
 
