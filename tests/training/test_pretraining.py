@@ -55,7 +55,7 @@ def test_batches_and_images_that_cannot_be_are_refused(method, options, named):
 def test_a_look_is_what_evaluation_measures(view):
     method, images = simclr(augmentation=view), image_set(n=40)
     row = pretrain(method, images, epochs=2).final
-    seen = {"transform": evaluation.evaluation_view(method.augmentation, 8), "precision": "fp32"}
+    seen = {"transform": evaluation.evaluation_view(method.augmentation, 8)}
     bank, rows = (evaluation.features(method.encoder, getattr(images, f"{name}_images"), **seen) for name in ("train", "validation"))
     found = evaluation.FeatureSet(bank, images.train_labels, rows, images.validation_labels, rows, images.validation_labels, list("rgb"))
     assert row["knn_accuracy"] == evaluation.knn_accuracy(found).top1
