@@ -59,14 +59,13 @@ def seen_by(name: str) -> None:
         plots.scatter(maps, labels, names, title=f"{name}: t-SNE of {len(labels)} test images")
 
     last = len(passes) - 1
-    draw(*sorted({0, last // 2, last}))
-    if last:
-        widgets.explore(lambda frame: draw(frame), frame=(0, last, 1, last))
+    draw(0, last)
+    widgets.explore(lambda frame: draw(frame), frame=(0, last, 1, last))
     probe = {"linear probe, 50 labels per class": [*kept["probe"].values()]}
     where = {"xlabel": "passes over the images", "ylabel": "validation accuracy, %", "chance": 100 / len(names)}
     plots.lines([*map(int, kept["probe"])], probe, title=f"{name}: a probe along pretraining", **where)
-    axes = {"row_names": names, "column_names": names, "colour_label": "mean cosine"}
-    plots.matrix(torch.tensor(kept["similarity"]), title=f"{name}: which classes look alike", **axes)
+    alike, title = torch.tensor(kept["similarity"]), f"{name}: which classes look alike"
+    plots.matrix(alike, title=title, row_names=names, column_names=names, colour_label="mean cosine")
 
 
 def pictures(name: str, images, k: int = 7) -> None:

@@ -49,6 +49,13 @@ def test_what_a_run_leaves(finished):
     assert "training to come" in log and "epoch 2/2, loss " in log and "knn_accuracy" in log and "Kept: " in log
 
 
+def test_an_encoder_on_the_way_that_cannot_be_kept_ends_no_run(data, tmp_path, capsys):
+    (tmp_path / "run" / "encoder-1.safetensors").mkdir(parents=True)
+    assert main(arguments(data, tmp_path / "run", "--keep-every", "1", "--look-every", "0")) == 0
+    out = capsys.readouterr().out
+    assert "encoder-1.safetensors" in out and "The run goes on." in out and (tmp_path / "run" / "encoder.safetensors").is_file()
+
+
 def test_it_trains_as_the_lessons_do(finished, data):
     """The same call from a notebook ends with the same encoder."""
     images = datasets.load("toybox", data, size=16).subset(unlabeled=96).subset(test=0)

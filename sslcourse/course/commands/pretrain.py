@@ -194,10 +194,7 @@ def _numbers(option: str, given: list[list[str]], known: list[str]) -> dict[str,
 
 
 class _Report(training.Callback):
-    """Writes the rows into the run's folder and says them, with the names that they have there; and once, how long the run may take.
-
-    keep_every: epochs after which the encoder is kept too, as encoder-8.safetensors, described by `about`; 0 for never.
-    """
+    """Writes and says each row, and once how long the run may take; keeps the encoder every so many epochs (0: never)."""
 
     def __init__(self, folder: RunFolder, keep_every: int, about: dict):
         self.folder, self.keep_every, self.about, self.begun, self.estimated = folder, keep_every, about, None, False
@@ -216,8 +213,11 @@ class _Report(training.Callback):
         self.folder.write_metrics(run.history.rows)
         self.folder.say(f"epoch {run.epoch}/{run.epochs}, {', '.join(numbers)}, {run.row['seconds']:.0f} s")
         if self.keep_every and run.epoch % self.keep_every == 0 and rank() == 0:
-            path = self.folder.path / f"encoder-{run.epoch}.safetensors"
-            models.save_network(path, run.model.encoder, **self.about, epochs=run.epoch, minutes=run.row["seconds"] / 60)
+            about = self.about | {"epochs": run.epoch, "minutes": run.row["seconds"] / 60}
+            try:
+                models.save_network(self.folder.path / f"encoder-{run.epoch}.safetensors", run.model.encoder, **about)
+            except CourseError as error:  # a frame of the film is missing then, and the run is worth more
+                self.folder.say(f"{error} The run goes on.")
 
 
 @contextmanager
