@@ -323,13 +323,16 @@ def test_an_encoder_that_comes_with_the_package_is_named_evaluated_and_trained_f
     assert "name one that is here: drawn-simclr." in capsys.readouterr().err
 
     begun = [word for word in arguments(data, tmp_path / "run") if word not in ("--network", "resnet9", "--width", "4")]
-    monkeypatch.setattr(training, "pretrain", lambda method, *a, **o: (_ for _ in ()).throw(Seen(method)))
-    with pytest.raises(Seen) as seen:
+    with monkeypatch.context() as patch, pytest.raises(Seen) as seen:
+        patch.setattr(training, "pretrain", lambda method, *a, **o: (_ for _ in ()).throw(Seen(method)))
         main([*begun, "--start", "drawn-simclr", "--view", "12"])
     ours, theirs = (network.state_dict() for network in (seen.value.args[0].encoder, models.load_network("drawn-simclr").encoder))
     assert seen.value.args[0].encoder.training and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert main([*begun, "--resume", "--start", "drawn-simclr", "--width", "4"]) == 1
     assert "leave --network and --width out" in capsys.readouterr().err
+    assert main([*begun, "--resume", "--start", "drawn-simclr"]) == 0
+    before, after = (models.load_network(place).about for place in ("drawn-simclr", tmp_path / "run"))
+    assert after["images_seen"] == 2 * before["images_seen"] and after["minutes"] > before["minutes"]  # of both together
 
 
 class Seen(Exception):

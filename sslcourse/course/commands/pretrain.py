@@ -67,8 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     suits = "(default: resnet18 on a GPU; on a CPU, which takes many times as long, resnet9 of width 16)"
     add("--network", choices=("resnet9", "resnet18", "resnet50", "alexnet"), help=suits)
     add("--width", type=whole, help="channels of a ResNet-9's first convolution (default: 64)")
-    start = "an encoder to begin with, in place of a new one: a run's folder, a file, or a name that `evaluate` knows"
-    add("--start", metavar="NETWORK", help=start)
+    add("--start", metavar="NETWORK", help="an encoder to begin with: a run's folder, a file, or a name that `evaluate` knows")
     add("--option", nargs=2, help="an option of the method's class, such as temperature 0.5; may be repeated", **repeated)
     add("--augment", nargs="+", help="an option of its views (sslcourse.augment), such as crop 0.2 1; may be repeated", **repeated)
     add("--seed", type=count, default=0)
@@ -129,6 +128,7 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         folder.say(f"{what}, {args.epochs} epochs, batches of {settings['batch_size']}{shared}, {device}")
         about = {"method": TITLES[args.method], "lesson": LESSONS[args.method], "dataset": images.name, "network": network}
         about |= {"size": args.view or images.size, "seed": args.seed} | ({"start": Path(args.start).name} if args.start else {})
+        before = models.load_network(args.start).about if args.start else {}  # what the encoder that it begins with has cost
         with _signals_stop() as stop:
             settings["guard"] = diagnostics.NonFiniteGuard(folder.path) if args.guard else None
             settings["callbacks"] = [training.FasterThreads(folder.say), _Report(folder, args.keep_every, about), stop]
@@ -142,7 +142,8 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
             folder.say(history.stopped)
         elif rank() == 0:
             about |= {"epochs": args.epochs, "pretraining": history.settings}
-            about |= {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
+            spent = {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
+            about |= {name: value + (before.get(name) or 0) for name, value in spent.items()}
             method.encoder._compiled_call_impl = None  # a compiled encoder computes the same, and its file must not depend on that
             models.save_network(folder.encoder, method.encoder, **about)
             way_on = f"python -m sslcourse evaluate {shlex.quote(str(folder.path))} --dataset {args.dataset}"
@@ -231,10 +232,9 @@ def _signals_stop() -> Iterator[training.StopWhenAsked]:
             raise KeyboardInterrupt
         stop.asked, stop.number = True, number
 
-    numbers = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
     before = {}
     with suppress(ValueError):  # not in the main thread, where Python takes no signals
-        for number in numbers:
+        for number in (number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell that runs this behind itself, wants it ignored
                 before[number] = signal.signal(number, ask)
     try:
