@@ -71,8 +71,8 @@ def test_links_and_pictures_of_the_readme_exist():
 
 def test_the_citation_has_the_version_and_the_address_of_the_project():
     cited = re.search(r"```bibtex\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
-    assert re.search(r"version = \{(.*)\}", cited)[1] == PROJECT["version"]
-    assert re.search(r"url     = \{(.*)\}", cited)[1] == PROJECT["urls"]["Repository"]
+    assert re.search(r"version = \{(.*?)\}", cited)[1] == PROJECT["version"]
+    assert re.search(r"url = \{(.*?)\}", cited)[1] == PROJECT["urls"]["Repository"]
 
 
 def test_published_tables_and_costs_are_those_of_the_committed_records():

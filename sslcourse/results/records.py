@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 import platform
 import re
 import statistics
@@ -23,7 +24,6 @@ from pathlib import Path
 import fastjsonschema
 import torch
 
-from sslcourse.devices import cores
 from sslcourse.errors import CourseError
 from sslcourse.files import differences, plain, slug, write_json
 
@@ -224,7 +224,7 @@ def record_costs(lesson: int, tier: str, seconds: float, peak_memory: int | None
     """Write down in the package what a lesson cost at a tier, for its set-up cell and the README to quote."""
     path = _REFERENCE / "costs.json"
     costs = json.loads(path.read_text(encoding="utf-8"))
-    measured = {"seconds": round(seconds, 1), "peak_memory": peak_memory, "device": device_name(device), "cores": cores()}
+    measured = {"seconds": round(seconds, 1), "peak_memory": peak_memory, "device": device_name(device), "cores": os.cpu_count()}
     measured |= {"torch": torch.__version__, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
     costs.setdefault(str(lesson), {})[tier] = measured
     write_json(path, costs)
