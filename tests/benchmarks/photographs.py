@@ -37,7 +37,7 @@ def facts(network: models.Network, frames: dict[int, models.Network], images) ->
         maps[passes] = at @ torch.from_numpy(orthogonal_procrustes(at.numpy(), last.numpy())[0])
         probe[passes] = round(100 * evaluation.linear_probe(evaluation.feature_set(one.encoder, few, size=size)).top1, 1)
     short = {passes: [[round(value, 1) for value in row] for row in at.tolist()] for passes, at in reversed(maps.items())}
-    alike = [[round(value, 2) for value in row] for row in (classes @ classes.T).tolist()]
+    alike = [[round(value, 2) + 0.0 for value in row] for row in (classes @ classes.T).tolist()]
     kept = {"class_names": list(images.class_names), "labels": labels[some].tolist(), "maps": short, "similarity": alike}
     return kept | {"probe": dict(reversed(probe.items()))}
 
