@@ -196,7 +196,8 @@ def _row(source: str, found: Mapping, gain: str, differs: str) -> list[str]:
 
 
 def _differs(record: Mapping) -> str:
-    epochs, long, runs = record["settings"].get("epochs"), record["tier"] == LONG, len(record["seeds"])
+    settings, long, runs = record["settings"], record["tier"] == LONG, len(record["seeds"])
+    epochs = settings.get("pretraining_epochs", settings.get("epochs"))  # of all stages together, where one began with another
     if long and epochs:  # one network, whose labels were drawn anew
         ran = [f"one pretraining of {epochs} epochs", f"{runs} draws of labels"]
     else:
