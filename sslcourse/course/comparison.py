@@ -196,8 +196,7 @@ def _row(source: str, found: Mapping, gain: str, differs: str) -> list[str]:
 
 
 def _differs(record: Mapping) -> str:
-    settings, long, runs = record["settings"], record["tier"] == LONG, len(record["seeds"])
-    epochs = settings.get("pretraining_epochs", settings.get("epochs"))  # of all stages together, where one began with another
+    epochs, long, runs = record["settings"].get("epochs"), record["tier"] == LONG, len(record["seeds"])
     if long and epochs:  # one network, whose labels were drawn anew
         ran = [f"one pretraining of {epochs} epochs", f"{runs} draws of labels"]
     else:
@@ -209,9 +208,9 @@ def _differs(record: Mapping) -> str:
 def final_table(records: Iterable[Mapping]) -> results.Table:
     """What the original projects reported, what we have for the same task, and what was published; what is open stays open.
 
-    gain: ours less the reported number of the same kind (the first one where none is, but for supervised), with the standard errors of
-    both, ours over seeds and theirs over test images. In an open task, ours on a stand-in for its data set (`STAND_INS`) is shown as such,
-    without a gain.
+    gain: ours, with as many labels as the task has, less the reported number of the same kind (the first one where none is, but for
+    supervised), with the standard errors of both, ours over seeds and theirs over test images. In an open task, ours on a stand-in for
+    its data set (`STAND_INS`) is shown as such, without a gain.
     """
     records, rows = list(records), []
     for task in TASKS:
@@ -233,7 +232,7 @@ def _gain(record: Mapping, task: Mapping) -> str:
         return "–"
     kind = _protocol(record["method"]).split(", ")[-1]
     same = [row for row in reported if row["method"] == record["method"] or _protocol(row["method"]).endswith(f", {kind}")]
-    if not same and kind == "supervised":
+    if record["labels"] != task["labels"] or not same and kind == "supervised":
         return "–"
     theirs, top1, n = (same or reported)[0]["top1"], record["metrics"]["top1"], task["test_images"]
     known = n and top1["standard_error"] is not None

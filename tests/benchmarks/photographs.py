@@ -27,7 +27,7 @@ def facts(network: models.Network, frames: dict[int, models.Network], images) ->
     some = torch.cat([(labels == c).nonzero()[:ON_THE_MAP, 0] for c in range(images.num_classes)])
     few, last = images.few_labels(LABELS, seed=0).subset(test=0), None
     maps, probe = {}, {}
-    for passes, one in sorted((frames | {network.about["passes"]: network}).items(), reverse=True):
+    for passes, one in sorted((frames | {network.about["epochs"]: network}).items(), reverse=True):
         z = evaluation.features(one.encoder, images.test_images, size=size)
         z = F.normalize(z - z.mean(0), dim=1)
         at = evaluation.tsne(z[some]).double()
@@ -49,13 +49,12 @@ def main() -> None:
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--size", type=int, help="pixels at which it reads images best, found on validation (default: that of its views)")
-    parser.add_argument("--passes", type=int, help="over the images in all, where it began with another encoder (default: its epochs)")
     frame = "an encoder of the way there, after so many passes; - for the untrained one"
     parser.add_argument("--frame", nargs=2, action="append", default=[], metavar=("PASSES", "NETWORK"), help=frame)
     args = parser.parse_args()
     network = models.load_network(args.network)
     size = args.size or network.size
-    network.about |= {"view": network.about.get("view", network.size), "size": size, "passes": args.passes or network.about["epochs"]}
+    network.about |= {"view": network.about.get("view", network.size), "size": size}
     untrained = comparison.fresh([network], None, dataset=args.dataset, size=size, seed=0, device="cpu")
     frames = {int(passes): untrained if path == "-" else models.load_network(path) for passes, path in args.frame}
     found = facts(network, frames, datasets.load(args.dataset, args.data_dir))

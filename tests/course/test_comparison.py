@@ -144,6 +144,8 @@ def test_a_gain_is_ours_less_the_reported_of_the_same_kind():
     assert rows["BYOL, frozen"][3] == f"+3.0 ± {error:.1f}"
     assert rows["BYOL, fine-tuned"][3].startswith("−2.0 ± ")  # against the one from scratch, not the one from ImageNet's weights
     assert "96 px, 3 seeds, tier cpu, committed" in rows["BYOL, frozen"][-1]
+    fewer = ours(results.fill([], [record("BYOL, frozen", 0.6, 0.003, **given | {"labels": 500})]))
+    assert fewer["BYOL, frozen"][3] == "–"  # a tenth of the labels is another task
     twins = record("Barlow Twins, frozen", dataset="stl10", labels=5000, lesson=5)  # a NaN was reported
     flowers = record("rotation, probe", 0.80, dataset="flowers", labels=350, lesson=2)  # on an unknown number of test images
     rows = ours([twins, flowers])

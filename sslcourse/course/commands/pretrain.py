@@ -13,7 +13,7 @@ import re
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -129,9 +129,14 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         about = {"method": TITLES[args.method], "lesson": LESSONS[args.method], "dataset": images.name, "network": network}
         about |= {"size": args.view or images.size, "seed": args.seed} | ({"start": Path(args.start).name} if args.start else {})
         before = models.load_network(args.start).about if args.start else {}  # what the encoder that it begins with has cost
+
+        def kept(row: dict) -> dict:  # with an encoder, at a row of the history
+            spent = {"epochs": row["epoch"], "images_seen": row["epoch"] * len(images.unlabeled), "minutes": row["seconds"] / 60}
+            return about | {name: value + (before.get(name) or 0) for name, value in spent.items()}
+
         with _signals_stop() as stop:
             settings["guard"] = diagnostics.NonFiniteGuard(folder.path) if args.guard else None
-            settings["callbacks"] = [training.FasterThreads(folder.say), _Report(folder, args.keep_every, about), stop]
+            settings["callbacks"] = [training.FasterThreads(folder.say), _Report(folder, args.keep_every, kept), stop]
             try:
                 history = training.pretrain(method, images, args.epochs, device=device, checkpoint=folder.checkpoint, **settings)
             except training.Stopped as stopped:
@@ -141,13 +146,10 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         if history.stopped:
             folder.say(history.stopped)
         elif rank() == 0:
-            about |= {"epochs": args.epochs, "pretraining": history.settings}
-            spent = {"images_seen": args.epochs * len(images.unlabeled), "minutes": history.final["seconds"] / 60}
-            about |= {name: value + (before.get(name) or 0) for name, value in spent.items()}
             method.encoder._compiled_call_impl = None  # a compiled encoder computes the same, and its file must not depend on that
-            models.save_network(folder.encoder, method.encoder, **about)
-            way_on = f"python -m sslcourse evaluate {shlex.quote(str(folder.path))} --dataset {args.dataset}"
-            folder.say(f"Kept: {folder.encoder}. Evaluate it: {way_on}")
+            own, last = shlex.quote(str(folder.path)), kept(history.final | {"epoch": args.epochs})
+            models.save_network(folder.encoder, method.encoder, pretraining=history.settings, **last)
+            folder.say(f"Kept: {folder.encoder}. Evaluate it: python -m sslcourse evaluate {own} --dataset {args.dataset}")
         return int(bool(history.stopped))
 
 
@@ -197,8 +199,8 @@ def _numbers(option: str, given: list[list[str]], known: list[str]) -> dict[str,
 class _Report(training.Callback):
     """Writes and says each row, and once how long the run may take; keeps the encoder every so many epochs (0: never)."""
 
-    def __init__(self, folder: RunFolder, keep_every: int, about: dict):
-        self.folder, self.keep_every, self.about, self.begun, self.estimated = folder, keep_every, about, None, False
+    def __init__(self, folder: RunFolder, keep_every: int, kept: Callable):
+        self.folder, self.keep_every, self.kept, self.begun, self.estimated = folder, keep_every, kept, None, False
 
     def after_step(self, run) -> None:
         self.begun = self.begun or (run.step, time.perf_counter())  # counted from here, for the first step is slower than all others
@@ -214,9 +216,8 @@ class _Report(training.Callback):
         self.folder.write_metrics(run.history.rows)
         self.folder.say(f"epoch {run.epoch}/{run.epochs}, {', '.join(numbers)}, {run.row['seconds']:.0f} s")
         if self.keep_every and run.epoch % self.keep_every == 0 and rank() == 0:
-            about = self.about | {"epochs": run.epoch, "minutes": run.row["seconds"] / 60}
             try:
-                models.save_network(self.folder.path / f"encoder-{run.epoch}.safetensors", run.model.encoder, **about)
+                models.save_network(self.folder.path / f"encoder-{run.epoch}.safetensors", run.model.encoder, **self.kept(run.row))
             except CourseError as error:  # a frame of the film is missing then, and the run is worth more
                 self.folder.say(f"{error} The run goes on.")
 
