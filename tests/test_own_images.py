@@ -14,7 +14,7 @@ from sslcourse.plots import style
 # name -> images of each class, the mode of the pictures, what a lesson says first, and the lessons
 SETS = {
     "two": ({"$": 30, "$_$": 30}, "L", "dealt anew", (1, 2, 3, 5, 7)),
-    "rare": ({"apple_pie": 40, "two words": 40, "中文": 40, "\\frac{": 5}, "RGB", "labels a class and not", (1, 2, 4, 5, 6, 7)),
+    "rare": ({"apple_pie": 40, "two words": 40, "中文": 40, "\\frac{": 5}, "RGB", "labels per class and not", (1, 2, 4, 5, 6, 7)),
     "many": ({f"class {k} with a long name": 14 for k in range(120)}, "RGB", "20 of its 120 classes", (3, 4, 6)),
 }
 

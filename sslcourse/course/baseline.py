@@ -48,21 +48,21 @@ def read(lesson, images, per_class: int, seeds: Sequence[int], network: str) -> 
 
 
 def baselines(lesson, images, counts, main: int, seeds: Sequence[int], network: str, make_encoder: Callable) -> dict[int, dict]:
-    """Labels a class -> the record of the baseline, where lesson 1 left one; that of the main number is trained now where it did not.
+    """Labels per class -> the record of the baseline, where lesson 1 left one; that of the main number is trained now where it did not.
 
     network: the name of what make_encoder makes, such as "ResNet-9, width 16"; another network is no fair rival.
     """
     found = {n: read(lesson, images, n, seeds, network) for n in counts}
     if not found[main]:
         how, tested, validation = settings_of(lesson), {}, {}
-        print(f"Lesson 1 left no record of {main} labels a class here, so the baseline is trained now, for only {how['steps']} steps.")
+        print(f"Lesson 1 left no record of {main} labels per class here, so the baseline is trained now, for only {how['steps']} steps.")
         for seed in seeds:
             labelled = images.few_labels(main, seed)
             torch.manual_seed(seed)
             model = models.Classifier(make_encoder(), images.num_classes).to(lesson.device)
             options = {name: how[name] for name in ("batch_size", "lr", "label_smoothing")} | {"seed": seed, "validate_every": 0}
             epochs = training.epochs_for(len(labelled.train_labels), how["steps"], how["passes"], BATCH)
-            options |= {"augmentation": augment.strong(images.size), "name": f"supervised, {main} a class, seed {seed}"}
+            options |= {"augmentation": augment.strong(images.size), "name": f"supervised, {main} per class, seed {seed}"}
             history = training.fit_classifier(model, labelled, epochs, **options)
             tested[seed] = evaluation.evaluate(model, images.test_images, images.test_labels, images.class_names)
             validation[seed] = history.final.get("validation_accuracy", 0.0)
@@ -76,8 +76,8 @@ class Comparison:
     name: of the pretraining, such as "SimCLR". encoders, untrained: encoders by seed. blocks: what probes read of the one and of the other.
     network: the name of what make_encoder makes. frozen: what tables call a probe. Probes see weak views, fine-tuning strong ones.
 
-    tested: way -> labels a class -> seed -> Result on the test images. supervised: labels a class -> record of the baseline.
-    percents: both, in percent. main: the labels a class with which the network is fine-tuned, per_class unless a class has fewer.
+    tested: way -> labels per class -> seed -> Result on the test images. supervised: labels per class -> record of the baseline.
+    percents: both, in percent. main: the labels per class with which the network is fine-tuned, per_class unless a class has fewer.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Comparison:
         """The pretrained encoder of this seed with a new head, trained further on the labels of this seed; seen on the test images."""
         epochs = training.epochs_for(self.main * self.images.num_classes, self.steps, self.lesson.pick(smoke=1, cpu=4))
         how = {"encoder_lr_scale": ENCODER_LR_SCALE, "augmentation": augment.strong(self.images.size), "batch_size": BATCH}
-        how |= {"seed": seed, "validate_every": 0, "split": "test", "name": f"{self.main} a class, fine-tuned, seed {seed}"}
+        how |= {"seed": seed, "validate_every": 0, "split": "test", "name": f"{self.main} per class, fine-tuned, seed {seed}"}
         return evaluation.fine_tune(self.encoders[seed], self.images.few_labels(self.main, seed), epochs, **how)
 
     def against(self, way: str, n: int, labels: int | None = None) -> evaluation.uncertainty.PairedRuns:
-        """A way with n labels a class, less the baseline with as many, or with so many labels a class."""
+        """A way with n labels per class, less the baseline with as many, or with so many labels per class."""
         return evaluation.paired_runs(self.percents[way][n], self.percents[METHOD][labels or n])
 
     def verdicts(self) -> str:
@@ -116,12 +116,12 @@ class Comparison:
         told = "Seed by seed, on the same labels:\n"
         for n, first, second in [*pairs, *((n, self.frozen, METHOD) for n in self.supervised)]:
             found = evaluation.paired_runs(self.percents[first][n], self.percents[second][n])
-            told += f"\n* {n} labels a class: {found.verdict(self.said[first], self.said[second])}"
+            told += f"\n* {n} labels per class: {found.verdict(self.said[first], self.said[second])}"
         return told
 
     def curves(self, way: str) -> None:
-        """Test accuracy against labels a class, with standard errors over seeds; the title says what became of this way."""
-        title = f"{self.main} labels a class: {self.against(way, self.main).headline(self.said[way], METHOD)}"
+        """Test accuracy against labels per class, with standard errors over seeds; the title says what became of this way."""
+        title = f"{self.main} labels per class: {self.against(way, self.main).headline(self.said[way], METHOD)}"
         comparison.label_curves(self.percents, title=title, classes=self.images.num_classes)
 
     def headline(self) -> str:
@@ -153,7 +153,7 @@ class Comparison:
 
 
 def probes(encoders: Mapping, images, counts: Sequence[int], *, block: int | None) -> dict[int, dict]:
-    """Linear probes on the test images, with few labels in weak views: labels a class -> seed -> Result. encoders: by the labels' seed."""
+    """Linear probes on the test images, with few labels in weak views: labels per class -> seed -> Result. encoders: by the labels' seed."""
     view, found = augment.weak(images.size), {n: {} for n in counts}
     for seed, encoder in encoders.items():
         whole = evaluation.feature_set(encoder, images.few_labels(1, seed), block=block)

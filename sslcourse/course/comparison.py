@@ -125,11 +125,11 @@ def single_runs(record: Mapping) -> dict[int, float]:
 
 
 def label_curves(percents: Mapping[str, Mapping[int, Mapping[int, float]]], *, title: str, classes: int) -> None:
-    """Test accuracy against labels a class, with standard errors over seeds. percents: way -> labels a class -> seed -> percent."""
+    """Test accuracy against labels per class, with standard errors over seeds. percents: way -> labels per class -> seed -> percent."""
     x, means, errors = {way: list(row) for way, row in percents.items()}, {}, {}
     for way, row in percents.items():
         means[way], errors[way] = zip(*(evaluation.mean_and_error([*runs.values()]) for runs in row.values()), strict=True)
-    where = {"xlabel": "labelled images a class", "ylabel": "test accuracy, %", "log_x": True}
+    where = {"xlabel": "labelled images per class", "ylabel": "test accuracy, %", "log_x": True}
     plots.lines(x, means, errors=errors, title=title, chance=100 / classes, **where)
 
 

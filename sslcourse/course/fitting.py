@@ -32,12 +32,12 @@ def fitted(images, labels: int, batch: int) -> tuple:
     images = _dealt(_without(images, rare) if rare else images)
     names, after = images.class_names, len(images.validation_labels)
     train, test = (torch.bincount(labels, minlength=len(names)) for labels in (images.train_labels, images.test_labels))
-    warnings.filterwarnings("ignore", message="The number of unique classes")  # scikit-learn's, of each probe on a label or two a class
+    warnings.filterwarnings("ignore", message="The number of unique classes")  # scikit-learn's, of each probe on a label or two per class
     share, unwritten = test.max() / max(1, int(test.sum())), plots.fonts_for("".join(names))
     told = [
         (rare, f"classes with fewer than {LEAST} images beside those for the test are left out ({', '.join(rare)})"),
         (after != before, f"training and validation images are dealt anew, with {after} to choose by, where there were {before}"),
-        (train.min() < labels, f"comparisons take at most {train.min()} labels a class and not {labels}, because "
+        (train.min() < labels, f"comparisons take at most {train.min()} labels per class and not {labels}, because "
          f"{names[train.argmin()]!r} has no more training images"),
         (share > 1.5 / len(names), f"who always says {names[test.argmax()]!r} is right in {100 * share:.0f} % of the test images, "
          "which is what to compare with"),

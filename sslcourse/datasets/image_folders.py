@@ -95,7 +95,7 @@ def read(found: Files, work: Path, size: int | None = None, *, label: str, stric
     folder a stratified 20 % of train becomes the test set (`prepared.set_aside`, seed 0). Wrapping folders are looked through; hidden files
     and links are left out: a sentence in `rules` says so. Images, in sorted order, become uint8 (N, 3, size, size) (`image_files.decode`).
     size: pixels, 8..512; None takes the images' own size if they are all square, equal, and at most 128, else 96. label: what messages call
-    the folder. strict: refuse files that cannot be read instead of skipping them. limit: at most that many files a class and split.
+    the folder. strict: refuse files that cannot be read instead of skipping them. limit: at most that many files per class and split.
     CourseError for a layout without images or without classes, a single class, an empty class, or a class in test that train lacks.
     """
     hidden, links, kept = set(), [], {}

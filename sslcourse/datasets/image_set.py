@@ -105,7 +105,7 @@ class ImageSet:
     def few_labels(self, per_class: int = 10, seed: int = 0) -> "ImageSet":
         """The same ImageSet with `per_class` labelled training images of each class, in their order; the other parts stay as they are.
 
-        The choice depends on `seed` and the labels, and is nested: those for 10 a class are among those for 20 a class.
+        The choice depends on `seed` and the labels, and is nested: those for 10 per class are among those for 20 per class.
         ValueError if `per_class` < 1 or a class has fewer images than that.
         """
         rows = few_rows(self.train_labels, self.class_names, per_class, seed).to(self.train_labels.device)

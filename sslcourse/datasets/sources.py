@@ -49,7 +49,7 @@ def prepare(name, data_dir="data", *, source=None, size=None, strict=False, limi
     name: one of datasets.KNOWN, or with `source` a name of your own. source: the path of an archive or folder (images as at
     `image_folders.read`, or the original files of STL-10 or CIFAR-10). size: pixels, 8..512, at which image folders are stored (None: their
     own, or 96); the others get a second, resized copy. strict: refuse files that cannot be read, instead of skipping them. limit: at most
-    that many images a class and split (and that many unlabelled ones a class). keep_archive: keep the downloaded archive.
+    that many images per class and split (and that many unlabelled ones per class). keep_archive: keep the downloaded archive.
     CourseError for everything that can go wrong on the way, with nothing half-made left; ValueError for a wrong size or limit.
     """
     check_size(size)

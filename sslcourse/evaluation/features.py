@@ -93,7 +93,7 @@ class FeatureSet:
     dim = property(lambda self: self.train.shape[1])
 
     def few_labels(self, per_class: int = 10, seed: int = 0) -> "FeatureSet":
-        """The same with `per_class` labelled rows a class: the images that `ImageSet.few_labels` chooses with this seed."""
+        """The same with `per_class` labelled rows per class: the images that `ImageSet.few_labels` chooses with this seed."""
         rows = datasets.few_rows(self.train_labels, self.class_names, per_class, seed)
         return replace(self, train=self.train[rows], train_labels=self.train_labels[rows])
 

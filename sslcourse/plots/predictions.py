@@ -12,7 +12,7 @@ from sslcourse.plots.style import COLOURS, LINES, MARKERS, show
 
 
 def probabilities(values: Tensor, class_names: Sequence[str], *, title: str, truth: int) -> None:
-    """One bar a class for a single image's probabilities, the true class marked. values: (C,)."""
+    """One bar per class for a single image's probabilities, the true class marked. values: (C,)."""
     figure, axis = plt.subplots(figsize=(6.4, 2.4), layout="tight")
     numbers = 100 * np.asarray(values, float)
     look = {"facecolor": COLOURS[2], "hatch": "//", "edgecolor": "white"}

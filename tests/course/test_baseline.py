@@ -41,7 +41,7 @@ def test_of_lesson_1s_records_that_with_the_best_validation_accuracy_is_the_base
     records[-1]["metrics"]["top1"]["values"] = None
     _ = [results.write(record, lesson.results_dir) for record in records]
     found = baseline.baselines(lesson, images, (2, 3), 2, (0, 1), NETWORK, make_encoder)
-    assert found == {2: records[1]}  # nothing is known of three labels a class, and nothing is trained for them
+    assert found == {2: records[1]}  # nothing is known of three labels per class, and nothing is trained for them
     assert baseline.read(lesson, images, 2, (0, 1, 5), NETWORK) is None
 
 
@@ -62,7 +62,7 @@ def test_a_comparison_holds_frozen_and_fine_tuned_encoders_against_the_baseline_
     found = compared.against("ours, frozen", 2)
     assert found.difference == pytest.approx(100 * sum(compared.tested["ours, frozen"][2][s].top1 for s in (0, 1)) / 2)  # less 0 % right
     told = compared.verdicts()
-    assert told.count("2 labels a class") == 4 and all(name in told for name in ("fine-tuned ours", "frozen ours", "the untrained network"))
+    assert told.count("2 labels per class") == 4 and all(name in told for name in ("fine-tuned ours", "frozen ours", "the untrained network"))
     drawn = {}
     monkeypatch.setattr(comparison.plots, "lines", lambda x, y, **options: drawn.update(x=x, y=y))
     compared.curves("ours, frozen")

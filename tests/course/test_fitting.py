@@ -50,7 +50,7 @@ def test_a_set_that_has_enough_of_everything_stays_as_it_is_and_nothing_is_said(
 
 @pytest.mark.parametrize(("train", "validation", "then", "least"), [
     ([22, 22], [2, 2], [8, 8], 16),  # a third
-    ([13, 13], [1, 1], [4, 4], 10),  # ten labels a class come first
+    ([13, 13], [1, 1], [4, 4], 10),  # ten labels per class come first
     ([8, 29], [1, 3], [1, 10], 8),  # one, of a class that has less than that
     ([3, 29, 29], [1, 3, 3], [1, 10, 10], 3),
     ([20, 20], [40, 0], [40, 1], 19),  # a class without any
@@ -74,7 +74,7 @@ def test_a_class_with_hardly_an_image_is_left_out_of_all_splits_and_the_others_k
 
 
 @pytest.mark.parametrize(("images", "labels", "sentence"), [
-    (image_set([30, 12, 30, 30], [10] * 4), 20, "at most 12 labels a class and not 20, because 'c1'"),
+    (image_set([30, 12, 30, 30], [10] * 4), 20, "at most 12 labels per class and not 20, because 'c1'"),
     (image_set([30] * 4, [10] * 4, [90, 10, 10, 10]), 10, "always says 'c0' is right in 75 % of the test images"),
     (image_set([30] * 2, [20] * 2), 10, "top-3 accuracy is left out"),
     (image_set([10] * 22, [2] * 22, [1] * 22), 10, "at most 20 of its 22 classes"),

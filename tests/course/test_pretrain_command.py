@@ -275,7 +275,7 @@ def test_evaluate_gives_a_table_and_records_and_can_train_the_same_network_from_
     assert all(r["seeds"] == [0, 1] and r["labels"] == 30 and r["lesson"] == 3 and r["image_size"] == 16 for r in (tuned, nearest))
     assert {record["network"] for record in (tuned, nearest, scratch)} == {"ResNet-9, width 4"}
     told = capsys.readouterr().out
-    assert "SimCLR, kNN" in told and "On test images, 2 draws of labels." in told and told.count("3 labels a class: ") == 5
+    assert "SimCLR, kNN" in told and "On test images, 2 draws of labels." in told and told.count("3 labels per class: ") == 5
 
 
 @pytest.mark.parametrize(("more", "told"), [
@@ -360,4 +360,4 @@ def test_fixmatch_goes_on_from_the_encoder_beside_its_control(finished, data, tm
     assert {record["lesson"] for record in found.values()} == {6} and found["SimCLR + FixMatch"]["settings"]["unlabelled"] == 96
     values = [100 * v for record in found.values() for v in record["metrics"]["top1"]["values"]]
     told = evaluation.paired_runs(values[:2], values[2:]).verdict("FixMatch", "FixMatch, weight 0")
-    assert f"3 labels a class: {told}." in capsys.readouterr().out
+    assert f"3 labels per class: {told}." in capsys.readouterr().out

@@ -21,7 +21,7 @@ def save(path, size=(16, 16), colour=(200, 30, 30)):
 
 
 def fill(folder, classes=("cat", "dog"), count=5, size=(16, 16)):
-    """`count` images a class, each with its own grey value: 10 * class + number."""
+    """`count` images per class, each with its own grey value: 10 * class + number."""
     for label, name in enumerate(classes):
         for number in range(count):
             save(folder / name / f"{number:03}.png", size, (10 * label + number,) * 3)

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", metavar="PATH", help="your own images: a folder, a .zip, or a .tar of any kind")
     parser.add_argument("--name", dest="own_name", metavar="NAME", help="the name that your own images get")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the images, 8 to 512")
-    parser.add_argument("--limit", type=int, metavar="N", help="take at most N images a class and split, for a quick look")
+    parser.add_argument("--limit", type=int, metavar="N", help="take at most N images per class and split, for a quick look")
     parser.add_argument("--strict", action="store_true", help="refuse files that cannot be read, instead of skipping them")
     parser.add_argument("--data-dir", default="default", metavar="FOLDER", help=DATA_DIR_HELP)
     parser.add_argument("--force", action="store_true", help="prepare it again, even if it is there")

@@ -30,7 +30,7 @@ PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", 
 PROTOCOLS |= {"fixmatch-weight-0": "FixMatch, weight 0", "supervised": "supervised", "untrained": comparison.RANDOM}
 FIXMATCH = {"fixmatch": {"weight": 1.0, "average": 0.999}, "fixmatch-weight-0": {"weight": 0.0, "average": 0.999}}
 UNLABELED_RATIO = 3  # FixMatch's unlabelled images for each labelled one
-TO_CHOOSE_BY = 10  # labels a class, for the block
+TO_CHOOSE_BY = 10  # labels per class, for the block
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace) -> int:
         for per_class, protocol in parts:
             started, found = time.perf_counter(), []
             for seed in args.seeds:
-                bar.set_description(f"{protocol}, {per_class} a class, seed {seed}")
+                bar.set_description(f"{protocol}, {per_class} per class, seed {seed}")
                 found.append(protocols.run(protocol, per_class, seed))
                 bar.update()
             kinds = ("top1", "top3") if images.num_classes > 3 else ("top1",)
@@ -131,7 +131,7 @@ def _run(args: argparse.Namespace) -> int:
         for first, second in itertools.permutations(ways, 2):
             if second in ("supervised", "untrained") and first != "untrained" or (first, second) == ("fixmatch", "fixmatch-weight-0"):
                 verdict = evaluation.paired_runs(ways[first], ways[second]).verdict(PROTOCOLS[first], PROTOCOLS[second])
-                print(f"{n} labels a class: {verdict}.")
+                print(f"{n} labels per class: {verdict}.")
     print(f"On {args.split} images, {len(args.seeds)} draws of labels. It is one network: the errors do not know how pretrainings differ.")
     for record in records if args.out else []:
         print(f"Written: {results.write(record, args.out, '--out')}")
@@ -155,7 +155,7 @@ class _Protocols:
         labelled = labelled.subset(test=0) if self.args.split == "validation" else labelled
         if protocol in ("knn", "linear-probe", "untrained"):
             return self.read(protocol, labelled, seed)
-        how = {"seed": seed, "batch_size": BATCH, "progress": not self.args.quiet, "name": f"{protocol}, {per_class} a class, seed {seed}"}
+        how = {"seed": seed, "batch_size": BATCH, "progress": not self.args.quiet, "name": f"{protocol}, {per_class} per class, seed {seed}"}
         return (self.fixmatch if protocol in FIXMATCH else self.fine_tune)(protocol, labelled, how)
 
     def read(self, protocol: str, labelled, seed: int) -> evaluation.Result:
