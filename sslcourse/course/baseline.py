@@ -153,7 +153,7 @@ class Comparison:
 
 
 def probes(encoders: Mapping, images, counts: Sequence[int], *, block: int | None) -> dict[int, dict]:
-    """Linear probes on the test images, with few labels in weak views: labels per class -> seed -> Result. encoders: by the labels' seed."""
+    """Linear probes on the test images, few labels, weak views: labels per class -> seed -> Result. encoders: by the labels' seed."""
     view, found = augment.weak(images.size), {n: {} for n in counts}
     for seed, encoder in encoders.items():
         whole = evaluation.feature_set(encoder, images.few_labels(1, seed), block=block)

@@ -62,7 +62,8 @@ def test_a_comparison_holds_frozen_and_fine_tuned_encoders_against_the_baseline_
     found = compared.against("ours, frozen", 2)
     assert found.difference == pytest.approx(100 * sum(compared.tested["ours, frozen"][2][s].top1 for s in (0, 1)) / 2)  # less 0 % right
     told = compared.verdicts()
-    assert told.count("2 labels per class") == 4 and all(name in told for name in ("fine-tuned ours", "frozen ours", "the untrained network"))
+    assert told.count("2 labels per class") == 4
+    assert all(name in told for name in ("fine-tuned ours", "frozen ours", "the untrained network"))
     drawn = {}
     monkeypatch.setattr(comparison.plots, "lines", lambda x, y, **options: drawn.update(x=x, y=y))
     compared.curves("ours, frozen")

@@ -155,7 +155,8 @@ class _Protocols:
         labelled = labelled.subset(test=0) if self.args.split == "validation" else labelled
         if protocol in ("knn", "linear-probe", "untrained"):
             return self.read(protocol, labelled, seed)
-        how = {"seed": seed, "batch_size": BATCH, "progress": not self.args.quiet, "name": f"{protocol}, {per_class} per class, seed {seed}"}
+        name = f"{protocol}, {per_class} per class, seed {seed}"
+        how = {"seed": seed, "batch_size": BATCH, "progress": not self.args.quiet, "name": name}
         return (self.fixmatch if protocol in FIXMATCH else self.fine_tune)(protocol, labelled, how)
 
     def read(self, protocol: str, labelled, seed: int) -> evaluation.Result:
