@@ -5,6 +5,7 @@ Everything that chooses, chooses on the validation split. The test split is meas
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -116,14 +117,7 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
         raise ValueError(f"penalties must be positive numbers, at least one, not {penalties}.")
     if len(penalties) > 1 and not len(found.validation):
         raise ValueError("Choosing among penalties needs validation rows, and there are none; give one value, such as penalties=(0.1,).")
-    wide = found.train.double()  # means of large numbers lose their digits in float32
-    mean, std = wide.mean(0), wide.std(0, correction=0)
-    std = torch.where(std > 1e-6 * mean.abs(), std, math.inf)  # differences below float32's own are noise: such a feature becomes 0
-
-    def scaled(rows: Tensor) -> np.ndarray:
-        return ((rows.double() - mean) / std).float().numpy()
-
-    train, validation, fitted = scaled(found.train), scaled(found.validation), []
+    (train, validation, rows), fitted = _scaled(found.train, found.validation, rows), []
     probe = LogisticRegression(max_iter=1000, warm_start=True)  # each penalty begins where the one before ended
     with one_thread() if train.size < SMALL_PROBE else nullcontext():
         for c in penalties:
@@ -131,12 +125,43 @@ def linear_probe(found: FeatureSet, *, split: str = "validation", penalties: Seq
             accuracy = probe.score(validation, found.validation_labels.numpy()) if len(penalties) > 1 else 0.0
             fitted.append((accuracy, copy.deepcopy(probe)))
     probe = max(fitted, key=lambda pair: pair[0])[1]  # the first of equals
-    scores = torch.from_numpy(probe.decision_function(scaled(rows))).double()
+    scores = torch.from_numpy(probe.decision_function(rows)).double()
     if scores.dim() == 1:  # of two classes scikit-learn scores the second against the first
         scores = torch.stack([torch.zeros_like(scores), scores], 1)
-    logits = torch.full((len(rows), len(found.class_names)), -200.0)  # less than any class that the probe has seen
-    logits[:, torch.from_numpy(probe.classes_)] = scores.log_softmax(1).clamp_min(-100).float()
-    return Result(logits, truth, found.class_names, {"C": probe.C, "features": found.dim})
+    return _said(probe.classes_, scores.log_softmax(1), truth, found, {"C": probe.C})
+
+
+def mlp_probe(found: FeatureSet, *, hidden: int = 256, split: str = "validation", seed: int = 0) -> Result:
+    """A network of one hidden layer on frozen features, scaled as for `linear_probe`: what is in them, but not in a line.
+
+    The original rotation networks were read with two such layers (Gidaris et al. 2018, section 4.1). scikit-learn's MLPClassifier with
+    its own settings: ReLU, Adam, batches of 200 rows at most, 200 passes at most. hidden: units. seed: of its first weights and batches.
+    """
+    from sklearn.neural_network import MLPClassifier
+
+    rows, truth = _rows_of(found, split)
+    if len(found.train_labels.unique()) < 2:
+        raise ValueError("A probe needs labelled training rows of at least 2 classes.")
+    train, rows = _scaled(found.train, rows)
+    with one_thread() if train.size < SMALL_PROBE else nullcontext(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it may not have converged
+        probe = MLPClassifier((hidden,), random_state=seed).fit(train, found.train_labels.numpy())
+    return _said(probe.classes_, torch.from_numpy(probe.predict_log_proba(rows)), truth, found, {"hidden": hidden})
+
+
+def _scaled(train: Tensor, *others: Tensor) -> list[np.ndarray]:
+    """Rows with mean 0 and deviation 1 over the training rows."""
+    wide = train.double()  # means of large numbers lose their digits in float32
+    mean, std = wide.mean(0), wide.std(0, correction=0)
+    std = torch.where(std > 1e-6 * mean.abs(), std, math.inf)  # differences below float32's own are noise: such a feature becomes 0
+    return [((rows.double() - mean) / std).float().numpy() for rows in (train, *others)]
+
+
+def _said(classes: np.ndarray, log_p: Tensor, truth: Tensor, found: FeatureSet, settings: dict) -> Result:
+    """Log probabilities (N, len(classes)) of the classes that a probe has seen, held against the truth; classes it never saw come last."""
+    logits = torch.full((len(log_p), len(found.class_names)), -200.0)
+    logits[:, torch.from_numpy(classes)] = log_p.clamp_min(-100).float()
+    return Result(logits, truth, found.class_names, settings | {"features": found.dim})
 
 
 def probe_blocks(encoders: Mapping[int, nn.Module], images, per_class: int, **options) -> dict[int, list[float]]:

@@ -230,9 +230,11 @@ def test_evaluate_answers_what_the_package_does(finished, data, tmp_path, more, 
     network = models.load_network(finished / "encoder.safetensors")
     images = datasets.load("toybox", data).few_labels(3, 7)
     expected = evaluation.linear_probe(evaluation.feature_set(network.encoder, images, **seen), split="test").top1
-    how = ["--labels-per-class", 3, "--seeds", 7, "--protocol", "linear-probe", "--split", "test", "--out", tmp_path]
+    bent = evaluation.mlp_probe(evaluation.feature_set(network.encoder, images, **seen), split="test").top1
+    how = ["--labels-per-class", 3, "--seeds", 7, "--protocol", "linear-probe", "mlp-probe", "--split", "test", "--out", tmp_path]
     assert evaluate(data, finished / "encoder.safetensors", *how, *more) == 0
-    (record,) = results.read(tmp_path)
+    record, mlp = sorted(results.read(tmp_path), key=lambda record: len(record["method"]))
+    assert mlp["metrics"]["top1"]["value"] == pytest.approx(bent, abs=1e-12) and mlp["method"] == "SimCLR, frozen, MLP"
     assert record["metrics"]["top1"]["value"] == pytest.approx(expected, abs=1e-12)
     assert record["image_size"] == seen["size"] and record["tier"] == "long run" and record["settings"]["block"] == seen.get("block")
     assert record["method"] == ("SimCLR, probe" if more else "SimCLR, frozen")

@@ -75,7 +75,7 @@ def feature_set(n=60, d=8, classes=3, validation=45, spread=1.0):
     return evaluation.FeatureSet(**parts, class_names=[f"class {c}" for c in range(classes)])
 
 
-MEASURES = pytest.mark.parametrize("measure", [evaluation.knn_accuracy, evaluation.linear_probe])
+MEASURES = pytest.mark.parametrize("measure", [evaluation.knn_accuracy, evaluation.linear_probe, evaluation.mlp_probe])
 
 
 @MEASURES
@@ -160,11 +160,23 @@ def test_what_cannot_be_probed_is_refused():
     with pytest.raises(ValueError, match="give one value"):
         evaluation.linear_probe(none, split="test")
     assert evaluation.linear_probe(none, split="test", penalties=(0.1,)).top1 > 0.8
-    with pytest.raises(ValueError, match="at least 2 classes"):
-        evaluation.linear_probe(replace(found, train=found.train[::3], train_labels=found.train_labels[::3]))
+    for probe in (evaluation.linear_probe, evaluation.mlp_probe):
+        with pytest.raises(ValueError, match="at least 2 classes"):
+            probe(replace(found, train=found.train[::3], train_labels=found.train_labels[::3]))
 
 
-@pytest.mark.parametrize("measure", [evaluation.knn_accuracy, evaluation.linear_probe, evaluation.retrieve])
+def test_a_hidden_layer_reads_what_lies_in_no_line():
+    rows = torch.rand(900, 2, generator=torch.Generator().manual_seed(0)) - 0.5
+    labels = (rows.prod(1) > 0).long()  # opposite quadrants have one class
+    (train, test), (known, truth) = rows.split([600, 300]), labels.split([600, 300])
+    found = evaluation.FeatureSet(train, known, test, truth, rows[:0], labels[:0], ["a", "b"])
+    assert evaluation.linear_probe(found, penalties=[1.0]).top1 < 0.6
+    bent = evaluation.mlp_probe(found, hidden=32, seed=3)
+    assert bent.top1 > 0.9 and bent.settings == {"hidden": 32, "features": 2}
+    assert torch.equal(bent.logits, evaluation.mlp_probe(found, hidden=32, seed=3).logits)
+
+
+@pytest.mark.parametrize("measure", [evaluation.knn_accuracy, evaluation.linear_probe, evaluation.mlp_probe, evaluation.retrieve])
 def test_what_cannot_be_measured_is_refused(measure):
     found = feature_set()
     with pytest.raises(TypeError, match="not Tensor"):

@@ -26,8 +26,9 @@ from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, out_of_memory
 
 # what the lessons' records call them; untrained: a probe on a random network; supervised: one from scratch; weight 0: FixMatch's control
-PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "fine-tune": "fine-tuned", "fixmatch": "FixMatch"}
-PROTOCOLS |= {"fixmatch-weight-0": "FixMatch, weight 0", "supervised": "supervised", "untrained": comparison.RANDOM}
+PROTOCOLS = {"knn": "kNN", "linear-probe": "frozen", "mlp-probe": "frozen, MLP", "fine-tune": "fine-tuned"}
+PROTOCOLS |= {"fixmatch": "FixMatch", "fixmatch-weight-0": "FixMatch, weight 0", "supervised": "supervised", "untrained": comparison.RANDOM}
+PROBES = {"knn": evaluation.knn_accuracy, "mlp-probe": evaluation.mlp_probe}  # others are linear
 FIXMATCH = {"fixmatch": {"weight": 1.0, "average": 0.999}, "fixmatch-weight-0": {"weight": 0.0, "average": 0.999}}
 UNLABELED_RATIO = 3  # FixMatch's unlabelled images for each labelled one
 TO_CHOOSE_BY = 10  # labels per class, for the block
@@ -94,6 +95,7 @@ def _run(args: argparse.Namespace) -> int:
         for protocol, encoders in {"linear-probe": dict.fromkeys(args.seeds, network.encoder), "untrained": fresh}.items():
             probed = evaluation.probe_blocks(encoders, images, min(TO_CHOOSE_BY, smallest), size=size) if protocol in args.protocol else {}
             blocks[protocol] = evaluation.best_block(probed) if probed else None
+        blocks["mlp-probe"] = blocks["linear-probe"]
     lesson = about.get("lesson") or {title: LESSONS[method] for method, title in TITLES.items()}.get(network.method, 7)
     trained_there = "" if dataset == network.dataset else f" on {network.dataset}"
     tier = comparison.ONE_NETWORK + about["tier"] if "tier" in about else comparison.LONG  # a lesson's own records are of several networks
@@ -153,7 +155,7 @@ class _Protocols:
     def run(self, protocol: str, per_class: int, seed: int) -> evaluation.Result:
         labelled = self.images.few_labels(per_class, seed)
         labelled = labelled.subset(test=0) if self.args.split == "validation" else labelled
-        if protocol in ("knn", "linear-probe", "untrained"):
+        if protocol in ("knn", "linear-probe", "mlp-probe", "untrained"):
             return self.read(protocol, labelled, seed)
         name = f"{protocol}, {per_class} per class, seed {seed}"
         how = {"seed": seed, "batch_size": BATCH, "progress": not self.args.quiet, "name": name}
@@ -167,7 +169,7 @@ class _Protocols:
         in_views = self.args.like_lessons and protocol != "knn"
         view, repeats = (augment.weak(self.size), 0) if in_views else (augment.evaluation(self.size), 1)
         seen = evaluation.in_views(self.whole[of], encoder, labelled, view, repeats=repeats, block=block, seed=seed)
-        return (evaluation.knn_accuracy if protocol == "knn" else evaluation.linear_probe)(seen, split=self.args.split)
+        return PROBES.get(protocol, evaluation.linear_probe)(seen, split=self.args.split)
 
     def fixmatch(self, protocol: str, labelled, how: dict) -> evaluation.Result:
         options = {"weak": augment.weak(self.size), "strong": augment.strong(self.size), **FIXMATCH[protocol]}
