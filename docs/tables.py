@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sslcourse import results
 from sslcourse.course import comparison, photographs
-from sslcourse.course.lesson import TITLES
+from sslcourse.course.lesson import COURSE
 from sslcourse.display import duration, memory
 from sslcourse.errors import CourseError
 from sslcourse.files import write_atomically
@@ -19,7 +19,8 @@ from sslcourse.files import write_atomically
 WORLDS = {  # name of the place -> data set, tier, numbers of labels
     "photographs": ("cifar10-jpeg", comparison.LONG, (50, 100, 500, 1000, 5000)), "toybox": ("toybox", "cpu", (20, 40, 100, 200, 500)),
 }  # fmt: skip
-_LEFT_OUT = r"untrained, .+|random initialisation|supervised, .+|.+, weight 0"  # floors, shorter baselines and controls
+# floors, shorter baselines and controls
+_LEFT_OUT = r"untrained, .+|.+, untrained|random initialisation|supervised, .+|from scratch, .+|.+, weight 0"
 FILES = ("README.md", "docs/RESULTS.md", "notebooks/TEACHING.md")
 # Not a further comment inside: where an end is missing, everything up to the next table's end would be taken for the table.
 _BLOCK = r"<!-- results:{} -->\n(?:(?!<!-- /?results).)*<!-- /results -->"
@@ -36,8 +37,8 @@ def tables(records: Iterable[Mapping]) -> dict[str, str]:
 
 
 def labels_table(records: Iterable[Mapping], dataset: str, tier: str, labels: Iterable[int]) -> str | None:
-    """What lessons 1 to 6 found on a data set at a tier: a row a method, a column a number of labels; None without any record."""
-    chosen = [r for r in records if (r["dataset"], r["tier"]) == (dataset, tier) and r["lesson"] < max(TITLES) and r["labels"] in labels]
+    """What lessons that train found on a data set at a tier: a row a method, a column a number of labels; None without any record."""
+    chosen = [r for r in records if (r["dataset"], r["tier"]) == (dataset, tier) and r["lesson"] != COURSE and r["labels"] in labels]
     chosen = [r for r in chosen if "top1" in r["metrics"] and not re.fullmatch(_LEFT_OUT, r["method"])]
     table = comparison.by_labels(chosen)
     header = [f"{name} labels" if name[0].isdigit() else name for name in table.header[:-3]]  # without network, tier and origin

@@ -127,17 +127,54 @@ def pseudo_label_weight(step: int, start: int, end: int, final: float) -> float:
     return final * ((step - start) / (end - start)) if step > start else 0.0
 
 
+def mae_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """MAE's loss: the mean squared error of the patches that were hidden, and of no others.
+
+    predicted, target: (N, L, P), L patches an image of P numbers each. mask: (N, L), 1 where a patch was hidden and 0 where it was seen.
+    He et al. 2022 (arXiv 2111.06377), section 3, "Reconstruction target". No hidden patch raises ValueError; on a GPU it gives NaN.
+    """
+    if predicted.dim() != 3 or predicted.shape != target.shape or predicted.shape[:2] != mask.shape:
+        shapes = ", ".join(str(tuple(given.shape)) for given in (predicted, target, mask))
+        raise ValueError(f"mae_loss takes predicted (N, L, P), target (N, L, P) and mask (N, L), not {shapes}.")
+    if mask.device.type == "cpu" and not mask.any():
+        raise ValueError("mae_loss is a mean over hidden patches, and the mask hides none.")
+    errors = (wide_float(predicted) - target).square().mean(2)  # (N, L)
+    return ((errors * mask).sum() / mask.sum()).to(_result_dtype(predicted, target))
+
+
+def dino_loss(
+    student_logits: Tensor, teacher_logits: Tensor, center: Tensor, student_temperature: float = 0.1, teacher_temperature: float = 0.04
+) -> Tensor:
+    """DINO's loss for one pair of views: the cross-entropy of the student's distribution to the teacher's, averaged over the rows.
+
+    student_logits, teacher_logits: (N, K), row i of both from image i. center: (K,), what is taken off the teacher's logits. A temperature
+    divides logits: the teacher's, being lower, sharpens. No gradient reaches the teacher. ln K where either says all K equally probable,
+    and 0 where both say the same one of them for sure. Caron et al. 2021 (arXiv 2104.14294), section 3.1, equations 1 to 4.
+    """
+    _check_pair(student_logits=student_logits, teacher_logits=teacher_logits)
+    if center.shape != teacher_logits.shape[1:]:
+        raise ValueError(f"center must be (K,), a number for each of the {teacher_logits.shape[1]} columns, not {tuple(center.shape)}.")
+    for name, temperature in (("student_temperature", student_temperature), ("teacher_temperature", teacher_temperature)):
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"{name} must be a positive number such as 0.1, not {temperature}.")
+    target = ((wide_float(teacher_logits.detach()) - center) / teacher_temperature).softmax(1)
+    loss = F.cross_entropy(wide_float(student_logits) / student_temperature, target)
+    return loss.to(_result_dtype(student_logits, teacher_logits))
+
+
 def chance_loss(
     method: str, *, batch_size: int | None = None, num_classes: int | None = None, dim: int | None = None, lambda_param: float = 5e-3
 ) -> float:
     """The value of a loss when nothing was learned: where training should start, and where a loss that stays there has learned nothing.
 
-    batch_size: N images, so 2N views. dim: D of the projections. What the method does not need is ignored. Raises ValueError for an unknown
-    method, and for an argument that is missing or too small.
+    batch_size: N images, so 2N views. dim: D of the projections, K of DINO. What the method does not need is ignored.
+    Raises ValueError for an unknown method, and for an argument that is missing or too small.
 
     * "supervised": ln(num_classes), each class equally probable. "rotation": ln 4. "byol": 2, for a cosine of 0.
     * "simclr": ln(2N − 1), each other view equally probable; random directions lie about 1/(2Dτ²) above it for a temperature τ.
     * "barlow_twins": D·N/(N − 1) + λ·D(D − 1)/(N − 1): of independent normal columns a correlation has the mean square 1/(N − 1).
+    * "mae": 1, the mean square of a patch that was divided by its own standard deviation (over P numbers, not P − 1 as in the authors'
+      code, which makes it (P − 1)/P); less by the share of patches that are flat, which are predicted by nothing. "dino": ln(dim).
     """
 
     def whole(name: str, value: int | None, least: int = 2) -> int:
@@ -157,7 +194,11 @@ def chance_loss(
         case "barlow_twins":
             n, d = whole("batch_size", batch_size), whole("dim", dim, least=1)
             return d * n / (n - 1) + lambda_param * d * (d - 1) / (n - 1)
-    raise ValueError(f"chance_loss knows supervised, rotation, simclr, byol and barlow_twins, not {method!r}.")
+        case "mae":
+            return 1.0
+        case "dino":
+            return math.log(whole("dim", dim))
+    raise ValueError(f"chance_loss knows supervised, rotation, simclr, byol, barlow_twins, mae and dino, not {method!r}.")
 
 
 def _check_pair(**tensors: Tensor) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from cells import NOTEBOOKS, leave_out, run
-from tiny import coloured, image_set
+from tiny import coloured, image_set, network_for
 
 from sslcourse import augment, diagnostics, evaluation, loaders, losses, models, results, training
 from sslcourse.training import tasks
@@ -27,7 +27,7 @@ def classifier():
 
 def pretraining(kind):
     def train(images, **options):
-        return training.pretrain(kind(models.resnet9(2)).to(DEVICE), images, 1, batch_size=6, **options)
+        return training.pretrain(kind(network_for(kind, 2)).to(DEVICE), images, 1, batch_size=6, **options)
 
     return train
 
@@ -44,7 +44,7 @@ def semi_supervised(kind):
     return train
 
 
-METHODS = (models.Rotation, models.SimCLR, models.BYOL, models.BarlowTwins)
+METHODS = (models.Rotation, models.SimCLR, models.BYOL, models.BarlowTwins, models.MAE, models.DINO)
 TRAININGS = {kind.__name__: pretraining(kind) for kind in METHODS}
 TRAININGS |= {"fit_classifier": supervised} | {kind.__name__: semi_supervised(kind) for kind in (models.FixMatch, models.PseudoLabeling)}
 
@@ -130,7 +130,7 @@ def test_what_is_measured_or_searched_is_so_there(device):
     assert diagnostics.find_nonfinite(method, image_set().unlabeled[:6].to(DEVICE))
 
 
-@pytest.mark.parametrize("name", ["simclr", "byol_views", "weak", "strong", "evaluation"])
+@pytest.mark.parametrize("name", ["simclr", "byol_views", "multi_crop", "crop_and_flip", "weak", "strong", "evaluation"])
 def test_views_are_those_of_the_cpu_and_nothing_waits_for_them(name, device):
     images, view = image_set().unlabeled[:6], getattr(augment, name)(70)
     torch.manual_seed(0)
@@ -194,7 +194,7 @@ def test_the_card_is_never_waited_for_inside_an_epoch(kind, free, monkeypatch):
     """In the second epoch; the first allocates, and the end of each reads its means."""
     images = image_set(n=96)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
-    method = kind(models.resnet9(4)).cuda()
+    method = kind(network_for(kind)).cuda()
     counted = method.forward
 
     def forward(x):

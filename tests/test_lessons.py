@@ -102,7 +102,7 @@ def headless_run(tmp_path_factory):
 
 def test_all_lessons_run_headlessly_at_smoke_and_leave_records_that_can_be_read(headless_run):
     done, out = headless_run
-    assert done.returncode == 0 and len(NOTEBOOKS) == 7, done.stdout + done.stderr
+    assert done.returncode == 0 and len(NOTEBOOKS) == 8, done.stdout + done.stderr
     assert all((out / path.name).exists() and path.stem in done.stdout for path in NOTEBOOKS)
     records = results.read(out / "results")
     assert {record["lesson"] for record in records} == {int(path.name[:2]) for path in NOTEBOOKS}

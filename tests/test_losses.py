@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from sslcourse.diagnostics import LargestTensor
-from sslcourse.losses import barlow_twins_loss, byol_loss, chance_loss, cross_correlation, nt_xent, pseudo_label_loss, pseudo_label_weight
+from sslcourse.losses import barlow_twins_loss, byol_loss, chance_loss, cross_correlation, dino_loss, mae_loss, nt_xent
+
+from sslcourse.losses import pseudo_label_loss, pseudo_label_weight  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,10 +70,24 @@ def pseudo_label_by_loops(weak, strong, threshold=0.95):
     return math.fsum(total) / len(total)
 
 
+def dino(student, teacher, temperature):
+    """With a center that is not zero."""
+    return dino_loss(student, teacher, torch.linspace(-1, 2, student.shape[1], dtype=torch.float64), 0.2, temperature)
+
+
+def dino_by_loops(student, teacher, temperature):
+    center, total = np.linspace(-1, 2, student.shape[1]), []
+    for s, t in zip(student.detach().double().numpy() / 0.2, (teacher.detach().double().numpy() - center) / temperature, strict=True):
+        q = np.exp(t - t.max())
+        total.append(-math.fsum(q / q.sum() * (s - s.max() - math.log(math.fsum(np.exp(s - s.max()))))))
+    return math.fsum(total) / len(total)
+
+
 CASES = [
     *[(nt_xent, nt_xent_by_loops, temperature) for temperature in (0.005, 0.05, 0.5, 10.0)], (byol_loss, byol_by_loops, None),
     *[(barlow_twins_loss, barlow_by_loops, lambda_param) for lambda_param in (0.0, 5e-3, 1.0)],
     *[(pseudo_label_loss, pseudo_label_by_loops, threshold) for threshold in (0.0, 0.5, 0.8, 0.95, 1.0)],
+    *[(dino, dino_by_loops, temperature) for temperature in (0.04, 1.0)],
 ]
 EACH = pytest.mark.parametrize(("loss", "by_loops", "option"), [(loss, loops, () if o is None else (o,)) for loss, loops, o in CASES])
 SELF_SUPERVISED = pytest.mark.parametrize("loss", [nt_xent, byol_loss, barlow_twins_loss])
@@ -83,7 +99,7 @@ def test_each_loss_in_float64_equals_loops(loss, by_loops, option, shape):
     z0, z1 = (z.requires_grad_() for z in pair(*shape))
     assert loss(z0, z1, *option).item() == pytest.approx(by_loops(z0, z1, *option), rel=1e-11, abs=1e-15)
     if z0.numel() < 100:
-        learning = {byol_loss: 0, pseudo_label_loss: 1}.get(loss)  # the other one is a target
+        learning = {byol_loss: 0, dino: 0, pseudo_label_loss: 1}.get(loss)  # the other one is a target
         given = (lambda z: loss(z, z1, *option), z0) if learning == 0 else (lambda *z: loss(*z, *option), (z0, z1))
         assert torch.autograd.gradcheck(*given, rtol=1e-4)
         gradients = torch.autograd.grad(loss(z0, z1, *option), [z0, z1], allow_unused=True)
@@ -99,7 +115,7 @@ def test_less_precise_rows_are_rounded_only_once_and_autocast_changes_nothing(lo
         assert torch.equal(loss(z0, z1, *option), value)
     assert value.dtype == torch.float32 and value.shape == ()
     wide = [z.detach().double().requires_grad_() for z in (z0, z1)]
-    wanted, learning = loss(*wide, *option), [k for k in (0, 1) if (loss, k) not in ((byol_loss, 1), (pseudo_label_loss, 0))]
+    wanted, learning = loss(*wide, *option), [k for k in (0, 1) if (loss, k) not in ((byol_loss, 1), (dino, 1), (pseudo_label_loss, 0))]
     # a float32 number is off by at most half its eps; pseudo-labels are computed in float32
     value_bound, gradient_bound = (1e-6, 1e-5) if loss is pseudo_label_loss else (0.501 * EPS32, 0)
     assert value.item() == pytest.approx(wanted.item(), rel=value_bound, abs=1e-15)
@@ -218,10 +234,33 @@ def test_barlow_twins_with_independent_columns(n, d, lambda_param):
     assert abs(rule_of_thumb - mean) > 3.5 * error  # which is why it is not what is returned
 
 
+def test_mae_counts_the_hidden_patches_and_no_others():
+    predicted, target = (z.view(3, 8, 4).requires_grad_() for z in views(3, 32))
+    mask = (torch.rand(3, 8, generator=torch.Generator().manual_seed(0)) < 0.6).float()
+    hidden = [(i, j) for i in range(3) for j in range(8) if mask[i, j]]
+    squares = [(p - t) ** 2 for i, j in hidden for p, t in zip(predicted[i, j].tolist(), target[i, j].tolist(), strict=True)]
+    assert mae_loss(predicted, target, mask).item() == pytest.approx(math.fsum(squares) / len(squares), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda p: mae_loss(p, target.detach(), mask), predicted)
+    mae_loss(predicted, target, mask).backward()
+    assert predicted.grad.abs().sum(2).gt(0).equal(mask > 0)
+    half = mae_loss(predicted.bfloat16(), target.bfloat16(), mask)
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(math.fsum(squares) / len(squares), rel=0.01)
+
+
+def test_dino_at_its_landmarks():
+    k = 16
+    one, none, logits = 5 * torch.eye(k)[:1].repeat(4, 1), torch.zeros(k), views(4, k)[0]
+    for equal, other in ((torch.zeros(4, k), logits), (logits, torch.zeros(4, k))):  # a student, or a teacher, without an opinion
+        value = dino_loss(equal, other, none, 1.0, 1.0).item()
+        assert value >= chance_loss("dino", dim=k) - 1e-6 and (equal is logits or value == pytest.approx(math.log(k)))
+    assert dino_loss(one, one, none).item() < 1e-6  # one dimension has won
+    assert dino_loss(one, one, one[0]).item() > 3  # what all say is taken off
+
+
 ONES, BATCH_OF_ONE = torch.ones(4, 3), torch.ones(1, 3)
 
 
-@pytest.mark.parametrize("loss", [nt_xent, byol_loss, barlow_twins_loss, pseudo_label_loss])
+@pytest.mark.parametrize("loss", [nt_xent, byol_loss, barlow_twins_loss, pseudo_label_loss, partial(dino_loss, center=torch.zeros(3))])
 @pytest.mark.parametrize(("first", "second", "error", "named"), [
     *[(torch.ones(4), torch.ones(4), ValueError, "shape"), (torch.ones(0, 3), torch.ones(0, 3), ValueError, "shape")],
     (ONES, torch.ones(5, 3), ValueError, "one shape"),
@@ -243,7 +282,10 @@ def test_tensors_that_cannot_be_meant_are_refused(loss, first, second, error, na
     *((pseudo_label_loss, (ONES, ONES, wrong), "threshold") for wrong in (-0.01, 95, math.nan)),
     (pseudo_label_weight, (3, 10, 5, 1.0), "start is 10 and end 5"),
     *((pseudo_label_weight, (3, 0, 5, wrong), "final") for wrong in (-1.0, math.inf, math.nan)),
-    (chance_loss, ("moco",), "moco"), (chance_loss, ("supervised",), "num_classes"),
+    (mae_loss, (ONES, ONES, ONES), "mask"), (mae_loss, (ONES[None], ONES[None], 0 * ONES[:1]), "mask"),
+    (mae_loss, (ONES[None], ONES[None], torch.zeros(1, 4)), "hides none"), (dino_loss, (ONES, ONES, ONES), "center"),
+    *((dino_loss, (ONES, ONES, ONES[0], *wrong), "temperature") for wrong in ((0,), (0.1, -1), (math.nan,), (0.1, math.inf))),
+    (chance_loss, ("dino",), "dim"), (chance_loss, ("moco",), "moco"), (chance_loss, ("supervised",), "num_classes"),
     (partial(chance_loss, num_classes=1), ("supervised",), "num_classes"),
     (partial(chance_loss, batch_size=64.5), ("simclr",), "batch_size"), (partial(chance_loss, batch_size=64), ("barlow_twins",), "dim"),
 ])  # fmt: skip

@@ -86,7 +86,7 @@ def test_numbers_of_a_chapter_are_shown_by_the_lesson(number):
 def test_no_lesson_took_more_memory_than_the_pages_say_on_two_cores():
     assert [row[0][1] for row in table(chapters()[0], "| lesson | smoke | cpu |")] == [str(number) for number in LESSONS]
     measured = [results.measured_costs(number)["cpu"] for number in LESSONS]
-    assert all(costs["peak_memory"] < 2.2e9 and costs["cores"] == 2 for costs in measured)
+    assert all(costs["peak_memory"] < 2.4e9 and costs["cores"] == 2 for costs in measured)
 
 
 def test_commands_exist_with_their_options(capsys):

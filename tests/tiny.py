@@ -87,11 +87,16 @@ def undecided(dropout=0.2):
         return model
 
 
+def network_for(kind, width=4):
+    """A small encoder that this method can train."""
+    return models.vit(4, 4 * width, depth=2, heads=2, image_size=16) if kind is models.MAE else models.resnet9(width)
+
+
 def maker(kind, **usual):
     def make(seed=0, width=4, **options):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return kind(models.resnet9(width), **(usual | options))
+            return kind(network_for(kind, width), **(usual | options))
 
     return make
 
@@ -99,7 +104,9 @@ def maker(kind, **usual):
 SMALL = {"hidden_dim": 16, "out_dim": 8}
 rotation, simclr = maker(models.Rotation), maker(models.SimCLR, **SMALL)
 byol, barlow = maker(models.BYOL, **SMALL), maker(models.BarlowTwins, **SMALL)
-METHODS = {"rotation": rotation, "simclr": simclr, "byol": byol, "barlow": barlow}
+mae = maker(models.MAE, decoder_width=8, decoder_depth=1, decoder_heads=2)
+dino = maker(models.DINO, **SMALL, bottleneck_dim=8, local_crops=2, local_size=8)
+METHODS = {"rotation": rotation, "simclr": simclr, "byol": byol, "barlow": barlow, "mae": mae, "dino": dino}
 
 
 def same_weights(first, second):

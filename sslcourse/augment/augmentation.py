@@ -186,6 +186,17 @@ class TwoViews(nn.Module):
         return [self.first(images, generator), self.second(images, generator)]
 
 
+class MultiCrop(TwoViews):
+    """Two large views and several small ones (SwAV, Caron et al. 2020, section 3.2): one tensor for each of the augmentations."""
+
+    def __init__(self, first: Augmentation, second: Augmentation, *local: Augmentation):
+        super().__init__(first, second)
+        self.local = nn.ModuleList(local)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
+        return [*super().forward(images, generator), *(small(images, generator) for small in self.local)]
+
+
 def evaluation(size: int, **options) -> Augmentation:
     """No randomness: the whole image, resized to `size` and normalised."""
     return Augmentation(size, **options)
@@ -225,3 +236,16 @@ def byol_views(size: int, **options) -> TwoViews:
 
 
 barlow_views = byol_views  # Zbontar et al. 2021, section 2.2
+
+
+def multi_crop(size: int, local_size: int = 16, local_crops: int = 4, **options) -> MultiCrop:
+    """DINO's views (Caron et al. 2021, section 3.1 and the authors' code): BYOL's of 0.4 of the area or more, and small ones of less."""
+    large = byol_views(size, **{"crop": (0.4, 1.0), **options})
+    blur = {"blur": 0.5 if size >= 64 else 0.0, "solarize": 0.0}
+    small = byol_views(local_size, **{**blur, **options, "crop": (0.05, 0.4)}).first
+    return MultiCrop(large.first, large.second, *[small] * local_crops)
+
+
+def crop_and_flip(size: int, **options) -> Augmentation:
+    """MAE's view (He et al. 2022, section 4.1, "Data augmentation"): the mask is what makes an image new each time."""
+    return Augmentation(size, **{"crop": (0.2, 1.0), "flip": 0.5, **options})

@@ -41,6 +41,7 @@ def filled(own: Mapping, committed: Mapping, *, tier: str, dataset: str | None =
     found = [n for n in own.values() if n.about.get("tier") == tier and dataset in (None, n.dataset)]
     methods = {n.method for n in found}
     found += [n for n in committed.values() if n.method not in methods and dataset in (None, n.dataset)]
+    found = [n for n in found if (n.about.get("lesson") or 1) < 7]  # a transformer of lesson 8 is another question
     found.sort(key=lambda n: (n.about.get("variant") or "", n.about.get("seed") or 0))
     found.sort(key=lambda n: (n.about.get("lesson") or math.inf, n.method, -1 if n.labels is None else n.labels))
     named: dict[str, models.Network] = {}
@@ -74,10 +75,10 @@ def other_images(network: models.Network, images) -> bool:
 
 
 def network_name(network: models.Network) -> str:
-    """What its encoder is called in tables: "ResNet-9, width 16", "ResNet-18"."""
+    """What its encoder is called in tables: "ResNet-9, width 16", "ResNet-18", "ViT, width 192, depth 6, patch 4"."""
     recipe = network.encoder.recipe
-    name = recipe["name"].replace("resnet", "ResNet-").replace("alexnet", "AlexNet")
-    return f"{name}, width {recipe['width']}" if name == "ResNet-9" else name
+    name = recipe["name"].replace("resnet", "ResNet-").replace("alexnet", "AlexNet").replace("vit", "ViT")
+    return ", ".join([name, *(f"{part} {recipe[part]}" for part in ("width", "depth", "patch") if part in recipe)])
 
 
 def roster(networks: Mapping[str, models.Network]) -> results.Table:

@@ -24,7 +24,9 @@ from sslcourse.errors import CourseError
 from sslcourse.files import check_writable, folder_of, repository_root, slug, write_json
 
 _TITLES = ("A supervised baseline", "Rotation as a pretext task", "SimCLR", "BYOL", "Barlow Twins", "Pseudo-labelling", "Evaluation")
+_TITLES += ("Masks, tokens and teachers",)  # after the seven that the course consists of
 TITLES = dict(enumerate(_TITLES, start=1))
+COURSE = 7  # lessons; the last of them reads what all others before it leave
 BUDGETS = {"smoke": "40 seconds at most on two CPU cores; what it measures means nothing", "cpu": "3 to 10 minutes on two CPU cores"}
 BUDGETS |= {"gpu": "15 minutes at most on a T4", "full": "hours: the budgets of the papers"}
 TIERS = tuple(BUDGETS)
@@ -258,7 +260,7 @@ def _report(lesson: Lesson) -> str:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     kind, colab = "CPU" if lesson.device.type == "cpu" else "GPU", " · Colab" if "google.colab" in sys.modules else ""
     lines = [
-        f"Lesson {lesson.number} of {len(TITLES)}: {TITLES[lesson.number]}",
+        f"Lesson {lesson.number}{f' of {COURSE}' if lesson.number <= COURSE else ', after the seven'}: {TITLES[lesson.number]}",
         f"tier {lesson.tier} ({BUDGETS[lesson.tier]}) · data set {lesson.dataset} · seed {lesson.seed}",
         f"{kind} {results.device_name(lesson.device)} · {cores()} CPU cores · {memory(total)} of memory",
         f"Python {platform.python_version()} · torch {torch.__version__} · sslcourse {__version__}{colab}",

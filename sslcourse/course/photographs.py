@@ -1,7 +1,7 @@
 """The same methods on photographs: what long runs on CIFAR-10 found, from committed records and facts, without a photograph at hand."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -34,23 +34,33 @@ def percents() -> dict[str, dict[int, dict[int, float]]]:
     return {way: {r["labels"] // 10: comparison.single_runs(r) for r in records} for way, records in found.items()}
 
 
-def curves(method: str) -> None:
-    """What a pretraining is worth on CIFAR-10, frozen and fine-tuned, beside supervised training and a random network, with verdicts."""
+def curves(method: str, rivals: Sequence[str] = (SUPERVISED, comparison.RANDOM)) -> None:
+    """What a pretraining is worth on CIFAR-10, frozen and fine-tuned, beside the rivals, with verdicts against each."""
     known = percents()
-    ways = [way for way in (f"{method}, frozen", f"{method}, fine-tuned", SUPERVISED, comparison.RANDOM) if way in known]
-    said = {way: " ".join(reversed(way.split(", "))) for way in ways}  # frozen SimCLR
-    both = [(way, n) for way in ways if way.startswith(method) for n in known[way] if n in known.get(SUPERVISED, {})]
-    found = {(way, n): evaluation.paired_runs(known[way][n], known[SUPERVISED][n]) for way, n in both}
-    main = found.get((ways[0], MAIN))
+    ways = [way for way in (f"{method}, frozen", f"{method}, fine-tuned", *rivals) if way in known]
+    said = {way: " ".join(reversed(way.split(", "))) for way in ways} | {SUPERVISED: "supervised training"}  # frozen SimCLR
+    pairs = [(way, rival) for way in ways if way.startswith(method) for rival in rivals if rival in known and rival != comparison.RANDOM]
+    both = [(way, rival, n) for way, rival in pairs for n in known[way] if n in known[rival]]
+    found = {(way, rival, n): evaluation.paired_runs(known[way][n], known[rival][n]) for way, rival, n in both}
+    main = found.get((ways[0], SUPERVISED, MAIN))
     title = f"CIFAR-10, {MAIN} labels per class: {main.headline(said[ways[0]], SUPERVISED)}" if main else f"CIFAR-10: {method}"
     comparison.label_curves({way: known[way] for way in ways}, title=title, classes=10)
-    told = [f"* {n} labels per class: {pair.verdict(said[way], 'supervised training')}" for (way, n), pair in found.items()]
+    told = [f"* {n} labels per class: {pair.verdict(said[way], said[rival])}" for (way, rival, n), pair in found.items()]
     say("\n".join(["One pretraining on photographs, over draws of the labels:\n", *told]))
+
+
+def _facts(name: str) -> dict:
+    return json.loads((models.saved.ENCODERS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def along(name: str) -> dict[int, float]:
+    """Passes of an encoder's pretraining -> a linear probe on its output then, 50 labels per class, in percent of validation images."""
+    return {int(passes): percent for passes, percent in _facts(name)["probe"].items()}
 
 
 def seen_by(name: str) -> None:
     """How an encoder of the package came to see photographs, from facts beside it: maps and a probe along pretraining, alike classes."""
-    kept = json.loads((models.saved.ENCODERS / f"{name}.json").read_text(encoding="utf-8"))
+    kept = _facts(name)
     names, labels, passes = kept["class_names"], torch.tensor(kept["labels"]), [*kept["maps"]]
     titles = [f"after {n} passes" if int(n) else "untrained" for n in passes]
 
@@ -61,9 +71,10 @@ def seen_by(name: str) -> None:
     last = len(passes) - 1
     draw(0, last)
     widgets.explore(lambda frame: draw(frame), frame=(0, last, 1, last))
-    probe = {"linear probe, 50 labels per class": [*kept["probe"].values()]}
+    probe = along(name)
     where = {"xlabel": "passes over the images", "ylabel": "validation accuracy, %", "chance": 100 / len(names)}
-    plots.lines([*map(int, kept["probe"])], probe, title=f"{name}: a probe along pretraining", **where)
+    curve = {"linear probe, 50 labels per class": [*probe.values()]}
+    plots.lines([*probe], curve, title=f"{name}: a probe along pretraining", **where)
     alike, title = torch.tensor(kept["similarity"]), f"{name}: which classes look alike"
     plots.matrix(alike, title=title, row_names=names, column_names=names, colour_label="mean cosine")
 

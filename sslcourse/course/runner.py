@@ -150,7 +150,7 @@ def _hold(folder: Path) -> contextlib.AbstractContextManager:
 
 def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | None, progress: bool, jobs: int) -> list[LessonRun]:
     """Run lessons, whose folders are held, and return how each went, in the order given. out: the folder above them all."""
-    jobs, last = max(1, min(jobs, len(tasks))), max(lessons.TITLES)  # the last lesson reads what all others leave
+    jobs, last = max(1, min(jobs, len(tasks))), lessons.COURSE  # the last lesson of the seven reads what those before it leave
     states = {task.out: read_json(task.out / STATE).get("lessons", {}) for task in tasks}
     labels = {task: f"[{position}/{len(tasks)}] {task.name}" for position, task in enumerate(tasks, 1)}
     runs: dict[Task, LessonRun] = {}
@@ -177,7 +177,7 @@ def _run_tasks(tasks: Sequence[Task], out: Path, resume: bool, timeout: float | 
             running = {future: task for task, future in begun.items() if task not in runs}
             left = [task for task in tasks if task not in begun and task not in runs]
             unread = {task.out for task in tasks if task.notebook.number < last and task not in runs}
-            ready = (task for task in left if task.notebook.number < last or task.out not in unread)
+            ready = (task for task in left if task.notebook.number != last or task.out not in unread)
             task = next(ready, None) if len(running) < jobs else None
             if task is None:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

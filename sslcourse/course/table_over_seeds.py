@@ -8,7 +8,7 @@ from pathlib import Path
 from sslcourse import results
 from sslcourse.course import lesson as lessons
 from sslcourse.course.runner import STATE, read_json
-from sslcourse.models import COMMITTED
+from sslcourse.models import SHIPPED
 
 METRICS = ("top1", "top3")
 _SUMMARIES = f"{results.SUMMARY_PREFIX}*.json"
@@ -64,7 +64,7 @@ def collect(folders: Iterable[Path]) -> Collected:
     made, same = [], []
     for row in sorted(rows.values(), key=lambda row: (row["lesson"], row["dataset"], row["labels"] or float("inf"))):
         found = row.pop("found")
-        if row.pop("encoder") == COMMITTED and len(found) > 1:
+        if row.pop("encoder") == SHIPPED and len(found) > 1:
             same.append(row["method"])
             continue
         values = {m: [one[m]["value"] for _, one in found.values() if m in one and one[m]["unit"] == "fraction"] for m in METRICS}
@@ -89,5 +89,5 @@ def _finished_records(folder: Path) -> Iterable[tuple[int | str, dict, dict]]:
         parameters = entry.get("parameters", {})
         other = {key: value for key, value in sorted(parameters.items()) if key not in _ELSEWHERE}
         for record in (records[name] for name in entry.get("records", []) if name in records):
-            own = folder.name if record["lesson"] == max(lessons.TITLES) else record["seeds"][0]
+            own = folder.name if record["lesson"] == lessons.COURSE else record["seeds"][0]
             yield parameters.get("SEED", own), other, record

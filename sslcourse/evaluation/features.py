@@ -53,7 +53,8 @@ def features(encoder: nn.Module, images: Tensor, *, block: int | None = None, si
     """What an encoder makes of images, in evaluation mode, before any head: uint8 (N, 3, H, W) -> float32 (N, D) on the CPU.
 
     block: None takes the encoder's own output, D = feature_dim. A number takes the map after that block, counted from 1 (-1 is the last),
-    and the largest value of each channel: D = channels. size, transform: as in `predict`; those that the encoder was trained with.
+    and of each channel the largest value, or of a `models.vit` the mean (`pool_maps`): D = channels. size, transform: as in `predict`;
+    those that the encoder was trained with.
     """
     if block is None:
         return _in_batches(encoder, encoder, images, size, transform)
@@ -61,7 +62,7 @@ def features(encoder: nn.Module, images: Tensor, *, block: int | None = None, si
     if block == 0 or not -blocks <= block <= blocks:
         raise ValueError(f"block is {block}; this encoder has blocks 1 to {blocks}, or -1 for the last.")
     upto = block if block > 0 else blocks + 1 + block
-    return _in_batches(encoder, lambda x: encoder.feature_maps(x, upto)[-1].amax((2, 3)), images, size, transform)
+    return _in_batches(encoder, lambda x: encoder.pool_maps(encoder.feature_maps(x, upto)[-1]), images, size, transform)
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

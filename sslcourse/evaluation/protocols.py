@@ -164,19 +164,22 @@ def _said(classes: np.ndarray, log_p: Tensor, truth: Tensor, found: FeatureSet, 
     return Result(logits, truth, found.class_names, settings | {"features": found.dim})
 
 
-def probe_blocks(encoders: Mapping[int, nn.Module], images, per_class: int, **options) -> dict[int, list[float]]:
+def probe_blocks(
+    encoders: Mapping[int, nn.Module], images, per_class: int, blocks: Sequence[int | None] | None = None, **options
+) -> dict[int | None, list[float]]:
     """Block -> the validation accuracy of a linear probe on it, in percent, for each of the encoders: {seed of its labels: encoder}.
 
-    One rule for all encoders: that block is probed further whose mean is the largest here, `best_block`. options: those of `features`.
+    One rule for all encoders: that block is probed further whose mean is the largest here, `best_block`. blocks: those to try, None
+    among them for the encoder's output, which for a class token is no block's; all blocks where none are given. options: of `features`.
     """
     few, found = {seed: images.subset(test=0).few_labels(per_class, seed) for seed in encoders}, {}
-    for block in range(1, 1 + len(next(iter(encoders.values())).blocks)):
+    for block in blocks or range(1, 1 + len(next(iter(encoders.values())).blocks)):
         sets = [feature_set(encoder, few[seed], block=block, **options) for seed, encoder in encoders.items()]
         found[block] = [100 * linear_probe(each).top1 for each in sets]
     return found
 
 
-def best_block(probed: Mapping[int, Sequence[float]]) -> int:
+def best_block(probed: Mapping[int | None, Sequence[float]]) -> int | None:
     """The block with the largest mean of what `probe_blocks` found, the first of equals."""
     return max(probed, key=lambda block: sum(probed[block]) / len(probed[block]))
 

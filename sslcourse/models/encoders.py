@@ -29,9 +29,12 @@ class Encoder(nn.Module):
     """Blocks in a row, and the pooling that makes one vector of the last feature map.
 
     recipe: the name of the function below that makes its like, and the arguments, so that stored weights find their network again.
-    pool: (N, channels, h, w) -> (N, feature_dim); the mean of each map unless another is given.
+    pool: (N, channels, h, w) -> (N, feature_dim); the mean of each map unless another is given. pool_maps: the same for the map of any
+    block, where `evaluation.features` is asked for one: the largest value of each channel, unless a kind of encoder says otherwise.
     Raises ValueError for anything but normalised float images (N, 3, H, W) of at least `smallest` pixels a side.
     """
+
+    pool_maps = staticmethod(partial(torch.amax, dim=(2, 3)))
 
     def __init__(self, recipe: dict, blocks: Sequence[nn.Module], feature_dim: int, smallest: int = 8, pool: Callable | None = None):
         super().__init__()
@@ -125,12 +128,14 @@ def alexnet(small_images: bool = True) -> Encoder:
 
 def encoder_from_recipe(recipe: Mapping) -> Encoder:
     """Another encoder like the one with this `recipe`, with weights of its own. Raises ValueError for any other mapping."""
-    makers = {maker.__name__: maker for maker in (resnet9, resnet18, resnet50, alexnet)}
+    from sslcourse.models.transformers import vit  # here, because it is made from what stands above
+
+    makers = {maker.__name__: maker for maker in (resnet9, resnet18, resnet50, alexnet, vit)}
     arguments = dict(recipe)
     maker = makers.get(arguments.pop("name", None))
     if maker is None or set(arguments) != set(inspect.signature(maker).parameters):
         raise ValueError("its recipe is none of this version's encoders")
-    if not all(isinstance(value, int) for value in arguments.values()):
+    if not all(isinstance(value, int) for name, value in arguments.items() if (maker, name) != (vit, "pool")):  # which vit checks
         raise ValueError("its recipe has an argument that is not a number")
     return maker(**arguments)
 

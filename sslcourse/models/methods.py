@@ -73,6 +73,9 @@ class Method(nn.Module):
         self.encoder, self.augmentation = encoder, augmentation
         self.metrics: dict[str, Tensor] = {}
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)
+
     def prepare(self, size: int) -> None:
         """Settle on the method's own augmentation, for images of this many pixels a side, where none was given."""
         if self.augmentation is None:
@@ -83,6 +86,13 @@ class Method(nn.Module):
         """The views of uint8 images, on their device."""
         self.prepare(images.shape[-1])
         return self.augmentation(images)
+
+    def two_views(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Two views of every image, each (N, 3, size, size); of a `MultiCrop` its small ones too."""
+        self.prepare(images.shape[-1])
+        if isinstance(self.augmentation, augment.TwoViews):
+            return tuple(self.augmentation(images))
+        return tuple(self.augmentation(torch.cat([images, images])).chunk(2))
 
     def chance_loss(self, batch_size: int) -> float:
         """The loss when nothing has been learned."""
@@ -125,7 +135,7 @@ class Rotation(Method):
 
 
 class TwoViewMethod(Method):
-    """What the methods that compare two views share: the views, and a `ProjectionHead` on the encoder whose output they compare."""
+    """What the methods that compare two views share: a `ProjectionHead` on the encoder, whose output they compare."""
 
     def __init__(self, encoder: nn.Module, augmentation: nn.Module | None, *head, **options):
         super().__init__(encoder, augmentation)
@@ -134,14 +144,7 @@ class TwoViewMethod(Method):
     def extra_repr(self) -> str:
         widths = [layer.out_features for layer in self.projector if isinstance(layer, nn.Linear)]
         head = f"projector={widths}, last_norm={isinstance(self.projector[-1], nn.BatchNorm1d)}"
-        return ", ".join([head, *(f"{name}={getattr(self, name)}" for name in self.shown)])
-
-    def two_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Two views of every image, each (N, 3, size, size)."""
-        self.prepare(images.shape[-1])
-        if isinstance(self.augmentation, augment.TwoViews):
-            return tuple(self.augmentation(images))
-        return tuple(self.augmentation(torch.cat([images, images])).chunk(2))
+        return ", ".join(filter(None, [head, super().extra_repr()]))
 
     def project(self, views: Tensor) -> Tensor:
         """Normalised views (N, 3, H, W) -> projections (N, out_dim), of the network that is trained."""

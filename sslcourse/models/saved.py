@@ -24,7 +24,7 @@ from sslcourse.models.encoders import encoder_from_recipe
 from sslcourse.models.methods import Classifier
 
 NETWORKS_FOLDER = "networks"  # beside the result records
-THIS_RUN, COMMITTED = "this run", "committed"  # where a network comes from
+THIS_RUN, SHIPPED = "this run", "shipped"  # where a network comes from
 ENDING = ".safetensors"
 DESCRIPTION = "sslcourse network"  # the file's one entry of metadata
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
@@ -107,7 +107,7 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     path = Path(path).expanduser()
     path = path / f"encoder{ENDING}" if path.is_dir() else path
     if not path.exists() and str(path) in pretrained_encoders():
-        return replace(load_network(ENCODERS / f"{path}{ENDING}", device), origin=COMMITTED)
+        return replace(load_network(ENCODERS / f"{path}{ENDING}", device), origin=SHIPPED)
     try:
         with open(path, "rb"), safe_open(path, framework="pt") as file:  # open says why it cannot, and safetensors does not
             description = (file.metadata() or {})[DESCRIPTION]
@@ -182,5 +182,5 @@ def pretrained_encoders() -> list[str]:
 
 
 def reference_networks(device: str | torch.device = "cpu") -> dict[str, Network]:
-    """The networks that come with the package, as `read_networks` gives them; their origin is "committed"."""
-    return {name: replace(network, origin=COMMITTED) for name, network in read_networks(REFERENCE_NETWORKS, device).items()}
+    """The networks that come with the package, as `read_networks` gives them; their origin is "shipped"."""
+    return {name: replace(network, origin=SHIPPED) for name, network in read_networks(REFERENCE_NETWORKS, device).items()}

@@ -212,7 +212,7 @@ def fill(own: Iterable[Mapping], committed: Iterable[Mapping]) -> list[dict]:
 
     filled = [copy.deepcopy(dict(found)) | {"origin": "this run"} for found in own]
     done = {experiment(found) for found in filled}
-    return filled + [copy.deepcopy(dict(found)) | {"origin": "committed"} for found in committed if experiment(found) not in done]
+    return filled + [copy.deepcopy(dict(found)) | {"origin": "shipped"} for found in committed if experiment(found) not in done]
 
 
 def measured_costs(lesson: int) -> dict[str, dict]:

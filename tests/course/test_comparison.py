@@ -50,10 +50,10 @@ def test_committed_networks_fill_in_and_the_fewest_labels_and_the_smallest_seed_
 
     own = [kept("supervised", 1, labels=n, seed=seed) for n, seed in [(50, 1), (10, 3), (10, 0)]]
     own += [kept("BYOL", 4), kept("SimCLR", 3, tier="smoke")]
-    committed = [kept(method, lesson, "committed", tier="gpu") for method, lesson in [("BYOL", 4), ("SimCLR", 3), ("rotation", 2)]]
+    committed = [kept(method, lesson, "shipped", tier="gpu") for method, lesson in [("BYOL", 4), ("SimCLR", 3), ("rotation", 2)]]
     found = comparison.filled(dict(enumerate(own)), dict(enumerate(committed)), tier="cpu", dataset="toybox")
     assert list(found) == ["supervised", "supervised, 50 labels", "rotation", "SimCLR", "BYOL"]
-    assert [network.origin for network in found.values()] == ["this run"] * 2 + ["committed"] * 2 + ["this run"]
+    assert [network.origin for network in found.values()] == ["this run"] * 2 + ["shipped"] * 2 + ["this run"]
     assert found["supervised"].labels == 10 and found["supervised"].about["seed"] == 0
 
 
@@ -143,7 +143,7 @@ def test_a_gain_is_ours_less_the_reported_of_the_same_kind():
     error = 100 * math.hypot(0.003, math.sqrt(0.722 * 0.278 / 8000))
     assert rows["BYOL, frozen"][3] == f"+3.0 ± {error:.1f}"
     assert rows["BYOL, fine-tuned"][3].startswith("−2.0 ± ")  # against the one from scratch, not the one from ImageNet's weights
-    assert "96 px, 3 seeds, tier cpu, committed" in rows["BYOL, frozen"][-1]
+    assert "96 px, 3 seeds, tier cpu, shipped" in rows["BYOL, frozen"][-1]
     fewer = ours(results.fill([], [record("BYOL, frozen", 0.6, 0.003, **given | {"labels": 500})]))
     assert fewer["BYOL, frozen"][3] == "–"  # a tenth of the labels is another task
     twins = record("Barlow Twins, frozen", dataset="stl10", labels=5000, lesson=5)  # a NaN was reported

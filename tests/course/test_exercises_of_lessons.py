@@ -11,8 +11,8 @@ from torch import nn
 from sslcourse.course import clinic
 from sslcourse.course.exercises import judge, lesson_exercises
 
-TASKS = {id: task for number in range(1, 8) for id, task in lesson_exercises(number).items()}
-LESSONS = [importlib.import_module(f"answers_to_lesson_{number}") for number in range(1, 8)]
+TASKS = {id: task for number in range(1, 9) for id, task in lesson_exercises(number).items()}
+LESSONS = [importlib.import_module(f"answers_to_lesson_{number}") for number in range(1, 9)]
 
 
 def each(answers):

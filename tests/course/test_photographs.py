@@ -57,7 +57,7 @@ def test_each_encoder_that_comes_with_the_package_has_facts_without_photographs_
     for name in names:
         network, kept = models.load_network(name), json.loads((models.saved.ENCODERS / f"{name}.json").read_text())
         classes = len(kept["class_names"])
-        assert network.origin == models.COMMITTED and network.about["epochs"] > 0 and not network.labels
+        assert network.origin == models.SHIPPED and network.about["epochs"] > 0 and not network.labels
         assert torch.tensor(kept["similarity"]).shape == (classes, classes) and kept["probe"].keys() == kept["maps"].keys()
         assert all(torch.tensor(points).shape == (len(kept["labels"]), 2) for points in kept["maps"].values())
         assert set(kept) == {"class_names", "labels", "maps", "similarity", "probe"} and len(json.dumps(kept)) < 60_000

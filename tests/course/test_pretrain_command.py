@@ -84,6 +84,7 @@ def test_a_run_that_was_broken_off_ends_as_if_it_had_not_been(finished, data, tm
 @pytest.mark.parametrize("method", pretrain_command.METHODS)
 def test_each_method_with_views_and_optimizer_of_ones_own(data, tmp_path, method, capsys):
     heads = {"rotation": [], "simclr": ["--option", "temperature", "0.5"]}
+    heads["mae"] = ["--network", "vit", "--width", "16", "--depth", "2", "--option", "mask_ratio", "0.5"]
     more = heads.get(method, ["--option", "hidden_dim", "32", "--option", "out_dim", "16"])
     more += ["--augment", "crop", "0.3", "1.0", "--augment", "jitter", "0.4", "0.4", "0.4", "0.1", "--view", "12", "--epochs", "1"]
     more += ["--optimizer", "lars", "--lr", "0.2", "--clip-norm", "1", "--look-every", "0", "--guard"]

@@ -110,7 +110,7 @@ def test_runs_in_folders_side_by_side_are_collected_whoever_ran_them(go, tmp_pat
 def test_a_network_that_comes_with_the_package_is_no_sample_of_runs(tmp_path):
     for seed in (0, 10):
         folder = tmp_path / f"seed-{seed}" / "results"
-        leave_records(folder, 7, seed, 0.5, settings={"encoder": models.COMMITTED})
+        leave_records(folder, 7, seed, 0.5, settings={"encoder": models.SHIPPED})
     folders = table_over_seeds.run_folders(tmp_path)
     found = table_over_seeds.collect(folders)
     assert found.rows == [] and len(found.left_out) == 1

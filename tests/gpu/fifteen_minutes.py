@@ -123,7 +123,7 @@ def main(words=None):
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of the results")
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--lessons", nargs="*", type=int, default=range(1, 8))
+    parser.add_argument("--lessons", nargs="*", type=int, default=range(1, 9))
     options = parser.parse_args(words)
     try:
         device = choose_device(options.device, "--device")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny import METHODS, barlow, byol, rotation, simclr
+from tiny import METHODS, barlow, byol, dino, rotation, simclr
 from torch import nn
 from torch.nn import functional as F
 
@@ -58,7 +58,7 @@ def test_the_gradient_reaches_what_is_trained_and_metrics_are_detached_scalars(m
     assert loss.shape == () and loss.dtype == torch.float32
     loss.backward()
     for name, parameter in method.named_parameters():
-        if name.startswith("target."):
+        if name.startswith(("target.", "teacher.")):
             assert parameter.grad is None and not parameter.requires_grad
         else:
             assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
@@ -139,17 +139,18 @@ def test_the_loss_of_barlow_twins_is_that_of_its_projections_and_the_diagonal_is
 
 def test_a_step_moves_the_targets_weights_by_one_minus_tau_and_its_buffers_are_its_own():
     assert [ema_tau(k, 100, 0.97) for k in (0, 50, 100)] == pytest.approx([0.97, 1 - 0.03 / 2, 1.0])  # the paper's schedule
-    method = byol(tau0=0.9)
-    with torch.no_grad():
-        for p in method.encoder.parameters():
-            p.add_(1.0)
-    before, online = copy.deepcopy(method.target), copy.deepcopy(nn.Sequential(method.encoder, method.projector))
-    method(pictures())
-    method.after_step(3, 10)
-    tau = ema_tau(3, 10, 0.9)
-    for was, now, ours in zip(before.parameters(), method.target.parameters(), online.parameters(), strict=True):
-        torch.testing.assert_close(now, tau * was + (1 - tau) * ours)
-    norms = [m for m in method.target.modules() if isinstance(m, nn.BatchNorm2d)]
+    for method, target, head in ((byol(tau0=0.9), "target", "projector"), (dino(tau0=0.9), "teacher", "head")):
+        with torch.no_grad():
+            for p in method.encoder.parameters():
+                p.add_(1.0)
+        target, online = getattr(method, target), copy.deepcopy(nn.Sequential(method.encoder, getattr(method, head)))
+        before = copy.deepcopy(target)
+        method(pictures())
+        method.after_step(3, 10)
+        tau = ema_tau(3, 10, 0.9)
+        for was, now, ours in zip(before.parameters(), target.parameters(), online.parameters(), strict=True):
+            torch.testing.assert_close(now, tau * was + (1 - tau) * ours)
+    norms = [m for m in target.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(int(m.num_batches_tracked) == 1 and m.training for m in norms)  # statistics of its own forward passes
 
 

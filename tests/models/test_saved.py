@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ABOUT = {"method": "SimCLR", "dataset": "toybox", "size": 16}
 MAKERS = {"resnet9": lambda: models.resnet9(8), "resnet18": models.resnet18, "resnet50": models.resnet50, "alexnet": models.alexnet}
+MAKERS["vit"] = lambda: models.vit(width=64, depth=2, heads=2, pool="class")
 
 
 @pytest.fixture
@@ -218,4 +219,4 @@ def test_a_folder_is_read_in_order_and_what_is_damaged_is_named(tmp_path):
 def test_the_networks_that_come_with_the_package_can_be_read(recwarn):
     found = models.reference_networks()
     assert not recwarn.list and set(found) == {path.stem for path in saved.REFERENCE_NETWORKS.glob("*.safetensors")} and len(found) > 9
-    assert all(network.about["tier"] == "cpu" and network.origin == "committed" for network in found.values())
+    assert all(network.about["tier"] == "cpu" and network.origin == "shipped" for network in found.values())

@@ -162,12 +162,12 @@ def test_own_records_come_first_and_committed_ones_fill_the_gaps():
     committed = [make(), make(lesson=3, method="SimCLR"), make(lesson=3, method="SimCLR", labels=500), make(lesson=4, method="SimCLR")]
     filled = results.fill(own, committed)
     assert [(r["origin"], r["lesson"], r["labels"], r["seeds"]) for r in filled] == [
-        ("this run", 3, 100, [7]), ("this run", 3, 100, [8]), ("committed", 1, 100, [0]), ("committed", 3, 500, [0]),
-        ("committed", 4, 100, [0]),
+        ("this run", 3, 100, [7]), ("this run", 3, 100, [8]), ("shipped", 1, 100, [0]), ("shipped", 3, 500, [0]),
+        ("shipped", 4, 100, [0]),
     ]  # fmt: skip
     filled[0]["metrics"]["top1"]["value"] = 0.0
     assert "origin" not in own[0] and own[0]["metrics"]["top1"]["value"] == 0.873  # copies, all the way down
-    assert [r["origin"] for r in results.fill([], filled)] == ["committed"] * 5  # whatever they were called before
+    assert [r["origin"] for r in results.fill([], filled)] == ["shipped"] * 5  # whatever they were called before
 
 
 def test_costs_are_kept_by_lesson_and_tier(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_a_table_chooses_columns_escapes_what_it_shows_and_breaks_long_names_of_
 def test_runs_tier_and_origin_can_be_shown_and_the_overview_is_in_order():
     rows = results.fill([make(tier="smoke", method="SimCLR")], [make(seed=[0, 1, 2])])
     made = results.table([*rows, {"method": "BYOL"}], ["method", "runs", "tier", "origin"])
-    assert made.rows == [["SimCLR", "1", "smoke", "this run"], ["Supervised", "3", "cpu", "committed"], ["BYOL", "–", "–", "–"]]
+    assert made.rows == [["SimCLR", "1", "smoke", "this run"], ["Supervised", "3", "cpu", "shipped"], ["BYOL", "–", "–", "–"]]
     records = [make(lesson=2, labels=n, method=m) for n in (None, 500, 100) for m in ("b", "a")] + [make(seed=[0, 1])]
     lines = results.overview(records)._repr_markdown_().splitlines()
     assert lines[0] == "| lesson | method | dataset | pixels | labels | network | top1 | top3 | runs | tier | lesson took |"

@@ -11,6 +11,8 @@ from sslcourse import augment, devices, models, training
 from sslcourse.training import distributed
 
 METHODS = {"rotation": models.Rotation, "simclr": models.SimCLR, "byol": models.BYOL, "barlow_twins": models.BarlowTwins}
+METHODS |= {"mae": models.MAE, "dino": models.DINO}
+MOVED = ("target", "teacher", "center")  # by no gradient
 
 
 class FixedViews(augment.TwoViews):
@@ -28,8 +30,12 @@ class FixedViews(augment.TwoViews):
 def method(name, size=12, dtype=torch.float64):
     """A small method whose first weights depend on nothing."""
     torch.manual_seed(3)
-    heads = {} if name == "rotation" else {"hidden_dim": 10, "out_dim": 6}
-    made = METHODS[name](models.resnet9(2), FixedViews(size, dtype, name == "rotation"), **heads)
+    heads = {"rotation": {}, "mae": {"decoder_width": 8, "decoder_heads": 2}}.get(name, {"hidden_dim": 10, "out_dim": 6})
+    encoder = models.vit(4, 8, 2, 2, size) if name == "mae" else models.resnet9(2)
+    made = METHODS[name](encoder, FixedViews(size, dtype, name in ("rotation", "mae")), **heads)
+    if name == "mae":
+        seen = torch.tensor([1, 5])  # of every image, and nothing is drawn
+        made.random_mask = lambda n, patches, device: (seen.expand(n, 2), torch.ones(n, patches).index_fill_(1, seen, 0))
     with torch.no_grad():  # heads that begin at zero would hide an error
         for p in made.parameters():
             p.add_(0.05 * torch.randn_like(p))
@@ -48,7 +54,7 @@ def one_step(name, images=12):
     return {
         "loss": distributed.mean_over_ranks({"loss": loss.item()}, torch.device("cpu"))["loss"],
         "gradients": {key: p.grad.clone() for key, p in made.named_parameters() if p.grad is not None},
-        "buffers": {key: value.clone() for key, value in made.state_dict().items() if "running" in key or key.startswith("target")},
+        "buffers": {key: v.clone() for key, v in made.state_dict().items() if "running" in key or key.split(".")[0] in MOVED},
         "kinds": sorted({type(part).__name__ for part in made.modules() if "BatchNorm" in type(part).__name__}),
     }
 

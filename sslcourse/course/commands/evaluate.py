@@ -134,7 +134,8 @@ def _run(args: argparse.Namespace) -> int:
             if second in ("supervised", "untrained") and first != "untrained" or (first, second) == ("fixmatch", "fixmatch-weight-0"):
                 verdict = evaluation.paired_runs(ways[first], ways[second]).verdict(PROTOCOLS[first], PROTOCOLS[second])
                 print(f"{n} labels per class: {verdict}.")
-    print(f"On {args.split} images, {len(args.seeds)} draws of labels. It is one network: the errors do not know how pretrainings differ.")
+    draws = f"{len(args.seeds)} draw{'s' * (len(args.seeds) > 1)}"
+    print(f"On {args.split} images, {draws} of labels. It is one network: the errors do not know how pretrainings differ.")
     for record in records if args.out else []:
         print(f"Written: {results.write(record, args.out, '--out')}")
     return 0

@@ -30,17 +30,20 @@ from sslcourse.files import folder_of, out_of_memory
 from sslcourse.training import distributed
 
 METHODS = {"rotation": models.Rotation, "simclr": models.SimCLR, "byol": models.BYOL, "barlow_twins": models.BarlowTwins}
-TITLES = {"rotation": "rotation", "simclr": "SimCLR", "byol": "BYOL", "barlow_twins": "Barlow Twins"}
-LESSONS = {"rotation": 2, "simclr": 3, "byol": 4, "barlow_twins": 5}
+METHODS |= {"mae": models.MAE, "dino": models.DINO}
+TITLES = {"rotation": "rotation", "simclr": "SimCLR", "byol": "BYOL", "barlow_twins": "Barlow Twins", "mae": "MAE", "dino": "DINO"}
+LESSONS = {"rotation": 2, "simclr": 3, "byol": 4, "barlow_twins": 5, "mae": 8, "dino": 8}
 # what a method is trained with where nothing else is said: the settings of the lessons at tier gpu
 TRAINING = {
     "rotation": {"batch_size": 128, "lr": 4e-3}, "simclr": {"batch_size": 256, "lr": 3e-3},
     "byol": {"batch_size": 256, "lr": 1.5e-3, "lr_scales": {"predictor": 20.0}},
     "barlow_twins": {"batch_size": 256, "lr": 2e-3, "weight_decay": 0.2},
+    "mae": {"batch_size": 256, "lr": 1e-3}, "dino": {"batch_size": 256, "lr": 5e-4},
 }
 GIVEN = ("batch_size", "lr", "weight_decay", "optimizer", "warmup", "clip_norm", "look_every", "precision", "seed", "checkpoint_every")
 OPTIONS = {
     "byol": {"hidden_dim": 1024, "out_dim": 256, "tau0": 0.99}, "barlow_twins": {"hidden_dim": 2048, "out_dim": 2048, "lambda_param": 5e-3},
+    "dino": {"hidden_dim": 1024, "bottleneck_dim": 256, "out_dim": 4096, "tau0": 0.996},
 }
 NUMBERS = {"crop": 2, "ratio": 2, "jitter": 4, "sigma": 2, "mean": 3, "std": 3}  # what these options of the views take; others take one
 
@@ -64,9 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=whole, metavar="PIXELS", help="height and width of the images (default: as stored)")
     add("--view", type=whole, metavar="PIXELS", help="height and width of the views (default: those of the images)")
     add("--unlabeled", type=whole, metavar="N", help="only so many of the unlabelled images")
-    suits = "(default: resnet18 on a GPU; on a CPU, which takes many times as long, resnet9 of width 16)"
-    add("--network", choices=("resnet9", "resnet18", "resnet50", "alexnet"), help=suits)
-    add("--width", type=whole, help="channels of a ResNet-9's first convolution (default: 64)")
+    suits = "(default: vit for mae and dino; resnet18 on a GPU; on a CPU, which takes many times as long, resnet9 of width 16)"
+    add("--network", choices=("resnet9", "resnet18", "resnet50", "alexnet", "vit"), help=suits)
+    add("--width", type=whole, help="channels of a ResNet-9's first convolution (default: 64), or of a ViT's tokens (default: 192)")
+    add("--depth", type=whole, help="blocks of a ViT (default: 6)")
+    add("--patch", type=whole, metavar="PIXELS", help="height and width of a ViT's patches (default: 4)")
     add("--start", metavar="NETWORK", help="an encoder to begin with: a run's folder, a file, or a name that `evaluate` knows")
     add("--option", nargs=2, help="an option of the method's class, such as temperature 0.5; may be repeated", **repeated)
     add("--augment", nargs="+", help="an option of its views (sslcourse.augment), such as crop 0.2 1; may be repeated", **repeated)
@@ -113,7 +118,9 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
         if args.batch_size is not None and args.batch_size > found:
             raise CourseError(f"--batch-size {args.batch_size}: there are only {found} unlabelled images.")
         settings["batch_size"] = min(settings["batch_size"], found)
-        if args.network is None and args.start is None:
+        if args.network is None and args.start is None and LESSONS[args.method] == 8:
+            args.network = "vit"
+        elif args.network is None and args.start is None:
             args.network, args.width = ("resnet9", args.width or 16) if device.type == "cpu" or args.width else ("resnet18", None)
             folder.say(f"--network is not given: what suits {'a CPU' if device.type == 'cpu' else 'a GPU'} is taken.")
         method, network = _method(args, images.size)
@@ -154,18 +161,21 @@ def _run(args: argparse.Namespace, device: torch.device, out: Path) -> int:
 
 
 def _method(args: argparse.Namespace, size: int) -> tuple[torch.nn.Module, str]:
-    if args.start is not None and (args.network or args.width):
+    if args.start is not None and (args.network or args.width or args.depth or args.patch):
         raise CourseError("--start brings its network: leave --network and --width out.")
-    if args.width is not None and args.network != "resnet9":
-        raise CourseError(f"--width is for resnet9; {args.network} has its own.")
+    shape = {name: value for name in ("width", "depth", "patch") if (value := getattr(args, name)) is not None}
+    for name in shape.keys() - {"resnet9": {"width"}, "vit": {"width", "depth", "patch"}}.get(args.network, set()):
+        raise CourseError(f"--{name} is for {'resnet9 and ' * (name == 'width')}vit; {args.network} has its own.")
     if args.view is not None and args.view < 8:
         raise CourseError(f"--view {args.view}: the networks need views of at least 8 pixels.")
-    view, width, kind = args.view or size, args.width or 64, METHODS[args.method]
+    view, kind = args.view or size, METHODS[args.method]
     torch.manual_seed(args.seed)
     if args.start is not None:
         encoder = models.load_network(args.start).encoder.train()
     else:
-        makes = {"resnet9": {"width": width}, "alexnet": {}}.get(args.network, {"small_images": view < 96, "max_pool": view >= 64})
+        tokens = shape | {"heads": max(1, shape.get("width", 192) // 64), "image_size": view}
+        makes = {"resnet9": {"width": 64} | shape, "alexnet": {}, "vit": tokens}
+        makes = makes.get(args.network, {"small_images": view < 96, "max_pool": view >= 64})
         encoder = getattr(models, args.network)(**makes)
     network = comparison.network_name(models.Network(encoder))
     known = [name for name in inspect.signature(kind).parameters if name not in ("encoder", "augmentation")]
