@@ -137,6 +137,7 @@ def mlp_probe(found: FeatureSet, *, hidden: int = 256, split: str = "validation"
     The original rotation networks were read with two such layers (Gidaris et al. 2018, section 4.1). scikit-learn's MLPClassifier with
     its own settings: ReLU, Adam, batches of 200 rows at most, 200 passes at most. hidden: units. seed: of its first weights and batches.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
     rows, truth = _rows_of(found, split)
@@ -144,7 +145,7 @@ def mlp_probe(found: FeatureSet, *, hidden: int = 256, split: str = "validation"
         raise ValueError("A probe needs labelled training rows of at least 2 classes.")
     train, rows = _scaled(found.train, rows)
     with one_thread() if train.size < SMALL_PROBE else nullcontext(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it may not have converged
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after 200 passes
         probe = MLPClassifier((hidden,), random_state=seed).fit(train, found.train_labels.numpy())
     return _said(probe.classes_, torch.from_numpy(probe.predict_log_proba(rows)), truth, found, {"hidden": hidden})
 
